@@ -1,0 +1,35 @@
+"Packaging: everything that can change stands in settings.ini."
+from configparser import ConfigParser
+from glob import glob
+from os.path import dirname, join
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="])
+config.read("settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+
+
+def shared(pattern):
+    "Files of the checkout that an installed package reads too, under share/neurocompanion."
+    found = glob(pattern, recursive=True)
+    return [(join("share/neurocompanion", dirname(f)), [f]) for f in found]
+
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    url=cfg["git_url"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"].split(),
+    packages=find_packages(include=["neurocompanion", "neurocompanion.*"]),
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    data_files=shared("data/*.csv") + shared("nbs/**/*.ipynb") + shared("nbs/**/*.yaml") + shared("nbs/**/*.csv"),
+)

@@ -7,14 +7,14 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+extras = {k.removesuffix("_requirements"): v.split()
+          for k, v in cfg.items() if k.endswith("_requirements")}
 
-
-def shared(pattern):
-    "Files of the checkout that an installed package reads too, under share/neurocompanion."
-    found = glob(pattern, recursive=True)
-    return [(join("share/neurocompanion", dirname(f)), [f]) for f in found]
-
+# Files of the checkout that an installed package reads too, under share/neurocompanion.
+SHARED = ["_quarto.yml", "data/*.csv", "nbs/**/*.ipynb", "nbs/*.css", "nbs/*.bib",
+          "nbs/*/sweeps/*.yaml", "nbs/*/tables/*"]
+shared = sorted({f for pattern in SHARED for f in glob(pattern, recursive=True)
+                 if ".ipynb_checkpoints" not in f})
 
 setup(
     name=cfg["lib_name"],
@@ -31,5 +31,5 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
-    data_files=shared("data/*.csv") + shared("nbs/**/*.ipynb") + shared("nbs/**/*.yaml") + shared("nbs/**/*.csv"),
+    data_files=[(join("share/neurocompanion", dirname(f)), [f]) for f in shared],
 )

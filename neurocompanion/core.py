@@ -177,10 +177,11 @@ def default_device():
     mps = getattr(torch.backends, "mps", None)
     return torch.device("mps" if mps and mps.is_available() else "cpu")
 
-# %% ../nbs/core.ipynb #102bdd56
+# %% ../nbs/core.ipynb #f46f299b
 def quiet() -> bool:
     "Whether progress bars stay silent."
-    return any(os.environ.get(k) for k in ("IN_TEST", "PYTEST_CURRENT_TEST", "NEUROCOMPANION_QUIET"))
+    names = ("IN_TEST", "PYTEST_CURRENT_TEST", "NEUROCOMPANION_QUIET")
+    return any(os.environ.get(k) for k in names)
 
 
 def progress(
@@ -193,6 +194,8 @@ def progress(
     "A plain tqdm bar with rate and remaining time, silent when `quiet()`."
     from tqdm import tqdm
     kwargs.setdefault("disable", quiet())
+    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    kwargs.setdefault("mininterval", 0.1 if seen else 10)  # a log file needs few lines
     return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, leave=False,
                 **kwargs)
 

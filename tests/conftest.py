@@ -1,0 +1,15 @@
+"What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
+import os
+import pytest
+
+os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+
+
+@pytest.fixture(scope="session")
+def mirror():
+    "The mirror of real recordings; the test is skipped, and says so, where there is none."
+    from neurocompanion.core import mirror_dir
+    found = mirror_dir()
+    if found is None:
+        pytest.skip("needs real recordings: set NEUROCOMPANION_MIRROR to a folder that holds them")
+    return found

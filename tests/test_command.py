@@ -1,0 +1,117 @@
+"The command, as a user calls it: in a process of its own."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def call(*args, cwd=ROOT, timeout=240, **env):
+    quiet = {k: v for k, v in os.environ.items() if k != "NEUROCOMPANION_MIRROR"}
+    return subprocess.run([str(BIN / "neurocompanion"), *map(str, args)], cwd=cwd, text=True,
+                          capture_output=True, env=quiet | env, timeout=timeout)
+
+
+def test_help_teaches():
+    done = call("--help")
+    assert done.returncode == 0
+    for word in "sources fetch check simulate sweep collect reproduce site".split():
+        assert word in done.stdout
+        more = call(word, "--help")
+        assert more.returncode == 0 and "example: neurocompanion" in more.stdout
+
+
+def test_help_pulls_nothing_heavy():
+    code = "import sys; from neurocompanion.command import parser; parser().format_help(); " \
+           "print(sorted({'torch', 'numpy', 'pandas', 'xarray', 'papermill'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_mistakes_are_one_sentence():
+    for args in [("fetch", "kato1915"), ("sweep", "worm_scaling/headlin"), ("collect", "nowhere"),
+                 ("sweep", "worm_scaling/headline", "--scale", "tiny", "--set", "hiden=3")]:
+        done = call(*args)
+        assert done.returncode == 2, args
+        assert done.stderr.startswith("neurocompanion: ") and "Traceback" not in done.stderr
+
+
+def test_simulated_recordings_pass_check(tmp_path):
+    for kind, n in [("worms", 2), ("sessions", 2), ("fish", 1)]:
+        done = call("simulate", kind, "-n", n, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        files = done.stdout.split()
+        assert len(files) == n
+        done = call("check", *files)
+        assert done.returncode == 0 and done.stdout.count("follows the standard") == n, done.stderr
+
+
+def test_check_refuses(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a recording")
+    done = call("check", tmp_path / "notes.txt", tmp_path / "nothing.nc")
+    assert done.returncode == 1
+    assert "notes.txt" in done.stderr and "nothing.nc" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "The folder of the tiny headline sweep."
+    out = tmp_path_factory.mktemp("sweep")
+    done = call("sweep", "worm_scaling/headline", "--scale", "tiny", "--workers", 2, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_sweep_leaves_notebooks_and_a_table(tiny):
+    done = call("collect", tiny)
+    table = pd.read_parquet(done.stdout.split()[-1])
+    assert len(table) == 3 and table["valid_loss"].gt(0).all()
+    assert set(table["data"]) == {"simulated"}
+    for run in table["run_id"]:
+        nb = json.loads((tiny / "runs" / run / "run.ipynb").read_text())
+        tags = [c["metadata"].get("tags", []) for c in nb["cells"]]
+        assert ["injected-parameters"] in tags
+
+
+def test_a_finished_sweep_runs_nothing_again(tiny):
+    before = {p: p.stat().st_mtime_ns for p in tiny.glob("runs/*/*")}
+    done = call("sweep", "worm_scaling/headline", "--scale", "tiny", "--out", tiny)
+    assert done.returncode == 0 and "(0 tried now)" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in tiny.glob("runs/*/*")}
+
+
+def test_papermill_by_hand_gives_the_same(tiny, tmp_path):
+    table = pd.read_parquet(tiny / "table.parquet")
+    one = table.iloc[0]
+    asked = json.loads((tiny / "runs" / one["run_id"] / "record.json").read_text())["parameters"]
+    pairs = [x for k, v in asked.items() for x in ("-p", k, str(v))]
+    template, target = "nbs/worm_scaling/run.ipynb", str(tmp_path / "out.ipynb")
+    command = [str(BIN / "papermill"), template, target, *pairs, "-p", "out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    by_hand = pd.read_parquet(tmp_path / "rows.parquet").iloc[0]
+    assert by_hand["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-6)
+
+
+def test_reproduce_at_the_smallest_scale(tmp_path):
+    done = call("reproduce", "--scale", "tiny", "--out", tmp_path, "--site", tmp_path / "site",
+                cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = (tmp_path / "worm_scaling" / "figures.ipynb").read_text()
+    page = (tmp_path / "site/worm_scaling/figures.html").read_text()
+    assert "image/png" in figures and str(tmp_path) not in page
+    committed = json.loads((ROOT / "nbs/worm_scaling/tables/headline.json").read_text())
+    assert committed["scale"] != "tiny"   # what was drawn is not what is committed
+    assert str(tmp_path / "site" / "index.html") in done.stdout
+
+
+def test_reproduce_names_the_papers_there_are():
+    done = call("reproduce", "--paper", "worm")
+    assert done.returncode == 2 and "worm_scaling" in done.stderr

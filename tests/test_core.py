@@ -1,0 +1,73 @@
+"Paths from anywhere, whole files or none, and the record of a run."
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from neurocompanion import core
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "nbs", ROOT / "nbs" / "recordings", Path("/")])
+def test_home_is_right_from_any_folder(folder):
+    code = "from neurocompanion.core import *; print(home()); print(results_dir())"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NEUROCOMPANION_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+                          env=env)
+    assert done.stdout.split() == [str(ROOT), str(ROOT / "results")], done.stderr
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    code = ("import sys, time; from neurocompanion.core import atomic_path\n"
+            "with atomic_path(sys.argv[1]) as p:\n"
+            "    f = open(p, 'w'); f.write('half'); f.flush()\n"
+            "    print('writing', flush=True); time.sleep(60)")
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    writer = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE,
+                              text=True)
+    assert writer.stdout.readline().strip() == "writing"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    assert target.read_text() == "old"
+
+
+KINDS = ["RecordingError", "SourceError", "TrainingError", "SweepError", "ParameterError"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_survive_pickling(kind):
+    error = getattr(core, kind)("what", where="a.nc, neuron 3", expected=1, found=2, fix="do this")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error)
+    assert str(again) == "a.nc, neuron 3: what: expected 1, found 2. do this."
+    assert (again.expected, again.fix) == (1, "do this")
+
+
+def test_a_mirror_that_is_not_there_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path / "nothing"))
+    with pytest.raises(core.SourceError, match="expected an existing folder"): core.mirror_dir()
+
+
+def test_run_record(tmp_path):
+    record = core.run_record({"a": 1}, seed=3, started=time.time() - 1)
+    assert record["seed"] == 3 and 1 <= record["wall_seconds"] < 30
+    assert set(record["git"]) == {"revision", "dirty"}
+
+
+def test_progress_is_quiet_under_test(capfd):
+    assert list(core.progress(range(3))) == [0, 1, 2]
+    assert capfd.readouterr().err == ""
+
+
+def test_progress_shows_rate_and_remaining_time(monkeypatch, capfd):
+    for name in ("IN_TEST", "PYTEST_CURRENT_TEST", "NEUROCOMPANION_QUIET"):
+        monkeypatch.delenv(name, raising=False)
+    for _ in core.progress(range(3), desc="worms", mininterval=0.1): time.sleep(0.15)
+    assert "worms" in (shown := capfd.readouterr().err) and "it/s" in shown

@@ -1,0 +1,544 @@
+"The training loop: known answers, equal weighting, exact resumption, plain errors."
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from neurocompanion.core import ParameterError, TrainingError
+from neurocompanion.training import fit as room
+from neurocompanion.training.checkpoints import State, read_checkpoint
+from neurocompanion.training.fit import evaluate, fit, settle
+from neurocompanion.training.schedules import cosine, make_optimiser, one_cycle, plateau
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def regression(n=100, inputs=5, outputs=3, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, inputs, generator=draw)
+    noise = 0.1 * torch.randn(n, outputs, generator=draw)
+    return x, x @ torch.randn(inputs, outputs, generator=draw) + noise
+
+
+def mse(model, x, y): return (model(x) - y).square().mean()
+
+
+def masked(model, x, y, mask):
+    n = mask.sum()
+    return ((model(x) - y).square() * mask).sum() / n, n
+
+
+def network(seed=0, dropout=0.2):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Dropout(dropout),
+                         nn.Linear(16, 3))
+
+
+def weights(model): return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    a, b = (m if isinstance(m, dict) else m.state_dict() for m in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+TRAIN, VALID = regression(), regression(seed=1)
+
+
+# ---- known answers
+
+def test_linear_regression_reaches_least_squares():
+    model = nn.Linear(5, 3, bias=False)
+    fit(model, mse, TRAIN, epochs=300, batch=100, lr=0.3, optimiser="sgd")
+    assert torch.allclose(model.weight, torch.linalg.lstsq(*TRAIN).solution.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_optimiser_equals_a_bare_loop(name):
+    torch.manual_seed(0)
+    ours, bare = nn.Linear(5, 3), nn.Linear(5, 3)
+    bare.load_state_dict(ours.state_dict())
+    fit(ours, mse, TRAIN, epochs=4, batch=32, lr=0.01, optimiser=name, shuffle=False)
+    kind = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam, sgd=torch.optim.SGD)[name]
+    optimiser = kind(bare.parameters(), lr=0.01)
+    for _ in range(4):
+        for i in range(0, 100, 32):
+            optimiser.zero_grad()
+            mse(bare, TRAIN[0][i:i + 32], TRAIN[1][i:i + 32]).backward()
+            optimiser.step()
+    for a, b in zip(ours.parameters(), bare.parameters()): assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_plateau_lowers_when_torch_does():
+    losses = [5.0, 4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 2.99999]
+    script = lambda model, *batch: torch.tensor(losses[model.epoch])
+
+    def tell(state): state.model.epoch = state.epoch
+
+    model = nn.Linear(5, 3)
+    run = fit(model, mse, TRAIN, VALID, epochs=len(losses), batch=100, lr=1.0, optimiser="sgd",
+              valid_loss=script, schedule=plateau(0.5, patience=2), on_epoch=tell, diverge=1e30)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    torchs, rates = ReduceLROnPlateau(optimiser, factor=0.5, patience=2), []
+    for loss in losses:
+        rates.append(optimiser.param_groups[0]["lr"])
+        torchs.step(loss)
+    assert run.history.lr.tolist() == rates
+    assert len(set(rates)) > 2
+
+
+def test_patience_and_the_best_weights():
+    losses = [3.0, 2, 5, 1, 4, 1, 1, 0]
+    script = lambda model, *batch: torch.tensor(losses[model.epoch])
+    seen = []
+
+    def tell(state):
+        state.model.epoch = state.epoch
+        seen.append(weights(state.model))
+
+    run = fit(model := network(), mse, TRAIN, VALID, epochs=8, valid_loss=script, patience=3,
+              on_epoch=tell)
+    assert (run.stopped, run.best_epoch, run.best_loss) == ("patience", 4, 1.0)
+    assert run.history.epoch.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert same(model, seen[4])  # as it was when epoch 5 began
+    assert not model.training
+
+
+def test_keep_last_and_keep_from():
+    last, late = network(), network()
+    fit(last, mse, TRAIN, VALID, epochs=30, lr=0.1, keep="last")
+    run = fit(late, mse, TRAIN, VALID, epochs=30, lr=0.1, keep_from=29)
+    assert run.best_epoch == 30 and same(last, late)
+
+
+def test_validation_weighs_entries_equally():
+    model, draw = network(dropout=0), torch.Generator().manual_seed(0)
+    mask = torch.rand(100, 3, generator=draw) < torch.linspace(0, 1, 100)[:, None]
+    whole = evaluate(model, masked, (*TRAIN, mask), batch=100)
+    for size in 1, 7, 32, 99:
+        assert evaluate(model, masked, (*TRAIN, mask), batch=size) == pytest.approx(whole, rel=1e-6)
+        assert evaluate(model, mse, TRAIN, batch=size) == pytest.approx(
+            evaluate(model, mse, TRAIN, batch=100), rel=1e-6)
+    model.eval()
+    parts = [masked(model, *(x[i:i + 7] for x in (*TRAIN, mask)))[0] for i in range(14, 98, 7)]
+    assert abs(sum(parts) / len(parts) - whole) > 1e-4 * whole  # a mean of means is another number
+
+
+def test_train_loss_weighs_entries_equally():
+    run = fit(nn.Linear(5, 3), mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd",
+              shuffle=False)
+    torch.manual_seed(0)
+    again = nn.Linear(5, 3)
+    row = fit(again, mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd").rows[0]
+    assert row["train_loss"] == pytest.approx(mse(again, *TRAIN).item(), rel=1e-6)
+    assert run.steps == 15
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 8, 64])
+def test_accumulation_equals_the_big_batch(pieces):
+    mask = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) \
+        < torch.linspace(0.05, 1, 100)[:, None]
+    mask[:, 0] = True
+    models = [nn.Linear(5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    runs = [fit(m, masked, (*TRAIN, mask), epochs=5, batch=64, accumulate=a, clip=0.5, lr=0.01)
+            for m, a in zip(models, (1, pieces))]
+    for a, b in zip(*(m.parameters() for m in models)): assert torch.allclose(a, b, atol=2e-6)
+    assert np.allclose(runs[0].history, runs[1].history, equal_nan=True, atol=1e-6)
+
+
+def test_accumulation_over_an_iterable():
+    batches = [tuple(x[i:i + 10] for x in TRAIN) for i in range(0, 100, 10)]
+    a, b = nn.Linear(5, 3), nn.Linear(5, 3)
+    b.load_state_dict(a.state_dict())
+    fit(a, mse, batches, epochs=3, accumulate=4)
+    fit(b, mse, TRAIN, epochs=3, batch=40, shuffle=False)
+    for p, q in zip(a.parameters(), b.parameters()): assert torch.allclose(p, q, atol=1e-6)
+
+
+# ---- what a run leaves behind
+
+def test_history_hooks_and_measure():
+    steps, epochs = [], []
+    run = fit(network(), mse, TRAIN, VALID, epochs=3, batch=50, schedule="cosine",
+              on_step=lambda s: steps.append((s.epoch, s.step, s.taken)),
+              on_epoch=lambda s: epochs.append(s.epoch),
+              measure=lambda s: {"norm": s.model[0].weight.norm(), "mode": s.model.training})
+    assert list(run.history)[:5] == ["epoch", "step", "train_loss", "valid_loss", "lr"]
+    assert run.history.step.tolist() == [2, 4, 6]
+    assert steps == [(0, 0, 0), (0, 1, 1), (1, 2, 0), (1, 3, 1), (2, 4, 0), (2, 5, 1)]
+    assert epochs == [0, 1, 2] and run.history["mode"].eq(0).all()
+    rates = [cosine().keywords["shape"](s, 6, 0, 0) * 1e-3 for s in (1, 3, 5)]
+    assert run.history.lr.tolist() == pytest.approx(rates)
+    assert "stopped by epochs" in repr(run)
+
+
+def test_random_numbers_outside_are_left_alone():
+    def states(): return (torch.get_rng_state().tolist(), random.getstate(),
+                          np.random.get_state()[1].tolist())
+    before = states()
+    fit(network(), mse, TRAIN, epochs=2)
+    torch.manual_seed(0)  # network() itself has seeded
+    after = states()
+    assert before[1:] == after[1:]
+
+
+def test_the_seed_decides_and_the_surroundings_do_not():
+    a, b, c = network(), network(), network()
+    fit(a, mse, TRAIN, epochs=3, seed=5)
+    torch.rand(7)
+    random.random()
+    fit(b, mse, TRAIN, epochs=3, seed=5)
+    fit(c, mse, TRAIN, epochs=3, seed=6)
+    assert same(a, b) and not same(a, c)
+
+
+def test_frozen_parameters_and_parameter_groups():
+    model = network()
+    model[0].requires_grad_(False)
+    before = weights(model)
+    groups = lambda ps: torch.optim.SGD([dict(params=[p for p in ps if p.ndim > 1], lr=0.1),
+                                         dict(params=[p for p in ps if p.ndim == 1], lr=0.0)])
+    fit(model, mse, TRAIN, epochs=2, optimiser=groups)
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert torch.equal(model[4].bias, before["4.bias"])
+    assert not torch.equal(model[4].weight, before["4.weight"])
+
+
+def test_clipping_bounds_the_step():
+    model = nn.Linear(5, 3)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    fit(model, mse, TRAIN, epochs=1, batch=100, clip=1e-3, lr=1.0, optimiser="sgd")
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_mixed_precision_reaches_the_loss(monkeypatch):
+    seen = []
+
+    def loss(model, x, y):
+        out = model(x)
+        seen.append(out.dtype)
+        return (out - y).square().mean()
+
+    monkeypatch.setattr(room, "autocast", lambda *a: torch.autocast("cpu", torch.bfloat16))
+    fit(nn.Linear(5, 3), loss, TRAIN, epochs=1)
+    assert set(seen) == {torch.bfloat16}
+    monkeypatch.undo()
+    seen.clear()
+    fit(nn.Linear(5, 3), loss, TRAIN, epochs=1, precision="auto")
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    model = network(dropout=0).cuda()
+    run = fit(model, mse, TRAIN, VALID, epochs=20, lr=0.01, precision="bf16")
+    assert run.history.train_loss.iloc[-1] < run.history.train_loss.iloc[0]
+    with pytest.raises(TrainingError, match=r"at step 7\b"):
+        fit(network().cuda(), nan_at(6), TRAIN, epochs=20)
+
+
+# ---- interrupted and resumed
+
+def noisy(model, x, y):
+    "A loss that draws from every generator there is."
+    shake = np.random.rand() + random.random()
+    return (model(x + 0.1 * torch.randn(x.shape)) - y).square().mean() * (1 + 0.1 * shake)
+
+
+def break_off(at, how=KeyboardInterrupt):
+    def hook(state):
+        if state.step == at: raise how("broken off")
+    return hook
+
+
+SETTINGS = [
+    dict(epochs=9, schedule=one_cycle(0.15), clip=1.0, accumulate=2),
+    dict(epochs=9, schedule=plateau(0.5, patience=1), optimiser="adam", patience=4, lr=0.03),
+    dict(epochs=9, optimiser=lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9), keep="last"),
+    dict(epochs=9, schedule="cosine", lr=np.float64(0.01), keep_from=np.int64(3)),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["one_cycle", "plateau", "momentum", "numpy"])
+def test_resumed_equals_uninterrupted(settings, tmp_path):
+    settings = dict(settings, batch=16)
+    whole = network()
+    reference = fit(whole, noisy, TRAIN, VALID, **settings, on_step=break_off(-1))
+    assert reference.steps == 7 * len(reference.rows)
+    draw = random.Random(0)
+    for trial in range(6):
+        path, parts = tmp_path / f"{trial}.pt", network()
+        for at in sorted(draw.sample(range(1, reference.steps), 3)):
+            how = draw.choice([KeyboardInterrupt, ValueError])
+            often = draw.choice([dict(save_seconds=0), dict(save_epochs=1), dict(save_epochs=2)])
+            with pytest.raises(how):
+                fit(parts, noisy, TRAIN, VALID, **settings, **often, on_step=break_off(at, how),
+                    checkpoint=path)
+            parts = network(seed=trial + 1)  # the checkpoint brings the weights
+        run = fit(parts, noisy, TRAIN, VALID, **settings, on_step=break_off(-1), checkpoint=path)
+        assert same(parts, whole)
+        assert np.array_equal(run.history, reference.history, equal_nan=True)
+        assert (run.best_epoch, run.stopped) == (reference.best_epoch, reference.stopped)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+def test_a_loader_is_resumed_in_the_middle(own, tmp_path):
+    def loader():
+        data = torch.utils.data.TensorDataset(*TRAIN)
+        generator = torch.Generator().manual_seed(3) if own else None
+        return torch.utils.data.DataLoader(data, 16, shuffle=True, generator=generator)
+    whole, parts = network(), network()
+    fit(whole, noisy, loader(), epochs=4, on_step=break_off(-1))
+    for at in 3, 10, 19:
+        with pytest.raises(KeyboardInterrupt):
+            fit(parts, noisy, loader(), epochs=4, on_step=break_off(at), save_seconds=0,
+                checkpoint=tmp_path / "run.pt")
+        parts = network()
+    fit(parts, noisy, loader(), epochs=4, on_step=break_off(-1), checkpoint=tmp_path / "run.pt")
+    assert same(parts, whole)
+
+
+def test_ctrl_c_finishes_the_step_and_keeps_the_best(tmp_path):
+    path, model, seen = tmp_path / "run.pt", network(), {}
+
+    def press(state):
+        if state.step == 20: signal.raise_signal(signal.SIGINT)
+        if state.taken == 0: seen[state.epoch] = weights(state.model)
+
+    with pytest.raises(KeyboardInterrupt, match="after step 21"):
+        fit(model, mse, TRAIN, VALID, epochs=9, batch=16, on_step=press, checkpoint=path)
+    parts = read_checkpoint(path)
+    assert parts["step"] == 21
+    assert same(model, seen[parts["best_epoch"]]) and not model.training
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    def impatient(model, x, y):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), impatient, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
+    assert read_checkpoint(tmp_path / "run.pt")["step"] == 0
+
+
+def test_the_same_model_goes_on_after_any_exception(tmp_path):
+    whole, parts = network(), network()
+    fit(whole, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(-1))
+    for at in 3, 20:
+        with pytest.raises(ValueError):
+            fit(parts, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(at, ValueError),
+                checkpoint=tmp_path / "run.pt")
+    fit(parts, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(-1),
+        checkpoint=tmp_path / "run.pt")
+    assert same(parts, whole)
+
+
+def child(path, out):
+    "A run in a process of its own, slow enough to be killed in the middle."
+    model = network()
+    run = fit(model, noisy, TRAIN, VALID, epochs=60, batch=16, schedule="one_cycle",
+              on_step=lambda state: time.sleep(0.001), checkpoint=path, save_seconds=0.0)
+    torch.save({"weights": model.state_dict(), "rows": run.rows}, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments(tmp_path):
+    draw, results, fork = random.Random(), [], multiprocessing.get_context("fork")
+    for name, kills in (("whole", 0), ("parts", 5)):
+        path, out = tmp_path / f"{name}.pt", tmp_path / f"{name}.out"
+        for kill in [True] * kills + [False]:
+            process = fork.Process(target=child, args=(path, out))
+            process.start()
+            process.join(draw.uniform(0.02, 0.4) if kill else 60)
+            if kill: process.kill()
+            process.join(60)
+            assert process.exitcode in ((-signal.SIGKILL, 0) if kill else (0,))
+        results.append(torch.load(out, weights_only=True))
+    assert same(results[0]["weights"], results[1]["weights"])
+    assert results[0]["rows"] == results[1]["rows"]
+
+
+def test_an_ended_run_is_not_run_again_but_can_be_extended(tmp_path):
+    path, long, twice = tmp_path / "run.pt", network(), network()
+    reference = fit(long, mse, TRAIN, VALID, epochs=8)
+    short = fit(twice, mse, TRAIN, VALID, epochs=5, checkpoint=path)
+    stamp = path.stat().st_mtime_ns
+    again = fit(network(3), mse, TRAIN, VALID, epochs=5, checkpoint=path)
+    assert again.rows == short.rows and path.stat().st_mtime_ns == stamp
+    assert fit(twice, mse, TRAIN, VALID, epochs=8, checkpoint=path).rows == reference.rows
+    assert same(twice, long)
+    with pytest.raises(TrainingError, match="past the end: expected at most 5 epochs, found 8"):
+        fit(twice, mse, TRAIN, VALID, epochs=5, checkpoint=path)
+    assert len(fit(network(), mse, TRAIN, VALID, epochs=5, checkpoint=path, resume=False).rows) == 5
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(lr=0.1), "expected lr = 0.1, found lr = None"),
+    (dict(batch=7), "expected batch = 7, found batch = 64"),
+    (dict(schedule=cosine(0.2)), r"schedule = scaled\(shape=cosine, warmup=0.2"),
+    (dict(loss=noisy), "expected loss = noisy, found loss = mse"),
+    (dict(model=nn.Linear(5, 3)), "model weight"),
+    (dict(train=regression(seed=9)), r"train\[0\] = \(100, 5\) float32 .*, train\[1\]"),
+    (dict(valid=None), r"valid\[0\] = None"),
+])
+def test_another_configuration_is_refused(change, says, tmp_path):
+    given = dict(model=network(), loss=mse, train=TRAIN, valid=VALID, epochs=2,
+                 checkpoint=tmp_path / "run.pt")
+    fit(**given)
+    with pytest.raises(TrainingError, match=f"run.pt: this checkpoint belongs.*{says}"):
+        fit(**given | change)
+
+
+class Evil:
+    def __reduce__(self): return os.system, ("touch evil",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("spoil", ["cut", "noise", "empty", "pickle", "other"])
+def test_a_damaged_checkpoint_is_refused(spoil, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.pt"
+    fit(network(), mse, TRAIN, epochs=1, checkpoint=path)
+    if spoil == "other": torch.save([1, 2], path)
+    else:
+        path.write_bytes({"cut": path.read_bytes()[:-500], "noise": os.urandom(999), "empty": b"",
+                          "pickle": pickle.dumps(Evil())}[spoil])
+    with pytest.raises(TrainingError, match="run.pt: this is no readable checkpoint"):
+        fit(network(), mse, TRAIN, epochs=1, checkpoint=path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    fit(network(), mse, TRAIN, epochs=2, checkpoint=path)
+    before = path.read_bytes()
+
+    def full(parts, f):
+        f.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        fit(network(), mse, TRAIN, epochs=4, checkpoint=path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+# ---- runs that go wrong
+
+def nan_at(step):
+    calls = iter(range(10**6))
+
+    def loss(model, x, y):
+        return mse(model, x, y) * (math.nan if next(calls) == step else 1)
+    return loss
+
+
+def test_nan_names_epoch_step_loss_rate_and_gradient():
+    with pytest.raises(TrainingError, match="epoch 3 at step 11: .* loss nan, gradient norm nan at "
+                                            "learning rate 0.005"):
+        fit(network(), nan_at(10), TRAIN, epochs=9, batch=20, lr=0.005)
+
+
+def test_divergence_is_caught_while_finite_and_the_best_weights_stay():
+    model = nn.Linear(5, 3)
+    with pytest.raises(TrainingError, match="training diverged") as e:
+        fit(model, mse, TRAIN, VALID, epochs=99, lr=3.0, optimiser="sgd")
+    assert all(p.isfinite().all() for p in model.parameters()) and "nan" not in e.value.found
+
+
+def test_a_gradient_that_is_not_finite():
+    root = lambda model, x, y: (model(x) * 0).abs().sqrt().mean()  # 0, with gradient NaN
+    with pytest.raises(TrainingError, match="weights are not finite after step 1"):
+        fit(nn.Linear(5, 3), root, TRAIN, epochs=1, batch=100)
+    with pytest.raises(TrainingError, match="epoch 1 at step 1:.*gradient norm nan"):
+        fit(nn.Linear(5, 3), root, TRAIN, epochs=2, clip=1.0)
+
+
+def test_a_validation_that_is_not_finite():
+    with pytest.raises(TrainingError, match="validation loss of epoch 1 is not finite"):
+        fit(network(), mse, TRAIN, (VALID[0] * math.nan, VALID[1]), epochs=2)
+
+
+def test_losses_fetched_late_still_name_their_step():
+    state = State(model := nn.Linear(5, 3), make_optimiser(model.parameters()))
+    state.pending = [(s, 0.1, torch.tensor(math.nan if s == 17 else 1.0), 5, 0.0)
+                     for s in range(1, 33)]
+    with pytest.raises(TrainingError, match=r"at step 17\b"): settle(state)
+
+
+def test_nothing_labelled():
+    mask = torch.ones(100, 3, dtype=torch.bool)
+    mask[:50] = False
+    with pytest.raises(TrainingError, match="Nothing in this batch is labelled"):
+        fit(network(), masked, (*TRAIN, mask), epochs=1, batch=50, shuffle=False)
+    model = network()
+    assert evaluate(model, masked, (*TRAIN, mask), batch=50) == pytest.approx(
+        evaluate(model, mse, tuple(x[50:] for x in TRAIN)))
+    with pytest.raises(TrainingError, match="nothing to score"):
+        evaluate(model, masked, (*TRAIN, mask & False))
+
+
+class Liar(list):
+    def __len__(self): return 3
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(epochs=0), "epochs is out of range: expected a whole number, at least 1, found 0"),
+    (dict(epochs=2.5), "epochs is out of range"),
+    (dict(batch=0), "batch is out of range"),
+    (dict(lr=-1), "lr is out of range"),
+    (dict(lr="1e-3"), "lr is out of range: expected a number above 0, or None, found 1e-3"),
+    (dict(clip=0), "clip is out of range"),
+    (dict(patience=0), "patience is out of range"),
+    (dict(diverge=0), "diverge is out of range"),
+    (dict(save_seconds=-1), "save_seconds is out of range"),
+    (dict(keep="first"), "keep is out of range: expected best or last"),
+    (dict(keep_from=2), "keep_from is out of range: expected 0 to 1"),
+    (dict(seed=0.5), "seed is out of range"),
+    (dict(precision="bf16"), "bf16 needs a GPU"),
+    (dict(precision="half"), "precision is not known"),
+    (dict(optimiser="lion"), "optimiser is not known"),
+    (dict(schedule="cosin"), "schedule is not known"),
+    (dict(schedule=lambda o, n: None), "schedule is not a scheduler"),
+    (dict(checkpoint="."), "checkpoint is out of range: expected a file"),
+    (dict(train=(TRAIN[0], TRAIN[1][:9])), "tensors of train disagree.*found 100 and 9"),
+    (dict(train=()), "train is no data set"),
+    (dict(train=(TRAIN[0].numpy(), TRAIN[1])), r"found \(ndarray, Tensor\)"),
+    (dict(valid=(TRAIN[0][:0], TRAIN[1][:0])), "tensors of valid disagree"),
+    (dict(train=iter([TRAIN])), "Give a list or a DataLoader, not a generator"),
+    (dict(train=[]), "found list of length 0"),
+    (dict(loss=lambda m, x, y: (m(x) - y)), r"expected a tensor without axes, found shape"),
+    (dict(loss=lambda m, x, y: 0.5), "expected a tensor without axes, found float"),
+])
+def test_what_cannot_be_is_refused(change, says):
+    with pytest.raises(ParameterError, match=says):
+        fit(**dict(model=network(), loss=mse, train=TRAIN, epochs=2) | change)
+
+
+def test_an_iterable_that_lies_about_its_length():
+    with pytest.raises(TrainingError, match="changed length in epoch 1: expected 3 steps, found 2"):
+        fit(network(), mse, Liar([TRAIN, TRAIN]), epochs=2)
+
+
+def test_no_parameters():
+    with pytest.raises(ParameterError, match="no parameters to train"):
+        fit(nn.ReLU(), mse, TRAIN, epochs=1)

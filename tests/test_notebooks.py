@@ -1,0 +1,136 @@
+"Every notebook runs, is clean, and is what the package was exported from."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb")
+                   if ".ipynb_checkpoints" not in p.parts)
+NAMES = [str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS]
+BIN = Path(sys.executable).parent
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+
+
+def run(*command, cwd=ROOT, **env):
+    "A command in a clean environment: without the variables that make nbdev skip its work."
+    clean = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "PYTEST_CURRENT_TEST")}
+    return subprocess.run([str(c) for c in command], cwd=cwd, env=clean | env, text=True,
+                          capture_output=True, timeout=300)
+
+
+@each
+def test_runs(path):
+    "A notebook's own tests pass, in a process of its own."
+    done = run(BIN / "nbdev_test", "--path", path, "--n_workers", 0, OMP_NUM_THREADS="1",
+               NEUROCOMPANION_MIRROR="")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def outputs(path):
+    "Every text that a notebook's outputs show, with the number of its cell."
+    for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+        for out in cell.get("outputs", []):
+            assert out["output_type"] != "error", f"cell {i} ends in an error"
+            data = out.get("data", {})
+            for text in [out.get("text"), data.get("text/plain"), data.get("text/html")]:
+                if text: yield i, "".join(text)
+
+
+# what would differ on another machine or at the next run
+UNSTABLE = {"a memory address": r"\bat 0x[0-9a-f]{6,}", "a temporary path": r"/tmp/\w+",
+            "a home folder": r"/(home|root|Users)/\w+", "a wall-clock time": r"\bWall time: ",
+            "a progress bar": r"\d+%\|"}
+
+
+@each
+def test_outputs_are_stable(path):
+    for i, text in outputs(path):
+        for what, pattern in UNSTABLE.items():
+            found = re.search(pattern, text)
+            assert not found, f"cell {i} shows {what}: {found.group()!r}"
+
+
+@each
+def test_shows_results(path):
+    "A reader finds pictures, tables or printed values without running anything."
+    code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    if path.name == "run.ipynb" or len(code) < 2: return
+    assert any(c["outputs"] for c in code), "no cell has an output: execute the notebook"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    "A copy of the tree, exported and cleaned again."
+    copy = tmp_path_factory.mktemp("copy") / "tree"
+    ignore = shutil.ignore_patterns(".venv", ".git", "results", "_docs", "_proc", "*.egg-info",
+                                    "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignore, symlinks=True)
+    for command in ("nbdev_export", "nbdev_clean"):
+        done = run(BIN / command, cwd=copy, PYTHONPATH=str(copy))
+        assert done.returncode == 0, done.stderr[-4000:]
+    return copy
+
+
+def files(root, *patterns):
+    "Contents by name, for comparison."
+    return {str(p.relative_to(root)): p.read_bytes() for g in patterns for p in root.rglob(g)
+            if not {".venv", ".ipynb_checkpoints"} & set(p.relative_to(root).parts)}
+
+
+def test_package_is_what_the_notebooks_export(exported):
+    ours, fresh = (files(r / "neurocompanion", "*.py") for r in (ROOT, exported))
+    assert ours.keys() == fresh.keys(), "run `make export`: a module has no notebook, or none yet"
+    differ = [name for name in ours if ours[name] != fresh[name]]
+    assert not differ, f"run `make export`: {', '.join(differ)} differ from their notebooks"
+
+
+def test_notebooks_are_clean(exported):
+    ours, fresh = (files(r / "nbs", "*.ipynb") for r in (ROOT, exported))
+    differ = [name for name in ours if ours[name] != fresh[name]]
+    assert not differ, f"run `nbdev_clean`: {', '.join(differ)}"
+
+
+def test_imports_are_light():
+    "The package itself pulls nothing; the wings that hold no tensors do not pull torch."
+    heavy = "{'torch', 'pandas', 'matplotlib', 'xarray', 'scipy', 'papermill', 'pooch'}"
+    code = f"import sys, neurocompanion; print(sorted({heavy} & set(sys.modules)))"
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    light = "recordings.standard recordings.sources sweeps.sweep core command".split()
+    code = "; ".join(f"import neurocompanion.{m}" for m in light)
+    done = run(sys.executable, "-c", f"import sys; {code}; print('torch' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_papers_do_not_import_papers():
+    papers = {"worm_scaling", "worm_gnn", "zebrafish", "sessions", "autolfads"}
+    for module in (ROOT / "neurocompanion").rglob("*.py"):
+        own = module.relative_to(ROOT / "neurocompanion").parts[0]
+        for other in (papers - {own}):
+            if module.stem == "_modidx": continue
+            assert f"neurocompanion.{other}" not in module.read_text(), \
+                f"{module.name} imports the paper {other}: move what both need to a shared wing"
+
+
+def test_readme_is_the_first_notebook():
+    from neurocompanion.render import readme_text
+    files = {}
+    text = readme_text(json.loads((ROOT / "nbs/index.ipynb").read_text()), "index.ipynb", files)
+    assert (ROOT / "README.md").read_text() == text, "run `make export`"
+    for name, data in files.items(): assert (ROOT / name).read_bytes() == data, "run `make export`"
+
+
+def test_every_paper_has_one_headline_and_three_scales():
+    from neurocompanion.sweeps.sweep import expand, load
+    headlines = {}
+    for path in (ROOT / "nbs").glob("*/sweeps/*.yaml"):
+        spec = load(path)
+        headlines.setdefault(spec.paper, []).append(spec.headline)
+        for scale in ("tiny", "laptop", "paper"): assert expand(spec, scale)
+    assert headlines and all(sum(h) == 1 for h in headlines.values()), headlines

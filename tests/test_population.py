@@ -1,0 +1,330 @@
+"A population equals its members trained one by one; what cannot be stacked says so."
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from neurocompanion import core
+from neurocompanion.core import ParameterError, TrainingError
+from neurocompanion.training.fit import fit
+from neurocompanion.training.population import fit_population
+from neurocompanion.training.schedules import one_cycle, plateau
+
+draw = torch.Generator().manual_seed(0)
+RULE = torch.randn(30, 7, generator=draw, dtype=torch.float64)
+
+
+def labelled(n):
+    x = torch.randn(n, 30, generator=draw, dtype=torch.float64)
+    return x, (x @ RULE + 2 * torch.randn(n, 7, generator=draw, dtype=torch.float64)).argmax(1)
+
+
+DATA, VALID = labelled(200), labelled(90)
+EQUAL = [torch.randperm(200, generator=draw)[:150] for _ in range(3)]
+RAGGED = [torch.randperm(200, generator=draw)[:n] for n in (150, 70, 31)]
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                         nn.Linear(16, 7))
+
+
+def normed():
+    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 7))
+
+
+def mean(model, x, y): return F.cross_entropy(model(x), y)
+
+
+def by_sample(model, x, y): return F.cross_entropy(model(x), y, reduction="none")
+
+
+def weighted(model, x, y):
+    counts = y > 2
+    return F.cross_entropy(model(x), torch.where(counts, y, -1), ignore_index=-1), counts.sum()
+
+
+CASES = {
+    "plain": {},
+    "patience": dict(epochs=40, patience=3, lr=[1e-2, 3e-3, 3e-2]),
+    "subsets": dict(subsets=EQUAL),
+    "masks": dict(subsets=[torch.isin(torch.arange(200), s) for s in EQUAL]),
+    "ragged, in groups": dict(subsets=RAGGED),
+    "ragged, filled up": dict(subsets=RAGGED, loss=by_sample),
+    "whole": dict(batch=None, lr=1e-2),
+    "whole, ragged, filled up": dict(batch=None, subsets=RAGGED, loss=by_sample, patience=4,
+                                     lr=0.03, epochs=25),
+    "whole, ragged, in groups": dict(batch=None, subsets=RAGGED),
+    "batch norm": dict(make=normed),
+    "batch norm, ragged": dict(make=normed, subsets=RAGGED, loss=by_sample, patience=3, lr=0.01),
+    "adam, clipped": dict(optimiser="adam", clip=0.5, weight_decay=0.1),
+    "decays": dict(weight_decay=[0.0, 0.1, 1.0]),
+    "plateau": dict(schedule=plateau(0.5, patience=2), lr=[0.01, 0.02, 0.03], epochs=25),
+    "one cycle, ragged": dict(schedule=one_cycle(), lr=0.01, subsets=RAGGED),
+    "no validation": dict(valid=None),
+    "last": dict(keep="last", lr=0.03),
+    "weighted": dict(loss=weighted),
+}
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def one_by_one(member, make=perceptron, loss=mean, valid=VALID, subsets=None, data=DATA, **how):
+    "What the population promises to equal."
+    own = data if subsets is None else tuple(x[subsets[member]] for x in data)
+    how = {k: v[member] if isinstance(v, list) else v for k, v in how.items()}
+    how["batch"] = how.get("batch", 64) or len(own[0])
+    core.set_seed(3 + member)
+    model, loss = make(), mean if loss is by_sample else loss
+    return model, fit(model, loss, own, valid, seed=3 + member, **how)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_fit(case, double):
+    how = dict(epochs=12) | CASES[case]
+    valid = how.get("valid", VALID)
+    args = {k: v for k, v in how.items() if k not in ("make", "loss", "valid")}
+    pop = fit_population(how.get("make", perceptron), how.get("loss", mean), DATA, valid,
+                         seeds=[3, 4, 5], **args)
+    for m in range(3):
+        model, run = one_by_one(m, **how)
+        mine = pop.history[pop.history.member == m]
+        assert (run.best_epoch, run.stopped) == (pop.best_epoch[m], pop.stopped[m])
+        for column in ("epoch", "train_loss", "valid_loss", "lr"):
+            np.testing.assert_allclose(mine[column], run.history[column], rtol=1e-9)
+        want = model.state_dict()
+        for k, v in pop.model(m).state_dict().items():
+            torch.testing.assert_close(v, want[k], rtol=1e-8, atol=1e-10)
+
+
+def test_equals_plain_pytorch_in_single_precision():
+    data = tuple(v.float() if v.is_floating_point() else v for v in DATA)
+    rates = [1e-3, 1e-3, 1e-3, 3e-3]
+    pop = fit_population(perceptron, mean, data, seeds=4, epochs=10, batch=50, lr=rates)
+    for seed, lr in enumerate(rates):
+        torch.manual_seed(seed)
+        model, order = perceptron(), torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
+        for _ in range(10):
+            for i in torch.randperm(200, generator=order).split(50):
+                optimiser.zero_grad()
+                mean(model, data[0][i], data[1][i]).backward()
+                optimiser.step()
+        for a, b in zip(model.parameters(), pop.model(seed).parameters()):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_folds_validate_on_their_own_part(double):
+    rest = [~torch.isin(torch.arange(200), s) for s in RAGGED]
+    for loss in (mean, by_sample):
+        pop = fit_population(perceptron, loss, DATA, seeds=[3, 4, 5], subsets=RAGGED,
+                             valid_subsets=rest, epochs=6)
+        for m in range(3):
+            _, run = one_by_one(m, subsets=RAGGED, valid=tuple(x[rest[m]] for x in DATA), epochs=6)
+            assert pop.best_loss[m] == pytest.approx(run.best_loss, rel=1e-9)
+
+
+def test_members_do_not_depend_on_each_other(double):
+    lr = [1e-3, 3e-2, 1e-2]
+    crowd = fit_population(perceptron, mean, DATA, VALID, seeds=[3, 4, 5], lr=lr, epochs=30,
+                           patience=2)
+    assert len(set(crowd.history.groupby("member").size())) > 1         # they stop at other times
+    for m, seed in enumerate([3, 4, 5]):
+        alone = fit_population(perceptron, mean, DATA, VALID, seeds=[seed], lr=lr[m], epochs=30,
+                               patience=2)
+        assert alone.best_epoch[0] == crowd.best_epoch[m]
+        torch.testing.assert_close(alone.weights[0], crowd.weights[m])
+
+
+def test_finished_members_leave_the_stack():
+    seen = []
+
+    def watching(model, x, y):
+        if not torch.is_grad_enabled(): seen.append(1)
+        return mean(model, x, y)
+
+    data, valid = ([x.float() if x.is_floating_point() else x for x in d] for d in (DATA, VALID))
+    pop = fit_population(perceptron, watching, tuple(data), tuple(valid), seeds=3, epochs=50,
+                         lr=[0.1, 0.1, 0.1], patience=2)
+    rows = pop.history.groupby("epoch").size()
+    assert rows.is_monotonic_decreasing and rows.iloc[-1] < 3
+    assert rows.index.max() < 50 and set(pop.stopped) == {"patience"}
+    best = pop.history.loc[pop.history.groupby("member").valid_loss.idxmin()]
+    assert (best.epoch.to_numpy() == pop.best_epoch).all()
+
+
+def test_a_diverging_member_is_reported_and_the_others_go_on(double):
+    with pytest.warns(UserWarning, match=r"1 of 3 members .* 1 \(epoch \d, lr 1e\+200\)"):
+        pop = fit_population(perceptron, mean, DATA, VALID, seeds=3, lr=[1e-3, 1e200, 1e-3],
+                             epochs=6)
+    assert pop.stopped == ["epochs", "diverged", "epochs"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calm = fit_population(perceptron, mean, DATA, VALID, seeds=3, epochs=6)
+    for m in (0, 2): torch.testing.assert_close(pop.weights[m], calm.weights[m])
+    with pytest.raises(TrainingError, match="member 1 has no weights"): pop.model(1)
+    assert np.isnan(pop.best_loss[1]) and "diverged" in repr(pop)
+
+
+def test_nan_in_one_members_data(double):
+    x = DATA[0].clone()
+    x[7] = float("nan")
+    parts = [np.arange(100, 200), np.arange(0, 100), np.arange(50, 150)]
+    with pytest.warns(UserWarning, match="1 of 3"):
+        pop = fit_population(perceptron, mean, (x, DATA[1]), seeds=3, subsets=parts, epochs=2)
+    assert pop.stopped == ["epochs", "diverged", "epochs"]
+
+
+def test_masked_and_recurrent_layers_of_plain_operations(double):
+    from neurocompanion.training.metrics import masked_mse
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.h, self.out = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x):                                            # b t n
+            h, states = x.new_zeros(len(x), 6), []
+            for now in self.x(x).unbind(1):
+                h = torch.tanh(now + self.h(h))
+                states.append(h)
+            return self.out(torch.stack(states, 1))
+
+    x = torch.randn(40, 9, 4, generator=draw, dtype=torch.float64)
+    mask = torch.rand(40, 4, generator=draw) < 0.5
+    loss = lambda model, x, y, m: masked_mse(model(x), y, m, weight=True)
+    data = (x[:, :-1], x[:, 1:], mask)
+    pop = fit_population(Loop, loss, data, data, seeds=2, epochs=4, batch=16)
+    core.set_seed(1)
+    alone = Loop()
+    run = fit(alone, loss, data, data, seed=1, epochs=4, batch=16)
+    assert pop.best_loss[1] == pytest.approx(run.best_loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv1d(4, 3, 1)),
+    lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Softsign()),
+    lambda: nn.Sequential(nn.BatchNorm1d(3)),
+    lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True),
+])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_layers_that_can_be_stacked(make, double):
+    x = torch.randn(24, 3, 6, generator=draw, dtype=torch.float64)
+    loss = lambda model, x, y: (model(x) - y).square().mean()
+    pop = fit_population(make, loss, (x, x.flip(0)), seeds=2, epochs=2, batch=8)
+    core.set_seed(1)
+    alone = make()
+    fit(alone, loss, (x, x.flip(0)), seed=1, epochs=2, batch=8)
+    for a, b in zip(alone.state_dict().values(), pop.model(1).state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_tied_and_frozen_parameters(double):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code, self.decode = nn.Linear(30, 30), nn.Linear(30, 30)
+            self.decode.weight = self.code.weight
+            self.scale = nn.Parameter(torch.rand(30), requires_grad=False)
+
+        def forward(self, x): return self.decode(self.code(x).tanh()) * self.scale
+
+    loss = lambda model, x: (model(x) - x).square().mean()
+    pop = fit_population(Tied, loss, DATA[:1], seeds=2, epochs=3)
+    core.set_seed(1)
+    alone = Tied()
+    fit(alone, loss, DATA[:1], seed=1, epochs=3)
+    member = pop.model(1)
+    assert member.decode.weight is member.code.weight and not member.scale.requires_grad
+    torch.testing.assert_close(member.state_dict(), alone.state_dict())
+
+
+def test_dropout_is_reproducible_and_differs_between_members():
+    make = lambda: nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
+    data = (DATA[0].float(), DATA[1])
+    a, b = (fit_population(make, mean, data, seeds=[5, 5], epochs=3, batch=None) for _ in "ab")
+    assert torch.equal(a.weights, b.weights)
+    assert not torch.equal(a.weights[0], a.weights[1])                  # same seed, other masks
+
+
+def test_random_numbers_outside_are_left_alone():
+    torch.manual_seed(1), np.random.seed(1)
+    want = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(1), np.random.seed(1)
+    threads = torch.get_num_threads()
+    fit_population(perceptron, mean, (DATA[0].float(), DATA[1]), seeds=2, epochs=1)
+    assert torch.equal(torch.rand(3), want[0]) and (np.random.rand(3) == want[1]).all()
+    assert torch.get_num_threads() == threads
+
+
+def test_predict_and_tables():
+    data = (DATA[0].float(), DATA[1])
+    pop = fit_population(perceptron, mean, data, data, seeds=[7, 1, 4], epochs=2)
+    out = pop.predict(data[0])
+    assert out.shape == (3, 200, 7) and len(pop) == 3
+    for m in range(3): torch.testing.assert_close(out[m], pop.model(m)(data[0]))
+    assert list(pop.history) == ["member", "epoch", "train_loss", "valid_loss", "lr"]
+    assert pop.history.shape == (6, 5)
+    assert pop.summary.seed.tolist() == [7, 1, 4]
+
+
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(30, 8), nn.Linear(8, 7)
+
+    def forward(self, x): return self.out(self.rnn(x[None])[0][0])
+
+
+def branching(model, x, y): return mean(model, x, y) * (2 if model(x).sum() > 0 else 1)
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(make=Fused), r"layer 'rnn' \(GRU\) cannot be stacked"),
+    (dict(loss=branching), "the loss cannot be stacked"),
+    (dict(loss=lambda m, x, y: m(x)), r"expected a tensor of shape \(\) or \(64,\), found .*64, 7"),
+    (dict(seeds=[]), "seeds is out of range"),
+    (dict(seeds=0), "seeds is out of range"),
+    (dict(epochs=0), "epochs is out of range"),
+    (dict(batch=0), "batch is out of range"),
+    (dict(lr=[1, 2, 3]), "a number, or 2 of them"),
+    (dict(lr=-1), "lr is out of range"),
+    (dict(weight_decay=-1), "weight_decay is out of range"),
+    (dict(optimiser="sgd"), "adamw or adam"),
+    (dict(subsets=[[0, 1]]), "expected 2 index sets, found 1"),
+    (dict(subsets=[[0, 1], [200]]), "subsets of member 1 names no samples"),
+    (dict(subsets=[[0, 1], []]), "subsets of member 1 names no samples"),
+    (dict(subsets=[[0, 1], [0.5, 1.0]]), "subsets of member 1 names no samples"),
+    (dict(subsets=[[True, False], [0]]), "subsets of member 0 names no samples"),
+    (dict(data=(DATA[0].float(), DATA[1][:9])), "disagree on the number of samples"),
+    (dict(make=nn.ReLU), "no parameters to train"),
+])
+def test_says_what_is_wrong(change, says):
+    how = dict(make=perceptron, loss=mean, data=(DATA[0].float(), DATA[1]), seeds=2, epochs=1)
+    how |= change
+    with pytest.raises(ParameterError, match=says):
+        fit_population(how.pop("make"), how.pop("loss"), how.pop("data"), **how)
+
+
+def test_members_of_other_shapes_and_shared_models():
+    data, widths = (DATA[0].float(), DATA[1]), iter([4, 5])
+    with pytest.raises(ParameterError, match="member 1 has another shape than member 0"):
+        fit_population(lambda: nn.Linear(30, next(widths)), mean, data, seeds=2, epochs=1)
+    one = nn.Linear(30, 7)
+    with pytest.raises(ParameterError, match="returned one model twice"):
+        fit_population(lambda: one, mean, data, seeds=2, epochs=1)
+
+
+def test_an_error_of_the_user_stays_what_it_is():
+    data = (DATA[0].float(), DATA[1])
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        fit_population(lambda: nn.Linear(29, 7), mean, data, seeds=2, epochs=1)

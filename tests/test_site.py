@@ -1,0 +1,457 @@
+"The site: pages of a small project, everything that must stop a build, and the project's own."
+import base64
+import configparser
+import json
+import os
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neurocompanion.core import ParameterError
+from neurocompanion.render import SiteError, article, markdown, readme_text
+from neurocompanion.site import build, check_links, pages, readme
+
+ROOT = Path(__file__).resolve().parents[1]
+PNG = base64.b64encode(
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\x20\0\0\0\x90\x08\x02\0\0\0\0\0\0\0\0\0\0\x09pHYs"
+    b"\0\0\x16\x25\0\0\x16\x25\1").decode()  # the head of a 288 x 144 picture at 144 dots per inch
+
+
+def code(source, *outputs, tags=()):
+    metadata = {"tags": list(tags)} if tags else {}
+    return dict(cell_type="code", source=source, metadata=metadata, outputs=list(outputs),
+                execution_count=None)
+
+
+def shown(**data):
+    return dict(output_type="display_data", metadata={},
+                data={k.replace("_", "/"): v for k, v in data.items()})
+
+
+def printed(text, name="stdout"):
+    return dict(output_type="stream", name=name, text=text)
+
+
+def notebook(*cells):
+    cells = [dict(cell_type="markdown", source=c, metadata={}) if isinstance(c, str) else c
+             for c in cells]
+    return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+
+
+def body(*cells, **options):
+    return article(notebook("# T", *cells), "a/t.ipynb", files={}, **options)[2]
+
+
+@pytest.fixture
+def house(tmp_path):
+    "Write a project of given pages; `index` and `wing/room` unless told otherwise."
+    def write(sidebar=None, **books):
+        books = {"index": ["# House"], "wing/room": ["# Room"]} | books
+        sidebar = sidebar or [f"{name}.ipynb" for name in books]
+        (tmp_path / "_quarto.yml").write_text(yaml.safe_dump(
+            {"website": {"title": "House", "sidebar": {"contents": sidebar}},
+             "bibliography": "references.bib"}))
+        for name, cells in books.items():
+            path = tmp_path / "nbs" / f"{name}.ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(notebook(*cells)))
+        shutil.copy(ROOT / "nbs/styles.css", tmp_path / "nbs/styles.css")
+        shutil.copy(ROOT / "nbs/references.bib", tmp_path / "nbs/references.bib")
+        return tmp_path
+    return write
+
+
+# ---- what a page shows
+
+@pytest.mark.parametrize("kind", ["note", "tip", "warning", "important", "caution"])
+def test_callouts(kind):
+    html = body(f'::: {{.callout-{kind} title="Colons: fine, `code` too"}}\nText.\n\n- one\n:::')
+    assert f'class="callout callout-{kind}"' in html and "<li>one</li>" in html
+    assert re.search(r'callout-title">\s*Colons: fine, <code>code</code> too', html)
+    assert f">\n{kind.capitalize()}\n" in body(f"::: {{.callout-{kind}}}\nText.\n:::")
+
+
+def test_callout_title_from_heading_and_folding():
+    html = body("::: {.callout-note}\n## Head\nText.\n:::")
+    assert re.search(r'callout-title">\s*Head', html) and "<h2" not in html
+    html = body('::: {.callout-tip collapse="true" title="More"}\nText.\n:::')
+    assert '<details class="callout callout-tip"><summary class="callout-title">' in html
+
+
+def test_callout_around_cells():
+    "A callout may be opened in one cell and closed in another, as in Quarto."
+    html = body("::: {.callout-note}", code("x = 1", printed("one")), ":::")
+    inside = html[html.index("callout-note"):]
+    assert "sourceCode" in inside and "one</pre>" in inside
+
+
+def test_math_is_mathml():
+    html = body("Inline $\\alpha_t$, displayed $$ \\frac{a}{b} $$ {#eq-half} and @eq-half.")
+    assert html.count("<math") == 2 and "$" not in re.sub("<annotation.*?</annotation>", "", html)
+    assert 'id="eq-half"' in html and '<a href="#eq-half">Equation 1</a>' in html
+    assert "(1)" in html and "{#eq" not in html
+
+
+def test_figures_and_tables_are_numbered_and_linked():
+    cells = [code('#| label: fig-b\n#| fig-cap: "B: $x$"\nplot()', shown(image_png=PNG)),
+             code("#| label: tbl-c\n#| tbl-cap: C\n#| echo: false\ntable()",
+                  shown(text_html="<table><tr><td>9</td></tr></table>")),
+             "| a |\n|---|\n| 1 |\n\n: D {#tbl-d}",
+             "See @fig-b, @tbl-c, @tbl-d, @sec-e, [-@fig-b].", "## E {#sec-e}"]
+    html = body(*cells)
+    assert '<figure id="fig-b">' in html and '<figure id="tbl-c">' in html
+    assert re.search(r'<figcaption>\s*<span class="number">Figure 1</span>: B: <math', html)
+    for link in ['"#fig-b">Figure 1<', '"#tbl-c">Table 1<', '"#tbl-d">Table 2<', '"#sec-e">E<',
+                 '"#fig-b">1<']:
+        assert f"<a href={link}" in html
+    assert 'width="192" height="96"' in html  # as large as it was drawn, not as many pixels
+    assert "table()" not in html and "plot" in html
+
+
+def test_citations(tmp_path):
+    html = body("As shown [@kato2015].", bibliography=[ROOT / "nbs/references.bib"])
+    assert "Kato et al." in html and 'id="ref-kato2015"' in html and ">References</h2>" in html
+    assert "References" not in body("Nothing cited.", bibliography=[ROOT / "nbs/references.bib"])
+
+
+def test_links_between_notebooks():
+    html = body("[a](../core.ipynb) [b](b.ipynb#part) [c](https://x.org/y.ipynb) [d](#here)")
+    assert re.findall('href="([^"]*)"', html) == \
+        ["../core.html", "b.html#part", "https://x.org/y.ipynb", "#here"]
+
+
+def test_exported_names_become_links():
+    names = {"fit": "training/fit.ipynb#def-fit", "own": "a/t.ipynb#def-own"}
+    html = body("`fit`, `fit()`, `own`, `fit(x)`, [`fit`](b.ipynb)", names=names)
+    assert html.count('href="../training/fit.html#def-fit"') == 2 and "#def-own" not in html
+    assert 'id="def-fit"' in body(code("#| export\ndef fit(): ...\ndef _no(): ..."))
+    assert "def-_no" not in body(code("#| export\ndef fit(): ...\ndef _no(): ..."))
+
+
+def test_directives():
+    html = body(code("#| hide\nsecret()"), code("#| include: false\nsecret()", printed("secret")),
+                code("#| echo: false\nsecret()", printed("seen")),
+                code("#| output: false\nx = 1", printed("secret")),
+                code("#| export\n#| eval: false\ny = 2  #| hide_line\nz = 3"),
+                code('#| code-fold: true\n#| code-summary: "Why: so"\nw = 4'))
+    assert "secret" not in html and "seen" in html and "#|" not in html
+    assert "hide_line" not in html and "<summary>Why: so</summary>" in html
+    words = re.sub("<[^>]+>", "", html)
+    assert "x = 1" in words and "z = 3" in words and "y = 2" not in words and "w = 4" in words
+
+
+def test_outputs():
+    html = body(code("a", printed("\x1b[31mred\x1b[0m\n 0%\r50%\r100%\n<b>&")),
+                code("b", printed("oh", "stderr")),
+                code("c", shown(text_plain="<Figure>", image_png=PNG)),
+                code("d", shown(text_plain="df", text_html="<style scoped>x</style><b></b>")),
+                code("e", shown(text_plain="Object()")),
+                code("f", shown(text_markdown="**bold**")))
+    assert "red\n100%\n&lt;b&gt;&amp;</pre>" in html
+    assert '<pre class="cell-output stderr">oh' in html
+    assert "&lt;Figure" not in html and "<style" not in html and ">df<" not in html
+    assert "Object()</pre>" in html and "<strong>bold</strong>" in html
+
+
+def test_text_that_looks_like_markup():
+    "Printed text and source are shown as they are, whatever they hold."
+    evil = "```\n:::\n# no heading\n$x$ @fig-none [@none] </pre><script>"
+    html = body(code(f'"""{evil}"""', printed(evil)), "## After")
+    assert "<script" not in html and html.count("<h2") == 1 and "no heading" in html
+
+
+def test_pictures_in_markdown_cells():
+    nb = notebook("# T", "![seen](attachment:my fig.png)")
+    nb["cells"][1]["attachments"] = {"my fig.png": {"image/png": PNG}}
+    files = {}
+    html = article(nb, "a/t.ipynb", files=files)[2]
+    assert list(files) == ["a/t_files/1-my fig.png"] and 'src="t_files/1-my%20fig.png"' in html
+
+
+def test_table_of_contents_and_title():
+    nb = notebook("# A *title* & `more`\n\n> Sub.", "## One\n\n### Two\n\n#### Three")
+    title, toc, html = article(nb, "t.ipynb", files={})
+    assert title == "A title & more" and re.findall('href="#([^"]*)"', toc) == ["one", "two"]
+    assert re.search(r"<h1>\s*A <em>title</em>", html) and re.search(r'"subtitle">\s*<p>Sub', html)
+
+
+def test_markdown_does_not_change_the_notebook():
+    nb = notebook("# T", code("#| export\nx = 1", printed("1")))
+    before = json.dumps(nb)
+    markdown(nb, "t.ipynb", {})
+    article(nb, "t.ipynb", files={})
+    assert json.dumps(nb) == before
+
+
+# ---- what stops a page
+
+@pytest.mark.parametrize("cell,says", [
+    ("@fig-none", "@fig-none refers to nothing on this page"),
+    ("[@nobody1900]", "nobody1900 not found"),
+    ("$$ \\frac{ $$", "Could not convert TeX math"),
+    ("::: {.callout-note}\nopen", "a/t.ipynb: Pandoc cannot make a page of this"),
+    (code("x", dict(output_type="error", ename="KeyError", evalue="'a'", traceback=[])),
+     "a/t.ipynb, cell 1: a cell ended in an error: found KeyError: 'a'"),
+    (code("#| fig-cap: Loss: falls\nx"), "a/t.ipynb, cell 1: the comments at the head"),
+])
+def test_bad_cells(cell, says):
+    with pytest.raises(SiteError) as e: body(cell)
+    assert says in str(e.value)
+
+
+def test_an_error_can_be_the_point():
+    cell = code("x", dict(output_type="error", ename="E", evalue="", traceback=["why"]),
+                tags=["raises-exception"])
+    assert 'stderr">why</pre>' in body(cell)
+
+
+def test_page_without_title():
+    with pytest.raises(SiteError, match="t.ipynb: a page starts with a title: expected # Title"):
+        article(notebook("text"), "t.ipynb", files={})
+
+
+# ---- the site
+
+def test_build(house):
+    project = house(**{
+        "index": ["# House", "[room](wing/room.ipynb#bed), ![](roof.svg), [sizes](sizes.csv)"],
+        "wing/room": ["# Room", "## Bed", code("draw()", shown(image_png=PNG))]})
+    (project / "nbs/roof.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (project / "nbs/sizes.csv").write_text("1,2")
+    site = build(project / "out", project)
+    assert site == project / "out"
+    files = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
+    assert files == {".nojekyll", "index.html", "roof.svg", "sizes.csv", "styles.css",
+                     "wing/room.html", "wing/room_files/2-0.png"}
+    room = (site / "wing/room.html").read_text()
+    assert 'href="../styles.css"' in room and 'href="../index.html"' in room
+    assert '<a href="room.html" aria-current="page">room</a>' in room
+    assert re.search('class="previous" href="../index.html"', room) and "Next" not in room
+    assert '<meta name="viewport"' in room and "color-scheme" in room
+    first = {p: p.read_bytes() for p in site.rglob("*") if p.is_file()}
+    build(project / "out", project)  # replaces the old site, with the same bytes
+    assert {p: p.read_bytes() for p in site.rglob("*") if p.is_file()} == first
+    assert not list(project.glob(".site-*"))
+
+
+@pytest.mark.parametrize("text,says", [
+    ("[a](attic.ipynb)", "index.html: attic.html is missing"),
+    ("[a](wing/room.ipynb#bed)", "index.html: wing/room.html#bed has no part #bed"),
+    ("[a](#bed)", "#bed has no part #bed"),
+    ("[a](notes.txt)", "notes.txt is missing"),
+    ("[a](../LICENSE)", "../LICENSE leads out of the site"),
+    ("[a](/etc/hosts)", "/etc/hosts is an absolute path"),
+    ("![a](roof.png)", "roof.png is missing"),
+    ('<img src="roof.png">', "roof.png is missing"),
+    ("![a](https://example.org/a.png)", "https://example.org/a.png is loaded from the internet"),
+    ('<script src="//example.org/a.js"></script>', "is loaded from the internet"),
+    ('<div style="background: url(https://example.org/a.png)">x</div>', "from the internet"),
+    ("<style>@import 'https://example.org/a.css';</style>", "is loaded from the internet"),
+])
+def test_broken_links(house, text, says):
+    project = house(index=["# House", text])
+    (project / "LICENSE").touch()
+    with pytest.raises(SiteError) as e: build(project / "out", project)
+    assert "1 broken link: found" in str(e.value) and says in str(e.value)
+    assert not (project / "out").exists() and not list(project.glob(".site-*"))
+
+
+def test_a_failed_build_leaves_the_old_site(house):
+    project = house()
+    build(project / "out", project)
+    before = (project / "out/index.html").read_text()
+    house(index=["# House", "[a](attic.ipynb)"])
+    with pytest.raises(SiteError): build(project / "out", project)
+    assert (project / "out/index.html").read_text() == before
+
+
+def test_a_style_sheet_that_loads_from_elsewhere(house):
+    project = house()
+    (project / "nbs/styles.css").write_text("@import url('https://fonts.example.org/a.css');")
+    with pytest.raises(SiteError, match="styles.css: https://fonts.example.org/a.css"):
+        build(project / "out", project)
+
+
+def test_sidebar_and_notebooks_must_agree(house):
+    project = house()
+    for sidebar, says in [(["index.ipynb"], "missing from the sidebar: found wing/room.ipynb"),
+                          (["index.ipynb", "wing/room.ipynb", "no.ipynb"], "found no.ipynb"),
+                          (["index.ipynb"] * 2 + ["wing/room.ipynb"], "twice: found index.ipynb"),
+                          ("auto", "no sidebar")]:
+        with pytest.raises(SiteError, match=says): build(house(sidebar) / "out", project)
+
+
+def test_hidden_notebooks_are_no_pages(house):
+    project = house(sidebar=["index.ipynb", "wing/room.ipynb"])
+    for name in (".ipynb_checkpoints/index-checkpoint.ipynb", "_draft.ipynb"):
+        path = project / "nbs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(notebook("no title")))
+    assert [p.path for p in pages(project)] == ["index.ipynb", "wing/room.ipynb"]
+
+
+def test_sections(house):
+    project = house([{"text": "Start & go", "href": "index.ipynb"},
+                     {"section": "Wing", "contents": [{"href": "wing/room.ipynb"}]}])
+    site = build(project / "out", project)
+    text = (site / "index.html").read_text()
+    assert "Start &amp; go" in text and "<h2>Wing</h2>" in text and "Wing: room" in text
+
+
+def test_not_a_project(tmp_path, house):
+    with pytest.raises(SiteError, match="cannot be read"): build("out", tmp_path / "nowhere")
+    project = house()
+    (project / "nbs/index.ipynb").write_text("{}")
+    with pytest.raises(SiteError, match="index.ipynb: is not a notebook"):
+        build(project / "out", project)
+    (project / "_quarto.yml").write_text("a: [")
+    with pytest.raises(SiteError, match="is not YAML"): pages(project)
+
+
+def test_only_a_site_is_replaced(house):
+    project = house()
+    (project / "mine").mkdir()
+    (project / "mine/thesis.txt").write_text("years of work")
+    for out in ("mine", "mine/thesis.txt", ".", "nbs", "nbs/site"):
+        with pytest.raises(ParameterError, match="will not be replaced"):
+            build(project / out, project)
+    assert (project / "mine/thesis.txt").read_text() == "years of work"
+    (project / "empty").mkdir()
+    build(project / "empty", project)
+
+
+def test_relative_folder_is_taken_from_the_checkout(house, monkeypatch):
+    project = house()
+    (project / "settings.ini").touch()
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    assert build(project=project) == project / "_docs"
+
+
+def test_check_links_reads_any_site(tmp_path):
+    (tmp_path / "index.html").write_text('<a href="b.html#x">b</a><img src="data:image/png,">')
+    (tmp_path / "b.html").write_text('<p id="x"><a href="mailto:a@b.org">a</a><a href="#">up</a>')
+    assert check_links(tmp_path) == 4
+
+
+def test_names_with_spaces(house):
+    project = house(**{"wing/my room": ["# My room"], "index": ["# H", "[r](wing/my%20room.ipynb)"],
+                       "wing/room": ["# Room"]})
+    assert (build(project / "out", project) / "wing/my room.html").is_file()
+
+
+def test_pandoc_missing(monkeypatch, house):
+    project = house()
+    monkeypatch.setitem(sys.modules, "pypandoc", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SiteError, match=r"Pandoc is not installed. pip install"):
+        build(project / "out", project)
+
+
+def test_readme(house):
+    roof = code("#| echo: false\n#| fig-cap: A roof\ndraw()", shown(image_png=PNG))
+    project = house(index=["# House\n\n> Sub.", "[room](wing/room.ipynb#bed)", roof])
+    text = readme(project).read_text()
+    assert text.startswith("# House\n\n> Sub.") and "[room](nbs/wing/room.ipynb#bed)" in text
+    assert 'src="index_files/2-0.png"' in text and "A roof" in text and "draw" not in text
+    assert (project / "index_files/2-0.png").read_bytes() == base64.b64decode(PNG)
+    assert "<div" not in text and "class=" not in text
+    assert "$`x`$" in readme_text(notebook("# T", "$x$"), "index.ipynb", {})
+
+
+# ---- the project's own site
+
+def settings():
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "settings.ini")
+    return config["DEFAULT"]
+
+
+def quarto():
+    return yaml.safe_load((ROOT / "_quarto.yml").read_text())
+
+
+def test_quarto_yml_is_the_one_that_nbdev_reads():
+    link = ROOT / "nbs/_quarto.yml"
+    assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
+    q = quarto()
+    assert q["project"] == {"type": "website", "output-dir": settings()["doc_path"]}
+    html = q["format"]["html"]
+    assert html["html-math-method"] == "mathml" and set(html["theme"]) == {"light", "dark"}
+    for path in [html["css"], q["bibliography"]]: assert (ROOT / "nbs" / path).is_file()
+    assert "commonmark" not in q["format"] and "metadata-files" not in q
+    assert settings()["custom_sidebar"] == "True"
+
+
+def test_sidebar_is_complete():
+    paths = [p.path for p in pages(ROOT)]
+    assert paths[0] == "index.ipynb"
+    words = [(p.section, p.text) for p in pages(ROOT)]
+    assert len(set(words)) == len(words)
+
+
+def test_colours_read_well_by_day_and_night():
+    "Text on its background, in both themes, has the contrast that accessibility asks for."
+    def luminance(colour):
+        parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
+    css = (ROOT / "nbs/styles.css").read_text()
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
+    colours = {name: (day, night) for name, day, night in found}
+    text = [n for n in colours if n not in ("paper", "panel", "line", "wash")]
+    assert len(text) > 12
+    for name in text:
+        for theme in (0, 1):
+            for ground in ("paper", "panel"):
+                a, b = sorted(luminance(colours[n][theme]) for n in (name, ground))
+                assert (b + 0.05) / (a + 0.05) >= 4.5, (name, ground, theme)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("site") / "docs", ROOT)
+
+
+def test_own_site_builds(site):
+    for page in pages(ROOT): assert (site / page.href).is_file()
+    assert check_links(site) > 1000
+
+
+class Shape(HTMLParser):
+    "Counts what must be there once, and finds tags left open."
+    void = set("area base br col embed hr img input link meta source track wbr".split())
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.bad, self.count = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        if tag == "img" and not dict(attributes).get("alt"): self.bad.append("img without alt")
+        if tag not in self.void: self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        if tag in self.void: self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag):
+        if tag in self.void: return
+        if self.open and self.open[-1] == tag: self.open.pop()
+        elif tag in self.open:
+            while self.open.pop() != tag: self.bad.append(f"unclosed before </{tag}>")
+        else: self.bad.append(f"stray </{tag}>")
+
+
+def test_own_pages_are_well_formed(site):
+    for page in pages(ROOT):
+        shape = Shape((site / page.href).read_text())
+        optional = {"p", "li", "tr", "td", "th", "thead", "tbody"}
+        assert not [b for b in shape.bad if not b.startswith("unclosed")], page.path
+        assert not set(shape.open) - optional, (page.path, shape.open)
+        assert shape.count["h1"] == 1 and shape.count["main"] == 1, page.path

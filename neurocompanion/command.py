@@ -11,7 +11,7 @@ import sys
 from . import __version__
 from .core import NeurocompanionError, ParameterError
 
-# %% ../nbs/command.ipynb #d31bdc96
+# %% ../nbs/command.ipynb #5390be59
 def _sources(args):
     from neurocompanion.recordings.sources import available
     rows = available()
@@ -25,7 +25,7 @@ def _sources(args):
 
 def _size(n) -> str:
     "A size in bytes, for people; nothing where it is not known."
-    return f"{n / 1e6:,.1f} MB" if n == n and n is not None and str(n) != "<NA>" else ""
+    return "" if str(n) in ("<NA>", "nan") else f"{n / 1e6:,.1f} MB"
 
 
 def _fetch(args):

@@ -42,6 +42,13 @@ def test_mistakes_are_one_sentence():
         assert done.stderr.startswith("neurocompanion: ") and "Traceback" not in done.stderr
 
 
+def test_sources_says_where_each_is(tmp_path):
+    done = call("sources", NEUROCOMPANION_CACHE=str(tmp_path))
+    assert done.returncode == 0 and "kato2015 " in done.stdout, done.stderr
+    assert all("nowhere" in line for line in done.stdout.splitlines())
+    assert call("sources", "no such recording").returncode == 2
+
+
 def test_simulated_recordings_pass_check(tmp_path):
     for kind, n in [("worms", 2), ("sessions", 2), ("fish", 1)]:
         done = call("simulate", kind, "-n", n, "--out", tmp_path)

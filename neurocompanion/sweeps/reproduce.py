@@ -58,7 +58,7 @@ def draw(
                                log_output=False)
     return target
 
-# %% ../../nbs/sweeps/reproduce.ipynb #e6caeda9
+# %% ../../nbs/sweeps/reproduce.ipynb #1293ba77
 def reproduce(
     paper: str | None = None,        # all sweeps of this paper; None: every paper's headline
     *,
@@ -68,7 +68,8 @@ def reproduce(
     site_folder: str | Path = "_docs",  # where the pages go
 ) -> int:                            # 0 if everything went well, else 1
     "Run sweeps, draw figures, build the site, say where to look."
-    out, names, bad, done = Path(out or results_dir() / "reproduce").resolve(), sweeps(paper), [], {}
+    out, names = Path(out or results_dir() / "reproduce").resolve(), sweeps(paper)
+    bad, done = [], {}
     for name in names: bad += _run(name, scale, workers, out)
     for paper in dict.fromkeys(n.split("/")[0] for n in names):
         try: done[f"{paper}/figures.ipynb"] = draw(paper, out / paper)

@@ -82,18 +82,25 @@ def command(
         total, k = total + n, (k + 1) % len(names)
     return np.concatenate(bouts)
 
-# %% ../../nbs/recordings/simulate.ipynb #5b927da0
+# %% ../../nbs/recordings/simulate.ipynb #e04e866e
 def calcium(
     rate: np.ndarray,     # activity  # t ...
     frame_rate: float,    # frames per second
     rise: float = 0.3,    # seconds
-    decay: float = 2.0,   # seconds
+    decay=2.0,            # seconds, for all; or for each of the last axis
 ) -> np.ndarray:          # the same shape
     "What an indicator makes of `rate`, causally along the first axis."
-    for tau in within("rise", rise, above=True), within("decay", decay, above=True):
-        g = math.exp(-1 / (frame_rate * tau))
-        rate = lfilter([1 - g], [1, -g], rate, axis=0)
-    return rate
+    within("decay", float(np.min(decay)), above=True)
+    rate = _leak(rate, frame_rate * within("rise", rise, above=True))
+    if np.ndim(decay) == 0: return _leak(rate, frame_rate * decay)
+    columns = [_leak(rate[..., i], frame_rate * tau) for i, tau in enumerate(decay)]
+    return np.stack(columns, axis=-1)
+
+
+def _leak(x, tau):
+    "An exponential filter of `tau` frames along the first axis, which keeps the mean."
+    g = math.exp(-1 / tau)
+    return lfilter([1 - g], [1, -g], x, axis=0)
 
 # %% ../../nbs/recordings/simulate.ipynb #ca695a4d
 TUNED = {  # the neurons that are known to follow a state, by the first letters of their names
@@ -104,7 +111,7 @@ TUNED = {  # the neurons that are known to follow a state, by the first letters 
 SHARED = ("AIBL", "AIBR", "ALA", "AVAL", "AVAR", "AVBL", "AVER", "RID", "RIML", "RIMR",
           "RMED", "RMEL", "RMER", "VB1", "VB2")  # named in all five worms of Kato et al. 2015
 
-# %% ../../nbs/recordings/simulate.ipynb #695ca095
+# %% ../../nbs/recordings/simulate.ipynb #1c56e0c5
 def anatomy(
     rng: np.random.Generator,  # whose brain
     latents: int = 10,         # how many latent variables, the first two are the command's
@@ -121,22 +128,24 @@ def anatomy(
     own = rng.standard_normal((n, latents - 2)) * np.arange(3, latents + 1) ** -0.6
     loading = np.c_[strength * np.cos(angle), strength * np.sin(angle), 2.0 * own]  # i d
     return {"coupling": rng.standard_normal((n, n)), "loading": loading,            # i j
-            "bias": rng.standard_normal(n), "brightness": rng.standard_normal(n)}
+            **{k: rng.standard_normal(n) for k in ("bias", "brightness", "decay")}}         # i
 
-# %% ../../nbs/recordings/simulate.ipynb #516182f3
+# %% ../../nbs/recordings/simulate.ipynb #d743d186
 def individual(
     species: dict,      # the brain that all share
     own: dict,          # the brain this worm would have by itself
     wired: np.ndarray,  # which pairs are coupled at all  # i j
     variation: float,   # 0: a clone of the species, 1: a stranger
     coupling: float,    # gain of the loop through the coupling
+    kinetics: float = 0.0,  # spread of the calcium decay, of its logarithm
 ) -> dict:
     "The brain of one worm, in the units of the model."
     keep = math.sqrt(1 - variation**2)
     mix = {k: keep * species[k] + variation * own[k] for k in species}
     scale = 4 * coupling / math.sqrt(wired.sum() / len(wired))   # the sigmoid's slope is 1/4
     return {"coupling": scale * wired * mix["coupling"], "loading": mix["loading"],
-            "bias": 0.7 * mix["bias"] - 2.0, "brightness": 0.35 * np.exp(0.95 * mix["brightness"])}
+            "bias": 0.7 * mix["bias"] - 2.0, "brightness": 0.35 * np.exp(0.95 * mix["brightness"]),
+            "decay": 2.0 * np.exp(kinetics * np.clip(mix["decay"], -2, 2))}
 
 # %% ../../nbs/recordings/simulate.ipynb #33405b74
 def latent_walk(
@@ -175,7 +184,7 @@ def rates(
         r[t] = now
     return r
 
-# %% ../../nbs/recordings/simulate.ipynb #65efdd4b
+# %% ../../nbs/recordings/simulate.ipynb #174d9ae6
 def _run(brain, seen, frames, stream, p):
     "Trace and truth of the `seen` neurons; a minute is run before the first frame, and dropped."
     fps, skip = p["frame_rate"], round(60 * p["frame_rate"])
@@ -186,11 +195,13 @@ def _run(brain, seen, frames, stream, p):
     kicks = np.float32(math.sqrt(1 - math.exp(-2 / fps)) * p["process"]) * draw("process")
     r = rates(z, brain, fps, kicks)[:, seen]
     light = (1 - p["bleach"]) ** np.linspace(0, 1, frames)[:, None]
-    gain, first = p["amplitude"] * brain["brightness"][seen], calcium(np.ones(1), fps).item()
-    clean = (1 + gain * calcium(r, fps)[skip:]) * light - 1
+    gain, decay = p["amplitude"] * brain["brightness"][seen], brain["decay"][seen]
+    first = calcium(np.ones((1, len(decay))), fps, decay=decay)
+    clean = (1 + gain * calcium(r, fps, decay=decay)[skip:]) * light - 1
     return {"trace": clean + p["noise"] * draw("camera")[skip:, seen],
             "expected": clean - light * gain * first * kicks[skip:, seen],
-            "rate": r[skip:], "latent": z[skip:], "state": state[skip:], "brightness": gain}
+            "rate": r[skip:], "latent": z[skip:], "state": state[skip:], "brightness": gain,
+            "decay": decay}
 
 # %% ../../nbs/recordings/simulate.ipynb #a01cd088
 def _seen(rng, p):
@@ -233,13 +244,13 @@ def observed(
     left.attrs = {k: v for k, v in ds.attrs.items() if k != "truth"}
     return left
 
-# %% ../../nbs/recordings/simulate.ipynb #c538cb2f
+# %% ../../nbs/recordings/simulate.ipynb #a521d2d5
 def _worm(shared, wired, p):
     "One worm as a recording, with its truth."
     stream = lambda name: generator(p["seed"], "worm", p["worm"], name)
     seen, named = _seen(stream("seen"), p)
     own = anatomy(stream("anatomy"), p["latents"], p["cycle"])
-    brain = individual(shared, own, wired, p["variation"], p["coupling"])
+    brain = individual(shared, own, wired, p["variation"], p["coupling"], p["kinetics"])
     frames = within("duration × frame_rate", round(p["duration"] * p["frame_rate"]), 2, whole=True)
     run = _run(brain, seen, frames, stream, p)
     run = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in run.items()}
@@ -258,6 +269,7 @@ def _worm(shared, wired, p):
         loading=(("neuron", "latent"), brain["loading"][seen].astype(np.float32),
                  "weight of each latent"),
         brightness=("neuron", run["brightness"], "ΔF/F at rate 1"),
+        decay=("neuron", run["decay"], "time constant of calcium, seconds"),
         identity=("neuron", name, "the neuron's true name"))
 
 # %% ../../nbs/recordings/simulate.ipynb #caa11014
@@ -276,7 +288,7 @@ def _check_ring(cycle, always):
         raise ParameterError("no neuron has this name", where="always", found=strange[0],
                              expected="names of `NEURONS`, such as AVAL or VB1")
 
-# %% ../../nbs/recordings/simulate.ipynb #102ef305
+# %% ../../nbs/recordings/simulate.ipynb #0b1c7ac6
 def worms(
     n: int = 5,                       # how many worms
     *,
@@ -292,6 +304,7 @@ def worms(
     process: float|list = 0.1,       # noise inside the neurons, standard deviation
     variation: float = 0.3,           # between individuals: 0 clones, 1 strangers
     coupling: float = 0.6,            # gain of the loop through the coupling
+    kinetics: float = 0.9,            # spread of the calcium decay between neurons
     latents: int = 10,                # latent variables
     cycle: dict = CYCLE,              # the command's states
     always: tuple = SHARED,           # neurons named in every worm
@@ -301,7 +314,7 @@ def worms(
     n = within("n", n, 1, whole=True)
     _check_ring(cycle, always)
     variation = within("variation", variation, 0, 1)
-    coupling = within("coupling", coupling)
+    coupling, kinetics = within("coupling", coupling), within("kinetics", kinetics, 0, 3)
     within("latents", latents, 2, whole=True)
     limits = {"duration": dict(above=True), "frame_rate": dict(above=True),
               "neurons": dict(low=1, high=len(NEURONS), whole=True),

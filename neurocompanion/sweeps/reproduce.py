@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['sweeps', 'choose_data', 'draw', 'reproduce']
 
-# %% ../../nbs/sweeps/reproduce.ipynb #eb8a64d8
+# %% ../../nbs/sweeps/reproduce.ipynb #8d4ee0ce
+import subprocess, sys
 from importlib import import_module
 from pathlib import Path
 from ..core import NeurocompanionError, SweepError, home, results_dir
@@ -44,21 +45,23 @@ def _fixed(name, scale) -> dict:
     if "data" not in parameters_of(spec.template) or "data" in own: return {}
     return {"data": choose_data(spec.paper)}
 
-# %% ../../nbs/sweeps/reproduce.ipynb #be7e7643
+# %% ../../nbs/sweeps/reproduce.ipynb #83d7557c
 def draw(
     paper: str,           # the paper's folder
     results: str | Path,  # the folder that holds its sweeps by name
 ) -> Path:                # the executed notebook
     "Draw a paper's figures from `results`."
-    import papermill
     source, target = home() / "nbs" / paper / "figures.ipynb", Path(results) / "figures.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(str(source), str(target), {"results": str(results)},
-                               cwd=str(source.parent), kernel_name="python3", progress_bar=False,
-                               log_output=False)
-    return target
+    code = ("import sys; from neurocompanion.sweeps.warm import execute; "
+            "execute(sys.argv[1], sys.argv[2], {'results': sys.argv[3]})")
+    done = subprocess.run([sys.executable, "-c", code, source, target, results], cwd=source.parent,
+                          capture_output=True, text=True)
+    if done.returncode == 0: return target
+    raise SweepError("the figures could not be drawn", where=target, fix="Open the notebook to see",
+                     found=(done.stderr.strip().splitlines() or ["no message"])[-1])
 
-# %% ../../nbs/sweeps/reproduce.ipynb #1293ba77
+# %% ../../nbs/sweeps/reproduce.ipynb #2519578c
 def reproduce(
     paper: str | None = None,        # all sweeps of this paper; None: every paper's headline
     *,
@@ -73,8 +76,7 @@ def reproduce(
     for name in names: bad += _run(name, scale, workers, out)
     for paper in dict.fromkeys(n.split("/")[0] for n in names):
         try: done[f"{paper}/figures.ipynb"] = draw(paper, out / paper)
-        except Exception as e:
-            bad.append(f"figures of {paper}: {str(e).strip().splitlines()[-1]}")
+        except SweepError as e: bad.append(str(e))
     try: page = _site(site_folder, done)
     except NeurocompanionError as e: page = bad.append(f"site: {e}")
     _tell(done, page, bad)

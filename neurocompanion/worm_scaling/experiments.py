@@ -17,7 +17,7 @@ from ..training.fit import evaluate, fit
 from ..training.metrics import masked_mse
 from . import data as wd, models
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #30c3dbef
+# %% ../../nbs/worm_scaling/experiments.ipynb #19f862e4
 REAL = ("kato2015",)  # registry names of worm recordings that are read
 
 
@@ -28,7 +28,7 @@ def pool(
 ) -> tuple:                     # standardised worms
     "The worms that an experiment draws from."
     if data == "real": raw = [w for name in REAL for w in read_worms(sources.fetch(name))]
-    elif data == "simulated": raw = simulate.worms(12, seed=0)
+    elif data == "simulated": raw = simulate.worms(12, seed=0, duration=1080)
     else: raise ParameterError("there is no such pool", found=repr(data),
                                expected="'real' or 'simulated'")
     return tuple(wd.standardise(w, statistics=statistics) for w in raw)

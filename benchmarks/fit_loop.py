@@ -2,7 +2,10 @@
 
     python benchmarks/fit_loop.py
 
-Trains an LSTM on batches of 64 windows of 100 steps of 302 neurons. Two answers in one run: the
+Trains an LSTM as the worm-scaling paper does, on batches of 64 windows of 101 steps of 302 neurons
+and a mask of the labelled ones: what is forecast is the window itself, one step later. Beside it
+stands the same with inputs, targets and masks as three tensors of full size, which have to be
+gathered for every batch. Two answers in one run: the
 share of `fit`'s time that is not spent inside forward, backward and the optimiser's step, by
 clocks around these three; and `fit` against the bare tensor operations, in turns, as a ratio of
 medians. The share must stay at or below 5 % for 64 hidden units. A tiny network is shown beside
@@ -17,6 +20,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from neurocompanion.training import metrics
 from neurocompanion.training.fit import fit
 from neurocompanion.training.schedules import make_optimiser
 
@@ -31,6 +35,11 @@ class LSTM(nn.Module):
         self.read = nn.Linear(hidden, neurons)
 
     def forward(self, x): return self.read(self.memory(self.embed(x))[0])
+
+
+def one_step_ahead(model, windows, mask):
+    "The loss of the worm-scaling paper, and the number of entries it is the mean of."
+    return metrics.masked_mse(model(windows[:, :-1]), windows[:, 1:], mask, weight=True)
 
 
 def masked_mse(model, x, y, mask):
@@ -117,13 +126,16 @@ def main():
     torch.set_num_threads(given.threads)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(512, 101, 302, generator=draw)
-    mask = (torch.rand(512, 1, 302, generator=draw) < 0.3).expand(-1, 100, -1).contiguous()
-    worms = (x[:, :-1].contiguous(), x[:, 1:].contiguous(), mask)
+    mask = torch.rand(512, 302, generator=draw) < 0.3
+    full = mask[:, None].expand(-1, 100, -1).contiguous()
+    apart = (x[:, :-1].contiguous(), x[:, 1:].contiguous(), full)
     few = (torch.randn(512, 30, generator=draw), torch.randn(512, 7, generator=draw),
            torch.ones(512, 7, dtype=torch.bool))
     mlp = lambda: nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
                                 nn.Linear(16, 7))
-    share = case("LSTM, 64 hidden", lambda: LSTM(302, 64), worms, masked_mse, 2, 64, given.turns)
+    lstm = lambda: LSTM(302, 64)
+    share = case("LSTM, 64 hidden", lstm, (x, mask), one_step_ahead, 2, 64, given.turns)
+    case("the same, inputs and targets apart", lstm, apart, masked_mse, 2, 64, given.turns)
     case("MLP 30-16-16-7", mlp, few, masked_mse, 30, 64, given.turns)
     print("within 5 %" if share <= 0.05 else "MORE THAN 5 %")
 

@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import numpy as np
 
 from neurocompanion import core
 from neurocompanion.recordings.standard import traces
-from neurocompanion.recordings.worm import read_worms, write_kato
+from neurocompanion.recordings.worm import read_worms
+from neurocompanion.recordings.worm_writers import write_kato
 
 
 def simulated(folder, worms=5, neurons=110, T=3000):
@@ -51,6 +53,16 @@ def medians(ways, path, turns=5):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
+def peak(read, path):
+    "MiB that Python holds at its peak while it reads, with what it returns."
+    tracemalloc.start()
+    kept = read(path)
+    most = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    del kept
+    return most
+
+
 def given_file(folder):
     "The file to read, and what it is."
     if len(sys.argv) > 1: return Path(sys.argv[1])
@@ -68,11 +80,13 @@ def main():
         path = given_file(folder)
         print(f"{path.name}: {len(read_worms(path))} worms, {path.stat().st_size / 2**20:.1f} MiB")
         found = medians(ways, path)
+        memory = {name: peak(ways[name], path) for name in ways if name != "every number"}
     ours = found["read_worms"]
     print(f"read_worms: {1e3 * ours:.0f} ms, {ours / found['every number']:.2f} × the time of "
           "reading every number of the file")
     if "mat73" in found: print(f"mat73: {found['mat73'] / ours:.2f} × the time of read_worms")
     else: print("mat73 is not installed: pip install mat73 to compare")
+    for name, mib in memory.items(): print(f"{name}: {mib:.1f} MiB at its peak")
 
 
 if __name__ == "__main__": main()

@@ -32,16 +32,20 @@ def _fetch(args):
     from neurocompanion.recordings.sources import fetch
     for name in args.name: print(fetch(name))
 
-# %% ../nbs/command.ipynb #73ea473f
+# %% ../nbs/command.ipynb #e41346b1
 def _check(args):
-    from neurocompanion.recordings.standard import open_recording
+    from neurocompanion.recordings.standard import KINDS, check, open_recording
     bad = 0
     for path in args.file:
-        try: ds = open_recording(path)
+        try:
+            with open_recording(path, lazy=True) as ds: check(ds)  # every value, block by block
         except NeurocompanionError as e: bad += 1; print(e, file=sys.stderr); continue
-        sizes = ", ".join(f"{n} {k}" for k, n in ds.sizes.items())
-        what = f"{ds.attrs['kind']} of {ds.attrs['subject']} ({sizes})"
-        print(f"{path}: {what}: follows the standard")
+        except OSError as e: bad += 1; print(f"{path}: the file is damaged: {e}", file=sys.stderr)
+        else:
+            sizes = ds[KINDS[ds.attrs["kind"]][0]].sizes
+            what = f"{ds.attrs['kind']} of {ds.attrs['subject']}"
+            print(f"{path}: {what} ({', '.join(f'{k} {n}' for k, n in sizes.items())})"
+                  ": follows the standard")
     return 1 if bad else 0
 
 # %% ../nbs/command.ipynb #dff7332a
@@ -109,7 +113,7 @@ _SCALE = _arg("--scale", choices=["tiny", "laptop", "paper"], default="laptop",
               help="size of the grid (default: laptop)")
 _WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
 
-# %% ../nbs/command.ipynb #5f0e0f7d
+# %% ../nbs/command.ipynb #a4665e85
 _COMMANDS = {
     "sources": (_sources, "list the public recordings, and where each is", "sources kato",
         _arg("name", nargs="?", default="", help="only names that hold this text")),
@@ -119,12 +123,16 @@ _COMMANDS = {
         _arg("file", nargs="+", help="a netCDF file or Zarr folder in the data standard")),
     "simulate": (_simulate, "write recordings with known truth",
         "simulate worms -n 5 --out simulated",
-        _arg("kind", choices=SIMULATORS), _arg("-n", type=int, default=4, help="how many"),
-        _arg("--seed", type=int, default=0), _arg("--out", metavar="DIR", required=True)),
+        _arg("kind", choices=SIMULATORS, help="calcium of worms, spikes of sessions at growing "
+             "distances, of a chaotic network or of the Lorenz system, video of a fish"),
+        _arg("-n", type=int, default=4, help="how many (default: 4)"),
+        _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
+        _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
         _arg("name", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),
-        _arg("--engine", choices=["processes", "ray", "slurm"], default="processes"),
+        _arg("--engine", choices=["processes", "ray", "slurm"], default="processes",
+             help="where runs run (default: processes, on this machine)"),
         _arg("--no-retry", action="store_true", help="leave failed runs as they are")),
     "collect": (_collect, "gather a sweep's runs in one table",
         "collect results/worm_scaling/headline/tiny",

@@ -7,8 +7,8 @@ __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingErro
            'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'set_seed', 'use_deterministic',
            'default_device', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
 
-# %% ../nbs/core.ipynb #01c52834
-import hashlib, os, random, subprocess, sys, time
+# %% ../nbs/core.ipynb #275b39c2
+import errno, hashlib, os, random, subprocess, sys, time
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
@@ -32,14 +32,15 @@ class NeurocompanionError(Exception):
     def __reduce__(self):  # exceptions cross process borders: keep the five parts
         return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.fix)
 
-# %% ../nbs/core.ipynb #e110ee6a
+# %% ../nbs/core.ipynb #f3fcaffa
 def _sentence(what, where, expected, found, fix):
     "The five parts of an error as one line."
     text = f"{where}: {what}" if where is not None else f"{what}"
     pair = [("expected", expected), ("found", found)]
     facts = ", ".join(f"{k} {v}" for k, v in pair if v is not None)
     if facts: text += f": {facts}"
-    return f"{text}. {str(fix).rstrip('.')}." if fix is not None else text
+    if fix is None: return text
+    return f"{text}. {fix}" if str(fix).endswith((".", "?")) else f"{text}. {fix}."
 
 
 def _rebuild(kind, *parts):
@@ -78,11 +79,11 @@ def _checkout() -> Path | None:
         if _is_home(p) and (p / "settings.ini").is_file(): return p
     return None
 
-# %% ../nbs/core.ipynb #c183c8fc
+# %% ../nbs/core.ipynb #49306abd
 def home() -> Path:
     "The folder that holds `nbs/` and `data/`; `NEUROCOMPANION_HOME` overrides it."
     if given := os.environ.get("NEUROCOMPANION_HOME"):
-        if _is_home(Path(given)): return Path(given).resolve()
+        if _is_home(Path(given).expanduser()): return Path(given).expanduser().resolve()
         raise NeurocompanionError(
             "this is not a neurocompanion folder", where="NEUROCOMPANION_HOME", found=given,
             expected="a folder with nbs/ and data/registry.csv",
@@ -95,38 +96,40 @@ def home() -> Path:
         found=f"neither around {Path.cwd()} nor in {shared}",
         fix="Work in a clone of the repository, or set NEUROCOMPANION_HOME to one")
 
-# %% ../nbs/core.ipynb #3574d5fd
+# %% ../nbs/core.ipynb #7bc8face
 def results_dir() -> Path:
     "Where runs are written: `NEUROCOMPANION_RESULTS`, else `results/` in the checkout, else here."
-    if given := os.environ.get("NEUROCOMPANION_RESULTS"): return Path(given).resolve()
+    if given := os.environ.get("NEUROCOMPANION_RESULTS"): return Path(given).expanduser().resolve()
     return (_checkout() or Path.cwd()) / "results"
 
 
 def cache_dir() -> Path:
     "Where downloads are kept: `NEUROCOMPANION_CACHE`, else the user's cache directory."
-    if given := os.environ.get("NEUROCOMPANION_CACHE"): return Path(given).resolve()
+    if given := os.environ.get("NEUROCOMPANION_CACHE"): return Path(given).expanduser().resolve()
     base = {"darwin": Path.home() / "Library" / "Caches",
             "win32": Path(os.environ.get("LOCALAPPDATA", Path.home()))}
     other = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base.get(sys.platform, other) / "neurocompanion"
 
-# %% ../nbs/core.ipynb #1d3bb93b
+# %% ../nbs/core.ipynb #92619139
 def mirror_dir() -> Path | None:
     "The folder of files brought by hand, `NEUROCOMPANION_MIRROR`, or None."
     given = os.environ.get("NEUROCOMPANION_MIRROR")
     if not given: return None
-    if Path(given).is_dir(): return Path(given).resolve()
+    if (folder := Path(given).expanduser()).is_dir(): return folder.resolve()
     raise SourceError("the mirror is not a folder", where="NEUROCOMPANION_MIRROR", found=given,
                       expected="an existing folder",
                       fix="Correct the path, or unset it to download instead")
 
-# %% ../nbs/core.ipynb #745d4171
+# %% ../nbs/core.ipynb #0260f0c2
 @contextmanager
 def atomic_path(
     path: str | Path,  # the file to write in the end; its folder is made if need be
 ):
     "A temporary path beside `path` that replaces it when the block ends without an error."
-    path = Path(path)
+    path = Path(path).resolve() if os.path.islink(path) else Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a device or pipe, not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unique = f"{os.getpid()}-{random.SystemRandom().randrange(16**6):06x}"
     tmp = path.with_name(f".{path.name}.{unique}.tmp")
@@ -168,11 +171,15 @@ def use_deterministic(
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = False
 
-# %% ../nbs/core.ipynb #23fd29d2
+# %% ../nbs/core.ipynb #dd988bbc
 def default_device():
     "The best device here: `NEUROCOMPANION_DEVICE`, else a GPU, else the CPU."
     import torch
-    if given := os.environ.get("NEUROCOMPANION_DEVICE"): return torch.device(given)
+    if given := os.environ.get("NEUROCOMPANION_DEVICE"):
+        try: return torch.device(given)
+        except RuntimeError as e:
+            raise ParameterError("there is no such device", where="NEUROCOMPANION_DEVICE",
+                                 expected="cpu, cuda, cuda:1, mps …", found=given) from e
     if torch.cuda.is_available(): return torch.device("cuda")
     mps = getattr(torch.backends, "mps", None)
     return torch.device("mps" if mps and mps.is_available() else "cpu")
@@ -199,20 +206,22 @@ def progress(
     return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, leave=False,
                 **kwargs)
 
-# %% ../nbs/core.ipynb #e4b660e3
+# %% ../nbs/core.ipynb #48bdd4cb
 def git_revision(
     folder: Path | None = None,  # a folder in the checkout
 ) -> dict:
     "The checkout's revision and whether files differ from it; None where there is no git."
+    folder = folder or _checkout()
+    if folder is None: return {"revision": None, "dirty": None}
+
     def git(*a):
-        run = subprocess.run(["git", "-C", str(folder or home()), *a], capture_output=True,
-                             text=True, timeout=20, check=True)
+        run = subprocess.run(["git", "-C", str(folder), *a], capture_output=True, text=True,
+                             timeout=20, check=True)
         return run.stdout.strip()
 
     try: return {"revision": git("rev-parse", "HEAD"),
                  "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError, NeurocompanionError):
-        return {"revision": None, "dirty": None}
+    except (OSError, subprocess.SubprocessError): return {"revision": None, "dirty": None}
 
 
 @lru_cache

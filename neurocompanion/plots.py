@@ -87,7 +87,7 @@ def _count(n, what):
     "`3 seeds`, `1 seed`."
     return f"{n} {what}{'' if n == 1 else 's'}"
 
-# %% ../nbs/plots.ipynb #04cce8eb
+# %% ../nbs/plots.ipynb #e36540de
 def over_seeds(
     data: pd.DataFrame,  # tidy rows, one for each run
     x: str,              # column of the size that is varied
@@ -95,17 +95,25 @@ def over_seeds(
     interval=None,       # scores -> (low, high); lowest and highest score if None
 ) -> pd.DataFrame:       # one row for each size: x, mean, low, high, n
     "Mean score at each size, with an interval over the runs that share the size."
-    if missing := [c for c in (x, y) if c not in data.columns]:
-        raise ParameterError(f"no column {missing[0]!r}", where="over_seeds",
-                             expected=f"one of {', '.join(map(str, data.columns))}")
-    if bad := int((~np.isfinite(data[[x, y]].astype(float))).any(axis=1).sum()):
+    _need_columns(data, x, y)
+    numbers = data[[x, y]].apply(pd.to_numeric, errors="coerce").astype(float)
+    if bad := int((~np.isfinite(numbers)).any(axis=1).sum()):
         raise ParameterError(f"{_count(bad, 'row')} without a finite number", where=f"{x}, {y}",
                              fix="Drop the rows of failed runs, and say so beside the figure")
     interval = interval or (lambda scores: (scores.min(), scores.max()))
     rows = [(size, v.mean(), *interval(v.to_numpy()), len(v)) for size, v in data.groupby(x)[y]]
     return pd.DataFrame(rows, columns=["x", "mean", "low", "high", "n"])
 
-# %% ../nbs/plots.ipynb #af70805c
+# %% ../nbs/plots.ipynb #79100dff
+def _need_columns(data, *names):
+    "Rows there must be, and columns of these names."
+    for name in names:
+        if name not in data.columns:
+            raise ParameterError(f"no column {name!r}", where="tidy rows",
+                                 expected=f"one of {', '.join(map(str, data.columns))}")
+    if not len(data): raise ParameterError("there are no runs to draw", where="tidy rows")
+
+# %% ../nbs/plots.ipynb #95653fe8
 def scaling_curve(
     ax,                  # axes to draw on
     data: pd.DataFrame,  # tidy rows, one for each run
@@ -120,14 +128,16 @@ def scaling_curve(
     log: str = "xy",     # axes with a logarithmic scale
 ):                       # the axes
     "Mean score against size, with a band over seeds and the fitted law."
-    curves = dict(list(data.groupby(hue, sort=False))) if hue else {None: data}
+    _need_columns(data, x, y, *[hue] * bool(hue))
+    groups = data.groupby(hue, sort=False, dropna=False, observed=True) if hue else [(None, data)]
+    curves = dict(list(groups))
     names = list(dict.fromkeys([*(order or []), *curves]))
     curves = {name: curves[name] for name in names if name in curves}
-    fit = fit if isinstance(fit, dict) else {name: fit for name in curves if fit}
+    fit = _laws(fit, curves)
     look = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(names)}
     for name, rows in curves.items():
         _curve(ax, over_seeds(rows, x, y, interval), *look[name], name)
-    for axis in log: _log(ax, axis)
+    for axis in log: _log(ax, axis, data[x if axis == "x" else y].min())
     for name in curves:
         if name in fit: _law(ax, fit[name], look[name][0], "x" in log)
     if fit: ax.plot([], [], color=GREY, ls=_DASHED, lw=1, label="fitted law")
@@ -136,11 +146,23 @@ def scaling_curve(
     if ax.get_legend_handles_labels()[1]: ax.legend()
     return ax
 
-# %% ../nbs/plots.ipynb #357cdb8a
+# %% ../nbs/plots.ipynb #fb222371
 _DASHED = (0, (4, 2))
 
-def _log(ax, axis):
+def _laws(fit, curves):
+    "The law of each curve that has one."
+    if not isinstance(fit, dict): return {name: fit for name in curves if fit}
+    if not fit or set(fit) & set(curves): return fit
+    raise ParameterError("no fitted law belongs to a curve", found=", ".join(map(str, fit)),
+                         expected=f"one of {', '.join(map(str, curves))}",
+                         fix="Without hue, give the law alone")
+
+def _log(ax, axis, least=1):
     "A logarithmic axis with plain numbers at 1, 2, 5, or powers of ten where it spans decades."
+    if least <= 0:
+        raise ParameterError(f"a logarithmic {axis} axis hides what is not above 0",
+                             expected="positive numbers", found=f"{least:.4g}",
+                             fix=f"Leave {axis!r} out of log")
     ax.set(**{f"{axis}scale": "log"})
     low, high = getattr(ax, f"get_{axis}lim")()
     if high / low > 500: return
@@ -222,7 +244,7 @@ def learning_curves(
     ax.legend()
     return ax
 
-# %% ../nbs/plots.ipynb #11aa1ada
+# %% ../nbs/plots.ipynb #2c3194aa
 def _epochs(history, name):
     "A history with one row for each epoch, the last of it."
     history = pd.DataFrame(history)
@@ -230,6 +252,9 @@ def _epochs(history, name):
         raise ParameterError("this is not a history", where=name or "learning_curves",
                              expected="columns epoch and train_loss or valid_loss",
                              found=", ".join(map(str, history.columns)) or "no columns")
+    if "member" in history and history["member"].nunique() > 1:
+        raise ParameterError("this history has several members", where=name or "learning_curves",
+                             fix="Draw one, or a dictionary: dict(list(history.groupby('member')))")
     return history.groupby("epoch", as_index=False).last()
 
 # %% ../nbs/plots.ipynb #3d09873f
@@ -265,11 +290,11 @@ def rates(
     ax.set(xlabel=xlabel, ylabel="unit")
     return ax
 
-# %% ../nbs/plots.ipynb #96cbe24f
+# %% ../nbs/plots.ipynb #06fad5a2
 def _frames(x, time, what):
     "Numbers as (time, unit), their time axis, and its label."
     x = np.asarray(x)
-    if x.ndim != 2:
+    if x.ndim != 2 or not x.size:
         raise ParameterError("one trial at a time", where=what, expected="numbers (time, unit)",
                              found=f"an array of shape {x.shape}", fix="Pick a trial, as in x[0]")
     if time is None: return x, np.arange(len(x)), "time bin"
@@ -283,7 +308,7 @@ def _ends(time):
     step = (time[-1] - time[0]) / (len(time) - 1) if len(time) > 1 else 1
     return time[0] - step / 2, time[-1] + step / 2
 
-# %% ../nbs/plots.ipynb #50b7a438
+# %% ../nbs/plots.ipynb #d552c0bf
 def traces_with_forecasts(
     ax,            # axes to draw on
     trace,         # measured traces                         # time neuron
@@ -296,7 +321,9 @@ def traces_with_forecasts(
 ):                 # the axes
     "Traces one above the other, with what each model said would follow."
     trace, time, label = _frames(trace, time, "trace")
-    lift = -gap * (np.nanmax(np.ptp(trace, axis=0), initial=0) or 1) * np.arange(trace.shape[1])
+    frame = pd.DataFrame(trace)                                  # its sums pass over NaN
+    span = (frame.max() - frame.min()).max()
+    lift = -gap * (span if span > 0 else 1) * np.arange(trace.shape[1])
     ax.plot(time, trace + lift, color=INK, lw=1, label=["measured"] + [None] * (len(lift) - 1))
     first = len(trace)
     for i, (model, f) in enumerate((forecasts or {}).items()):
@@ -305,8 +332,11 @@ def traces_with_forecasts(
                 label=[model] + [None] * (len(lift) - 1))
         first = min(first, begin)
     if first < len(trace): ax.axvspan(time[first], time[-1], color=PALE, alpha=0.45, lw=0, zorder=0)
-    levels = np.nanmedian(trace, axis=0) + lift
-    ax.set_yticks(levels, range(len(lift)) if names is None else names)
+    names = range(len(lift)) if names is None else names
+    if len(names) != len(lift):
+        raise ParameterError("the names do not fit the traces", expected=f"{len(lift)} names",
+                             found=len(names))
+    ax.set_yticks(frame.median().fillna(0).to_numpy() + lift, names)
     ax.set(xlabel=label, xlim=(time[0], time[-1]))
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)

@@ -326,12 +326,15 @@ def _is_ours(out, project):
         raise ParameterError("this is not the folder of a site, and will not be replaced",
                              where=out, fix="Name a new or an empty folder, outside nbs/")
 
-# %% ../nbs/site.ipynb #af8d6caf
+# %% ../nbs/site.ipynb #b36a893c
 def readme(
     project=None,  # folder that holds `nbs/index.ipynb`; this project's if None
 ) -> Path:         # README.md
     "Write the README from `nbs/index.ipynb`."
     project, files = Path(project or home()).resolve(), {}
+    if project == home() and not (project / "settings.ini").is_file():
+        raise SiteError("an installed package has no README to write", where=project,
+                        fix="Work in a clone of the repository")
     text = readme_text(_read(project / "nbs/index.ipynb"), "index.ipynb", files)
     for name, data in {**files, "README.md": text.encode()}.items():
         with atomic_path(project / name) as tmp: tmp.write_bytes(data)

@@ -66,6 +66,33 @@ def test_check_refuses(tmp_path):
     assert "notes.txt" in done.stderr and "nothing.nc" in done.stderr
 
 
+def test_check_looks_at_every_value_of_large_files(tmp_path, monkeypatch, capsys):
+    import h5py
+    import numpy as np
+
+    from neurocompanion.command import main
+    from neurocompanion.recordings import standard
+    ds = standard.video(np.ones((90, 2, 16, 16), "float32"), sampling_rate=1, subject="fish",
+                        source="test")
+    path = standard.save(ds, tmp_path / "a.nc")
+    monkeypatch.setattr(standard, "_LARGE", 1000)   # such files are opened lazily
+    assert main(["check", str(path)]) == 0
+    assert "fish (time 90, z 2, y 16, x 16): follows" in capsys.readouterr().out
+    with h5py.File(path, "a") as f: f["video"][70, 1, 2, 3] = np.nan
+    assert main(["check", str(path)]) == 1
+    assert "time 70 s, z 1, y 2, x 3: `video` has gaps" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    for args in (["sources"], ["--help"]):
+        done = subprocess.run([str(BIN / "neurocompanion"), *args], stdout=write,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 0 and done.stderr == ""
+    os.close(write)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     "The folder of the tiny headline sweep."

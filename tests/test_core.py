@@ -71,3 +71,34 @@ def test_progress_shows_rate_and_remaining_time(monkeypatch, capfd):
         monkeypatch.delenv(name, raising=False)
     for _ in core.progress(range(3), desc="worms", mininterval=0.1): time.sleep(0.15)
     assert "worms" in (shown := capfd.readouterr().err) and "it/s" in shown
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for name, folder in [("RESULTS", core.results_dir), ("CACHE", core.cache_dir),
+                         ("MIRROR", core.mirror_dir)]:
+        monkeypatch.setenv(f"NEUROCOMPANION_{name}", "~/data")
+        assert folder() == (tmp_path / "data").resolve()
+
+
+def test_atomic_path_leaves_devices_and_links_in_place(tmp_path):
+    target, link, pipe = (tmp_path / n for n in ("a.csv", "link.csv", "pipe"))
+    target.write_text("old")
+    link.symlink_to(target)
+    with core.atomic_path(link) as tmp: tmp.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
+        tmp.write_text("x")
+    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_question_ends_with_its_own_mark():
+    assert str(core.SourceError("no such name", fix="Did you mean it?")).endswith("mean it?")
+    assert str(core.SourceError("no such name", fix="Correct it.")).endswith("Correct it.")
+
+
+def test_no_such_device(monkeypatch):
+    monkeypatch.setenv("NEUROCOMPANION_DEVICE", "gpu 1")
+    with pytest.raises(core.ParameterError, match="no such device"): core.default_device()

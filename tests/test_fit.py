@@ -542,3 +542,40 @@ def test_an_iterable_that_lies_about_its_length():
 def test_no_parameters():
     with pytest.raises(ParameterError, match="no parameters to train"):
         fit(nn.ReLU(), mse, TRAIN, epochs=1)
+
+
+# ---- pieces without labels, losses without a gradient, layers of another kind
+
+def test_a_piece_without_labels_is_passed_over():
+    mask = torch.ones(100, 3)
+    mask[:50] = 0
+    whole, parts = nn.Linear(5, 3), nn.Linear(5, 3)
+    parts.load_state_dict(whole.state_dict())
+    for model, pieces in (whole, 1), (parts, 2):
+        fit(model, masked, (*TRAIN, mask), epochs=3, batch=100, accumulate=pieces, shuffle=False)
+    assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
+    with pytest.raises(TrainingError, match="Nothing in this batch is labelled"):
+        fit(parts, masked, (*TRAIN, mask * 0), epochs=1, batch=100, accumulate=2)
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(loss=lambda m, x, y: mse(m, x, y).detach()), "does not depend on the model's parameters"),
+    (dict(loss=lambda m, x, y: (mse(m, x, y), 1, 2)), "must be one number: .* found tuple"),
+    (dict(lr=math.inf), "lr is out of range"),
+    (dict(weight_decay=-1), "weight_decay is out of range"),
+    (dict(model=nn.ReLU()), "Score it as it is"),
+])
+def test_what_cannot_be_trained_says_so(change, says):
+    with pytest.raises(ParameterError, match=says):
+        fit(**dict(model=network(), loss=mse, train=TRAIN, epochs=1) | change)
+
+
+def test_a_checkpoint_knows_the_kinds_of_layers(tmp_path):
+    make = lambda kind: nn.Sequential(nn.Linear(5, 4), kind(), nn.Linear(4, 3))
+    fit(make(nn.ReLU), mse, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(TrainingError, match="belongs to another run: expected model = Sequential"):
+        fit(make(nn.Tanh), mse, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
+
+
+def test_no_checkpoint_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError): read_checkpoint(tmp_path / "none.pt")

@@ -403,3 +403,52 @@ def test_importing_metrics_needs_no_torch():
             "print([k for k in ('torch', 'pandas', 'scipy', 'matplotlib') if k in sys.modules])")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- every sensible kind of input
+
+def test_masks_with_axes_of_length_one():
+    rng = np.random.default_rng(0)
+    pred, target = rng.standard_normal((2, 4, 6, 5))
+    mask = rng.random((4, 5)) < 0.5
+    want = M.masked_mse(pred, target, mask)
+    assert M.masked_mse(pred, target, mask[:, None]) == want
+    assert M.masked_mse(*map(torch.tensor, (pred, target, mask[:, None]))).item() == \
+        pytest.approx(want)
+    for one in mask[:1], mask[:1, None], mask[0]:
+        assert M.masked_mse(pred, target, one) == M.masked_mse(pred, target, mask[0])
+    late = (np.arange(6) > 2)[None, :, None]
+    assert M.masked_mse(pred, target, late) == pytest.approx(M.masked_mse(pred[:, 3:],
+                                                                          target[:, 3:]))
+    for wrong in mask[:2], mask[:, :4], np.ones((4, 6)), np.ones((1, 4, 6, 5)):
+        with pytest.raises(ParameterError, match="the mask does not fit the data"):
+            M.masked_mse(pred, target, wrong)
+
+
+@pytest.mark.filterwarnings("error")
+def test_bool_tensors_and_arrays_that_cannot_be_written_to():
+    yes, no = torch.tensor([True, True]), torch.tensor([True, False])
+    assert M.masked_mse(yes, no).item() == 0.5
+    target = np.broadcast_to(1.0, (3, 2))
+    loss = M.masked_mse(torch.zeros(3, 2), target, np.broadcast_to(True, 2))
+    assert loss.item() == 1 and M.masked_mse(torch.zeros(3, 2), np.ones((3, 2))[::-1]).item() == 1
+
+
+@pytest.mark.parametrize("f", [M.r2, M.bits_per_spike, M.pseudo_r2])
+def test_no_neurons_and_hidden_entries(f):
+    none = np.zeros((3, 0))
+    assert np.isnan(f(none, none)) and f(none, none, "each").shape == (0,)
+    pred, target = np.array([[1.0], [2], [3]]), np.array([[1.0], [5], [2]])
+    hidden = np.ma.masked_equal(target, 5)
+    assert f(pred, hidden) == f(pred[[0, 2]], target[[0, 2]])
+
+
+@pytest.mark.parametrize("value", [np.array([1 + 1j]), torch.tensor([1 + 1j]), ["1"],
+                                   np.array(["2026-11-21"], "M8[D]")])
+def test_what_is_no_real_number_is_refused(value):
+    with pytest.raises(ParameterError, match="not an array of numbers"): M.r2(value, [1.0])
+
+
+def test_infinite_data_are_not_blamed_on_the_model():
+    with pytest.raises(ParameterError, match="target holds NaN or inf.*Mark as NaN"):
+        M.r2([1.0, 2.0], [1.0, np.inf])

@@ -64,6 +64,15 @@ def test_shows_results(path):
     assert any(c["outputs"] for c in code), "no cell has an output: execute the notebook"
 
 
+@each
+def test_comments_of_cells_take_one_line(path):
+    "nbdev drops the further lines of a value before Quarto sees them: captions would be lost."
+    for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] != "code": continue
+        folded = re.search(r"^#\|\s*[\w-]+:\s*[>|][+-]?\s*$", "".join(cell["source"]), re.M)
+        assert not folded, f"cell {i}: {folded.group()}: shorten it to one line"
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     "A copy of the tree, exported and cleaned again."

@@ -211,3 +211,43 @@ def test_nothing_is_cut_off(runs, width):
             box = text.get_window_extent()
             assert frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1, text.get_text()
             assert frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1, text.get_text()
+
+
+@pytest.mark.parametrize("change, how, says", [
+    (lambda r: r, dict(hue="zz"), "no column 'zz'"),
+    (lambda r: r[:0], {}, "there are no runs to draw"),
+    (lambda r: r.assign(loss=-r.loss), {}, "a logarithmic y axis hides what is not above 0"),
+    (lambda r: r.assign(loss="a"), {}, "rows without a finite number"),
+    (lambda r: r, dict(fit={"a": abs}), "no fitted law belongs to a curve"),
+])
+def test_scaling_curve_leaves_nothing_out_in_silence(ax, runs, change, how, says):
+    with pytest.raises(ParameterError, match=says):
+        plots.scaling_curve(ax, change(runs), "n", "loss", **how)
+
+
+def test_curves_without_a_name_are_drawn(ax, runs):
+    plots.scaling_curve(ax, runs.assign(model=runs.model.where(runs.model == "a")), "n", "loss",
+                        "model")
+    assert texts(ax) == ["a", "nan"]
+
+
+def test_a_population_is_not_one_history(ax):
+    h = pd.DataFrame(dict(member=[0, 1], epoch=[1, 1], train_loss=[1.0, 2.0]))
+    with pytest.raises(ParameterError, match="several members"): plots.learning_curves(ax, h)
+    plots.learning_curves(ax, dict(list(h.groupby("member"))))
+
+
+@pytest.mark.filterwarnings("error")
+def test_traces_with_gaps_keep_their_distance(ax):
+    trace = 100 * np.random.default_rng(0).standard_normal((50, 3))
+    trace[0], trace[:, 2] = np.nan, np.nan  # a gap, and a neuron without a name
+    plots.traces_with_forecasts(ax, trace)
+    one, two = (line.get_ydata()[1:] for line in ax.get_lines()[:2])
+    assert one.min() > two.max()
+    with pytest.raises(ParameterError, match="expected 3 names, found 1"):
+        plots.traces_with_forecasts(ax, trace, names=["AVAL"])
+
+
+def test_no_bins_are_no_trial(ax):
+    with pytest.raises(ParameterError, match="one trial at a time"):
+        plots.raster(ax, np.zeros((0, 3)))

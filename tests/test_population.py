@@ -328,3 +328,67 @@ def test_an_error_of_the_user_stays_what_it_is():
     data = (DATA[0].float(), DATA[1])
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         fit_population(lambda: nn.Linear(29, 7), mean, data, seeds=2, epochs=1)
+
+
+def test_a_layer_used_twice(double):
+    def make():
+        layer = nn.Linear(30, 30)
+        return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(30, 7))
+    pop = fit_population(make, mean, DATA, seeds=2, epochs=3)
+    core.set_seed(1)
+    alone = make()
+    fit(alone, mean, DATA, seed=1, epochs=3)
+    torch.testing.assert_close(pop.model(1)(VALID[0]), alone(VALID[0]))
+    torch.testing.assert_close(pop.predict(VALID[0])[1], alone(VALID[0]))
+    member = pop.model(0)
+    assert member[0] is member[2]
+
+
+def test_members_begin_as_set_seed_would_have_them():
+    def make():
+        model = nn.Linear(2, 1)
+        model.noise = np.random.rand(), torch.rand(1).item()
+        return model
+    pop = fit_population(make, lambda m, x: m(x).square().mean(), (torch.ones(4, 2),), seeds=[9],
+                         epochs=1, lr=1e-30, weight_decay=0)
+    core.set_seed(9)
+    alone = make()
+    assert pop.skeleton.noise == alone.noise
+    assert torch.equal(pop.model(0).weight, alone.weight)
+
+
+def test_an_interrupted_population_is_not_lost(double):
+    calls = iter(range(20))
+
+    def watched(model, x, y):
+        if next(calls, None) is None: raise KeyboardInterrupt
+        return mean(model, x, y)
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after 4 epochs; .* `population`") as e:
+        fit_population(perceptron, watched, DATA, seeds=3, epochs=50)   # 4 steps, 1 to try
+    pop = e.value.population
+    whole = fit_population(perceptron, mean, DATA, seeds=3, epochs=4)
+    assert pop.stopped == ["interrupted"] * 3 and len(pop.history) == 12
+    torch.testing.assert_close(pop.weights, whole.weights)
+    with pytest.raises(KeyboardInterrupt) as e:
+        fit_population(perceptron, watched, DATA, seeds=3, epochs=50)
+    assert not hasattr(e.value, "population")                           # nothing had begun
+
+
+def test_lost_members_predict_nothing(double):
+    with pytest.warns(UserWarning, match="1 of 2"):
+        pop = fit_population(perceptron, mean, DATA, seeds=2, epochs=3, lr=[1e-3, 1e300])
+    said = pop.predict(VALID[0])
+    assert said[0].isfinite().all() and said[1].isnan().all()
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(seeds="3"), "seeds is out of range"),
+    (dict(seeds=2.0), "seeds is out of range"),
+    (dict(seeds=[1, -1]), "seeds is out of range"),
+    (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader"),
+])
+def test_seeds_and_data_of_the_wrong_kind(change, says):
+    how = dict(data=(DATA[0].float(), DATA[1]), seeds=2, epochs=1) | change
+    with pytest.raises(ParameterError, match=says):
+        fit_population(perceptron, mean, **how)

@@ -353,6 +353,13 @@ def test_pandoc_missing(monkeypatch, house):
         build(project / "out", project)
 
 
+def test_an_installed_package_writes_no_readme(house, monkeypatch):
+    project = house()
+    monkeypatch.setattr("neurocompanion.site.home", lambda: project)
+    with pytest.raises(SiteError, match="no README to write"): readme()
+    assert not (project / "README.md").exists()
+
+
 def test_readme(house):
     roof = code("#| echo: false\n#| fig-cap: A roof\ndraw()", shown(image_png=PNG))
     project = house(index=["# House\n\n> Sub.", "[room](wing/room.ipynb#bed)", roof])

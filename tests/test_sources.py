@@ -680,12 +680,44 @@ def test_registry_is_whole():
         ("name\nx\nx\n", "stands twice"),
         ("name,file\nx,../../y\n", "leaves the cache"),
         ("name,file\nx,/etc/passwd\n", "leaves the cache"),
+        ("name,bytes\nx,-5\n", "line 2: not a registry's line"),
+        ("name,sha256\nx,ba78\n", "a SHA-256 of 64 digits"),
+        ("name,citation,reader\nx,Kato et al., Cell 163,worm\n", "no more cells than columns"),
     ],
 )
 def test_broken_registries(tmp_path, text, words):
     (tmp_path / "r.csv").write_text(text)
     with pytest.raises(SourceError, match=words):
         registry(tmp_path / "r.csv")
+
+
+def test_a_registry_that_is_no_text(tmp_path):
+    (tmp_path / "r.csv").write_bytes(b"\xff\xfename")
+    with pytest.raises(SourceError, match="registry cannot be read: expected a table in UTF-8"):
+        registry(tmp_path / "r.csv")
+
+
+def test_an_address_that_is_none(cache):
+    for url in ("worm.mat", "file:///etc/hostname", "http://"):
+        with pytest.raises(SourceError, match="found no web address"):
+            fetch(Source("x", "x.mat", url=url))
+
+
+def test_a_mirror_with_folders_that_cannot_be_entered(tmp_path, monkeypatch):
+    "A folder may be listed though its files may not be looked at."
+    (tmp_path / "worm.mat").write_bytes(BODY)
+    denied = tmp_path / "denied.mat"
+    denied.write_bytes(BODY)
+    real = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if str(path) == str(denied): raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path))
+    found = fetch(Source("x", "lab/x.mat", bytes=len(BODY), sha256=sha(BODY)))
+    assert found == tmp_path / "worm.mat"
 
 
 def test_rebuilt_copy_falls_back_to_its_original(server, monkeypatch, capsys, cache):

@@ -1,6 +1,7 @@
 "The data standard: every way to break a recording, and what is saved comes back bit for bit."
 import csv
 import hashlib
+import os
 import subprocess
 import sys
 import warnings
@@ -152,7 +153,7 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "negative true rate": (lambda: changed(session(), "rate", session().spikes - 1.0),
                            "`rate` is not a rate"),
     "rate of other shape": (lambda: changed(session(), "rate", session().spikes[0]),
-                            "`rate` and `spikes` differ"),
+                            "`rate` does not fit: expected numbers over trial"),
     "gap in the rate": (lambda: changed(session(), "rate", session().spikes * np.nan), "found nan"),
     # video
     "flat video": (lambda: fish().isel(z=0), "expected time × z × y × x, found time × y × x"),
@@ -282,6 +283,104 @@ def test_bad_file(spoiled, tmp_path):
     with pytest.raises(RecordingError) as e: open_recording(path)
     assert str(e.value).startswith(str(path)) and BAD_FILES[spoiled] in str(e.value), str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_any_damage_is_one_error(tmp_path):
+    "Bytes changed anywhere: the file opens, or there is a RecordingError; never another one."
+    raw, rng = save(worm(), tmp_path / "a.nc").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        bad = bytearray(raw)
+        for i in rng.integers(0, len(bad), 20): bad[i] = rng.integers(256)
+        (tmp_path / "b.nc").write_bytes(bad)
+        try: open_recording(tmp_path / "b.nc")
+        except RecordingError: refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize("attrs, words", [
+    ({"neurocompanion_standard": "2.1"}, "later standard: expected version 1, found 2.1"),
+    ({"json_attributes": "source"}, "the file is damaged"),
+    ({"json_attributes": 3}, None), ({"kind": np.bytes_(b"traces")}, None),
+    ({"kind": ["traces", "spikes"]}, "not a recording of the standard")])
+def test_attributes_of_other_programs(attrs, words, tmp_path):
+    path = save(worm(), tmp_path / "a.nc")
+    with h5py.File(path, "a") as f:
+        for k, v in attrs.items():
+            if k in f.attrs: del f.attrs[k]
+            f.attrs[k] = v
+    if words is None: assert open_recording(path).attrs["kind"] == "traces"
+    else:
+        with pytest.raises(RecordingError, match=words): open_recording(path)
+
+
+def test_paths_of_the_home_and_links(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert save(worm(), "~/a.nc") == tmp_path / "a.nc"
+    assert open_recording("~/a.nc").identical(worm()) and len(open_collection("~")) == 1
+    (tmp_path / "link.nc").symlink_to(tmp_path / "a.nc")
+    save(session(), tmp_path / "link.nc")
+    assert (tmp_path / "link.nc").is_symlink()
+    assert open_recording(tmp_path / "a.nc").kind == "spikes"
+
+
+def test_devices_pipes_and_long_names_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nc")
+    with pytest.raises(RecordingError, match="a device or pipe"):
+        save(worm(), tmp_path / "pipe.nc")
+    with pytest.raises(RecordingError, match="not a file to read"):
+        open_recording(tmp_path / "pipe.nc")
+    with pytest.raises(RecordingError, match="cannot be read: found File name too long"):
+        open_recording(tmp_path / ("x" * 300))
+
+
+def test_check_whatever_the_types():
+    for kind in (["traces"], np.array(["traces", "spikes"]), 3):
+        with pytest.raises(RecordingError, match="`kind` is missing or unknown"):
+            check(worm().assign_attrs(kind=kind))
+    rate = np.ones((2, 10, 3), int).astype(str)
+    with pytest.raises(RecordingError, match="`rate` does not fit: expected numbers over trial"):
+        check(session().assign(rate=(("trial", "time", "unit"), rate)))
+    with pytest.raises(RecordingError, match="`trace` does not fit: expected numbers over t"):
+        check(fish(trace=None).assign(trace=(("time", "neuron"), np.ones((6, 2)))))
+    with pytest.raises(RecordingError, match="Decode it with"):
+        check(worm().assign(note=("time", np.array([b"x"] * 20))))
+    with pytest.raises(RecordingError, match='and call them "s"'):
+        check(worm().assign_coords(time=("time", np.arange(20) / 4, {"units": "seconds"})))
+
+
+def test_text_of_every_kind_is_saved(tmp_path):
+    for dtype in (object, np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else str):
+        ds = worm().assign_coords(neuron=("neuron", np.array(NAMES, dtype)))
+        back = open_recording(save(ds, tmp_path / "a.nc"))
+        assert back.neuron.values.tolist() == NAMES
+
+
+def test_constructors_lose_nothing_silently():
+    masked = np.ma.masked_equal(np.arange(60.0).reshape(20, 3), 7)
+    with pytest.raises(RecordingError, match="time 0.5 s, neuron AVAR: `trace` has gaps"):
+        worm(trace=masked)
+    counts = np.ma.masked_equal(np.arange(60).reshape(2, 10, 3), 7)
+    assert int(session(counts=counts).spikes.isnull().sum()) == 1   # not observed
+    with pytest.raises(RecordingError, match="does not hold numbers"):
+        worm(trace=np.ones((20, 3)) * 1j)
+    for state in (["slow forward"] * 20, ["", "rev"] * 10):   # would shift the others' names
+        with pytest.raises(RecordingError, match="a state has no plain name"): worm(state=state)
+    with pytest.raises(RecordingError, match="the states are not known"):
+        state_names(worm(state=None))
+    with pytest.raises(RecordingError, match="not a duration"): session(bin_size="20 ms")
+
+
+def test_whole_numbers_in_a_film_are_not_read_to_look_for_gaps():
+    class Disk:
+        shape, dtype, read = (4, 2, 3, 3), np.dtype("uint16"), 0
+
+        def __getitem__(self, key):
+            Disk.read += 1
+            return np.ones(self.shape, self.dtype)[key]
+
+    check(video(Disk(), sampling_rate=1, subject="f", source="s"))
+    assert Disk.read == 0
 
 
 def test_bad_places(tmp_path, monkeypatch):

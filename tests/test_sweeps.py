@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.core import SweepError
+from neurocompanion.sweeps import engines, tables
 from neurocompanion.sweeps.engines import sweep
 from neurocompanion.sweeps.sweep import collect, expand, identity, load, status
 from neurocompanion.sweeps.warm import DONE, Warm
@@ -312,6 +313,75 @@ def test_a_change_of_code_makes_new_runs(toy, tmp_path):
     again = sweep(grid, scale="tiny", out=out)
     assert (again.ran, again.stale, len(pd.read_parquet(again.table))) == (1, 1, 2)
     assert first.done != again.done
+
+
+def test_what_a_full_disk_left_goes_with_the_next_success(toy, tmp_path):
+    grid, out = toy(grid={"n": [1]}, fixed={"pause": 0}), tmp_path / "out"
+    name, = sweep(grid, scale="tiny", out=out).done
+    (out / "runs" / name / "rows.parquet").unlink()
+    (out / "failed" / f".{name}").mkdir(parents=True)
+    (out / "partial" / name).mkdir()
+    (out / "partial" / name / ".checkpoint.pt.12-abcdef.tmp").touch()  # a kill while it was saved
+    assert sweep(grid, scale="tiny", out=out).done == [name]
+    assert list((out / "failed").iterdir()) == list((out / "partial").iterdir()) == []
+    assert {p.name for p in (out / "runs" / name).iterdir()} == {"run.ipynb", "rows.parquet",
+                                                                 "record.json"}
+
+
+@linux
+def test_a_dead_run_that_another_sweep_has_taken_up_is_left_alone(tmp_path):
+    (tmp_path / "partial" / "a").mkdir(parents=True)
+    (tmp_path / "partial" / "a" / "record.json").touch()
+    job = {"id": "a", "out": str(tmp_path), "log": str(tmp_path / "log"), "parameters": {}}
+    hold = ("import sys; from neurocompanion.sweeps.warm import _claim\n"
+            f"with _claim({str(tmp_path)!r}, 'a') as mine: print(mine, flush=True); input()")
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        assert not engines._settle(job, -9)
+        assert (tmp_path / "partial" / "a" / "record.json").exists()
+        assert not (tmp_path / "failed").exists()
+        other.communicate("\n")
+    assert not engines._settle(job, -9)
+    assert (tmp_path / "failed" / "a" / "record.json").exists()
+
+
+def test_slurm_jobs_end_with_the_sweep(toy, tmp_path, monkeypatch):
+    cancelled = []
+
+    class Task:
+        def __init__(self, job): self.job = job
+        def done(self): return self.job["id"] == "a"
+        def exception(self): return None
+        def result(self): return DONE
+        def cancel(self): cancelled.append(self.job["id"])
+
+    class Executor:
+        cluster = "slurm"
+        def __init__(self, folder, cluster): pass
+        def update_parameters(self, **options): pass
+        def map_array(self, function, jobs): return [Task(job) for job in jobs]
+
+    submitit = type("submitit", (), {"AutoExecutor": Executor})
+    monkeypatch.setattr(engines, "_need", lambda name: submitit)
+    jobs = [{"id": i, "out": str(tmp_path)} for i in "abc"]
+    ends = engines._slurm(jobs, 2, load(toy(seeds=1)))
+    assert next(ends) == ("a", DONE)
+    ends.close()
+    assert cancelled == ["b", "c"]
+
+
+def test_tables_are_published_into_a_checkout_only(toy, tmp_path, monkeypatch):
+    home, words = tmp_path / "share", ["", "None", "NA", "nan"]
+    (home / "nbs" / "toy").mkdir(parents=True)
+    monkeypatch.setattr(tables, "home", lambda: home)
+    grid = toy(grid={"trouble": words[1:]}, fixed={"pause": 0})
+    out = sweep(grid, scale="tiny", out=tmp_path / "out").out
+    with pytest.raises(SweepError, match="published in a checkout"): tables.publish(out)
+    assert list((home / "nbs" / "toy").iterdir()) == []
+    (home / "settings.ini").touch()
+    assert tables.publish(out) == home / "nbs" / "toy" / "tables" / "toy.csv"
+    assert set(tables.table("toy/toy").trouble) == set(words[1:])  # words stay words
 
 
 def test_inputs_that_cannot_be_read(toy, tmp_path):

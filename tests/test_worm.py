@@ -1,4 +1,4 @@
-"Worm readers: labels, the MATLAB 7.3 layout of Kato 2015, what is refused, and the real file."
+"Worm labels, the MATLAB 7.3 layout of Kato 2015, what is refused, and the real files."
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, to_302, traces)
-from neurocompanion.recordings.worm import clean_names, read_worms, write_kato
+from neurocompanion.recordings.worm import clean_names, read_worms
+from neurocompanion.recordings.worm_writers import write_kato
 
 
 def worm(seed=0, T=50, names=("AVAL", "?001", "VB1", "AS10", "DA2"), **changes):
@@ -192,7 +193,7 @@ def recording(path):
 
 
 def other_hdf5(path):
-    with h5py.File(path, "w") as f: f["gcamp/trace_array"] = np.ones((3, 2))
+    with h5py.File(path, "w") as f: f["images/stack"] = np.ones((3, 2))
     return path
 
 
@@ -210,8 +211,6 @@ REFUSED = {
               "field `tv` is missing: expected NeuronNames, deltaFOverF_bc, tv"),
     "no names": (lambda p: drop(p, "NeuronNames"), "field `NeuronNames` is missing"),
     "no traces": (lambda p: drop(p, "deltaFOverF_bc"), "field `deltaFOverF_bc` is missing"),
-    "no states": (lambda p: drop(p, "States"), "field `States` is missing"),
-    "no rate": (lambda p: drop(p, "fps"), "field `fps` is missing"),
     "fewer worms in a field": (lambda p: shorten(p, "tv"), "disagree on the number of worms"),
     "short time": (lambda p: put(p, "tv", np.arange(49.0)[None]),
                    "worm0: traces and time vector do not "
@@ -224,8 +223,8 @@ REFUSED = {
     "fewer names": (lambda p: put(p, "NeuronNames", np.zeros((0, 1), h5py.ref_dtype)),
                     "worm0: traces and names do not match: expected 5 names, found 0"),
     "no cells": (lambda p: struct(p, "tv", np.ones((1, 2))), "field `tv` is no cell array"),
-    "states are numbers": (lambda p: put(p, "States", np.ones((1, 50))),
-                           "the file is damaged, or not"),
+    "states past their names": (lambda p: put(p, "States", np.full((1, 50), 0.5)),
+                                "worm0: the states do not fit"),
     "no frames per second": (lambda p: put(p, "fps", np.ones((0, 1))),
                              "the file is damaged, or not"),
     "flipped bytes": (flipped, "the file is damaged, or not"),
@@ -239,10 +238,11 @@ REFUSED = {
     "another HDF5": (other_hdf5, "no known worm format"),
     "cut short": (lambda p: p.write_bytes(p.read_bytes()[:9000]) and p, "the file is cut short"),
     "MATLAB 5": (lambda p: p.write_bytes(b"MATLAB 5.0 MAT-file".ljust(200)) and p,
-                 "found a MATLAB 5 file"),
+                 "the file is damaged or cut short"),
     "empty": (lambda p: p.write_bytes(b"") or p, "found no bytes"),
     "missing": (lambda p: p.with_name("x.mat"), "there is no such file"),
-    "a folder": (lambda p: p.parent, "this is a folder"),
+    "a folder without worms": (lambda p: (p.unlink(), p.parent)[1],
+                               "no worm file in this folder"),
 }
 
 

@@ -17,7 +17,7 @@ from .archives import disk_full, free_bytes
 class Unreachable(SourceError):
     "The network or a server does not give what was asked for."
 
-# %% ../../nbs/recordings/download.ipynb #f5a6a7a5
+# %% ../../nbs/recordings/download.ipynb #f98f7462
 def _get(url: str, headers=(), stream: bool = False):
     "The answer of a server, or `Unreachable`."
     import requests
@@ -33,6 +33,7 @@ def _get(url: str, headers=(), stream: bool = False):
 
 
 _WORDS = dict(ConnectionError="no connection", SSLError="a certificate that is not trusted",
+              **dict.fromkeys(("MissingSchema", "InvalidSchema", "InvalidURL"), "no web address"),
               ConnectTimeout="no answer in time", ReadTimeout="no answer in time")
 
 # %% ../../nbs/recordings/download.ipynb #3fefcfee

@@ -87,11 +87,16 @@ def _check_storable(ds):
     for name, v in ds.variables.items():
         for key, value in v.attrs.items(): _check_attr(ds, f"`{name}`", key, value)
 
-# %% ../../nbs/recordings/schema.ipynb #2315afba
+# %% ../../nbs/recordings/schema.ipynb #fcb3d294
 def _is_text(v) -> bool:
     "Whether a variable holds text and only text."
     if getattr(v.dtype, "kind", "O") == "U": return True
     return v.dtype.kind in "OT" and all(isinstance(s, str) for s in np.ravel(v.values))
+
+
+_CONVERT = {"f": "Convert it with .astype('float32')", "S": "Decode it with .astype(str)",
+            **dict.fromkeys("Mm", "Give seconds as numbers, or dates as text"),
+            "c": "Store its real and imaginary parts", "pandas": "Convert it with .to_numpy()"}
 
 
 def _check_type(ds, name, v):
@@ -101,7 +106,7 @@ def _check_type(ds, name, v):
     if not text and kind not in "iufb" or kind == "f" and v.dtype.itemsize not in (4, 8):
         _fail(ds, f"variable `{name}` has a type that a file cannot hold",
               "float32, float64, integers, truth values or text", str(v.dtype),
-              "Convert it with .to_numpy() or .astype('float32')")
+              _CONVERT.get(kind, "Give all its entries one type, such as text with .astype(str)"))
     for t in np.ravel(v.values).tolist() if text else ():
         if "\0" in t or t.encode(errors="ignore").decode() != t:
             _fail(ds, f"variable `{name}` has text that a file cannot hold", "Unicode text",
@@ -126,7 +131,7 @@ def _check_attr(ds, owner, key, value):
         _fail(ds, f"{label} would make xarray read times instead of numbers",
               '"s", "ms" or "min"', repr(value), "Abbreviate it")
 
-# %% ../../nbs/recordings/schema.ipynb #040f9feb
+# %% ../../nbs/recordings/schema.ipynb #8e0a6166
 def _check_time(ds):
     "Seconds, finite and strictly increasing."
     c = ds.variables.get("time")
@@ -134,7 +139,8 @@ def _check_time(ds):
         _fail(ds, "coordinate `time` is missing or not numbers", "seconds along time", "nothing"
               if c is None else f"{c.dtype} along {c.dims}", "Set ds.coords['time'] to the seconds")
     t, units = c.values, c.attrs.get("units", "s")
-    if units != "s": _fail(ds, "time has the wrong units", '"s"', repr(units), "Convert to seconds")
+    if units != "s": _fail(ds, "time has the wrong units", '"s"', repr(units),
+                           'Convert it to seconds, and call them "s"')
     for i in np.flatnonzero(~np.isfinite(t)):
         _fail(ds, "time is not finite", "seconds", t[i], "Interpolate it or cut the frames off",
               f"frame {i}")
@@ -224,7 +230,7 @@ def _check_main(ds):
         _fail(ds, f"`{main}` and the recording disagree on units", repr(units),
               repr(v.attrs["units"]), "Set both to the same")
 
-# %% ../../nbs/recordings/schema.ipynb #478ed2bc
+# %% ../../nbs/recordings/schema.ipynb #69460dcf
 def _check_traces(ds, values):
     "Named neurons, which of them are identified, and the behavioural state."
     _check_names(ds, "neuron", numbers=False)
@@ -233,7 +239,7 @@ def _check_traces(ds, values):
         _fail(ds, "`labelled` is missing or does not fit",
               f"{ds.sizes['neuron']} truth values along neuron",
               "nothing" if v is None else f"{v.size} × {v.dtype} along {_times(v.dims)}",
-              "Set ds.coords['labelled'] = ('neuron', identified)")
+              "Set ds.coords['labelled'] = ('neuron', np.array(identified, bool))")
     if "state" in ds.variables: _check_state(ds)
     if values: _check_values(ds, "trace", _not_finite, "has gaps", "finite numbers",
                              "Fill the gap or drop the neuron, and say so in the report")
@@ -253,10 +259,18 @@ def _check_state(ds):
     _check_values(ds, "state", lambda x: (x < 0) | (x >= len(names)), "has a code without a name",
                   f"0 … {len(names) - 1}", "Name every state")
 
-# %% ../../nbs/recordings/schema.ipynb #5f72f155
+# %% ../../nbs/recordings/schema.ipynb #7fcc0f51
 def _not_count(x):
     if x.dtype.kind in "iu": return x < 0
     return (x < 0) | (x != np.floor(x)) & ~np.isnan(x) | np.isinf(x)
+
+
+def _check_like(ds, name, dims, fix):
+    "A further variable of the standard: numbers over these dimensions."
+    v = ds[name]
+    if v.dims != dims or v.dtype.kind not in "iuf":
+        _fail(ds, f"`{name}` does not fit", f"numbers over {_times(dims)}",
+              f"{v.dtype} over {_times(v.dims)}", fix)
 
 
 def _not_rate(x): return (x < 0) | np.isinf(x)
@@ -267,9 +281,8 @@ def _check_spikes(ds, values):
     "Named units, whole counts, and a rate of the counts' shape."
     _check_names(ds, "unit")
     if "trial" in ds.coords and ds["trial"].ndim: _check_names(ds, "trial")
-    if "rate" in ds and ds["rate"].dims != ds["spikes"].dims:
-        _fail(ds, "`rate` and `spikes` differ in dimensions", _times(ds["spikes"].dims),
-              _times(ds["rate"].dims), "Transpose the rate or repeat it over trials")
+    if "rate" in ds:
+        _check_like(ds, "rate", ds["spikes"].dims, "Transpose it or repeat it over trials")
     if not values: return
     _check_values(ds, "spikes", _not_count, "are not counts", "whole numbers from 0, or NaN where "
                   "nothing was observed", "Bin the spikes again, and store rates as `rate`")
@@ -277,7 +290,7 @@ def _check_spikes(ds, values):
         ds, "rate", _not_rate if ds["spikes"].dtype.kind == "f" else _not_full_rate,
         "is not a rate", "numbers from 0", "Take exp of log rates; NaN needs float counts")
 
-# %% ../../nbs/recordings/schema.ipynb #6df68125
+# %% ../../nbs/recordings/schema.ipynb #128a8342
 def _check_video(ds, values):
     "Frames without gaps, masks in whole numbers, and voxels with a size."
     size = _plain(ds.attrs.get("voxel_size", [1, 1, 1]))
@@ -286,6 +299,7 @@ def _check_video(ds, values):
         _fail(ds, "attribute `voxel_size` is not a size", "three lengths above 0: z, y, x, in µm",
               repr(size), 'Set ds.attrs["voxel_size"] or remove it')
     if "cells" in ds.variables: _check_cells(ds, values)
+    if "trace" in ds: _check_like(ds, "trace", ("time", "cell"), "Rename or transpose them")
     if "cell" in ds.dims: _check_names(ds, "cell")
     for name in ("video", "trace") if values else ():
         if name in ds.data_vars: _check_values(ds, name, _not_finite, "has gaps", "finite numbers",
@@ -301,7 +315,7 @@ def _check_cells(ds, values):
     if values: _check_values(ds, "cells", lambda x: x < 0, "has a negative number",
                              "0 for none, cells from 1", "Number the cells from 1")
 
-# %% ../../nbs/recordings/schema.ipynb #af666328
+# %% ../../nbs/recordings/schema.ipynb #ffd7081b
 def check(
     ds: xr.Dataset,        # a recording
     values: bool = True,   # also look at every value; False looks at structure only
@@ -310,7 +324,7 @@ def check(
     if not isinstance(ds, xr.Dataset):
         raise RecordingError("this is not a recording", expected="an xarray.Dataset",
                              found=type(ds).__name__, fix="Build one with traces, spikes or video")
-    if ds.attrs.get("kind") not in KINDS:
+    if not isinstance(ds.attrs.get("kind"), str) or ds.attrs["kind"] not in KINDS:
         _fail(ds, "attribute `kind` is missing or unknown", " or ".join(KINDS),
               repr(ds.attrs.get("kind")), 'Set ds.attrs["kind"]')
     for step in (_check_main, _check_time, _check_attrs, _check_rate, _check_storable): step(ds)

@@ -102,14 +102,14 @@ def _leak(x, tau):
     g = math.exp(-1 / tau)
     return lfilter([1 - g], [1, -g], x, axis=0)
 
-# %% ../../nbs/recordings/simulate.ipynb #ca695a4d
+# %% ../../nbs/recordings/simulate.ipynb #b7dd5b9d
 TUNED = {  # the neurons that are known to follow a state, by the first letters of their names
     "forward": ("AVB", "RIB", "RID", "RIS", "RME", "VB1", "VB2"),
     "reversal": ("AIB", "AVA", "AVE", "RIM", "VA1"),
     "turn": ("RIV", "SMDD", "SMDV"),
 }
 SHARED = ("AIBL", "AIBR", "ALA", "AVAL", "AVAR", "AVBL", "AVER", "RID", "RIML", "RIMR",
-          "RMED", "RMEL", "RMER", "VB1", "VB2")  # named in all five worms of Kato et al. 2015
+          "RMED", "RMEL", "RMER", "VB1", "VB2")  # 15 of those named in all worms of Kato et al.
 
 # %% ../../nbs/recordings/simulate.ipynb #1c56e0c5
 def anatomy(
@@ -288,7 +288,7 @@ def _check_ring(cycle, always):
         raise ParameterError("no neuron has this name", where="always", found=strange[0],
                              expected="names of `NEURONS`, such as AVAL or VB1")
 
-# %% ../../nbs/recordings/simulate.ipynb #0b1c7ac6
+# %% ../../nbs/recordings/simulate.ipynb #9362d309
 def worms(
     n: int = 5,                       # how many worms
     *,
@@ -301,7 +301,7 @@ def worms(
     amplitude: float|list = 1.0,      # scales ΔF/F
     noise: float|list = 0.025,        # of the camera, standard deviation in ΔF/F
     bleach: float|list = 0.0,         # fraction of the light lost by the end
-    process: float|list = 0.1,       # noise inside the neurons, standard deviation
+    process: float|list = 0.1,        # noise inside the neurons, standard deviation
     variation: float = 0.3,           # between individuals: 0 clones, 1 strangers
     coupling: float = 0.6,            # gain of the loop through the coupling
     kinetics: float = 0.9,            # spread of the calcium decay between neurons

@@ -217,7 +217,27 @@ def _check_fish(p):
         raise ParameterError("no camera gives this type", expected="'uint16' or 'float32'",
                              found=repr(p["dtype"]), where="dtype")
 
-# %% ../../nbs/recordings/simulate_video.ipynb #c33a0dfa
+# %% ../../nbs/recordings/simulate_video.ipynb #46a9550a
+def _mask_means(frames, mask):
+    "The mean brightness of each mask over time."  # time cell
+    flat = mask.ravel()
+    light = [np.bincount(flat, f.ravel())[1:] for f in frames]
+    return (np.array(light) / np.bincount(flat)[1:]).astype(np.float32)
+
+
+def _with_truth(ds, b):
+    "The recording with what only the simulator knows of its brain `b`."
+    pair, f4 = ("cell", "partner"), lambda k: b[k].astype(np.float32)
+    return with_truth(
+        ds, coupling=(pair, b["weight"], "how strongly a cell hears its partner"),
+        delay=(pair, b["delay"], "frames from the partner to the cell, 0 = no connection"),
+        sensory=(("cell", "covariate"), b["sensory"], "how strongly a stimulus drives the cell"),
+        activity=(("time", "cell"), f4("activity"), "activity before the indicator"),
+        glow=(("time", "cell"), f4("glow"), "brightness without blur and noise"),
+        centre=(("cell", "axis"), b["centres"], "centre of the cell, µm"),
+        motion=(("time", "axis"), b["motion"], "where the tissue has moved to, µm"))
+
+# %% ../../nbs/recordings/simulate_video.ipynb #8a538d0c
 def fish(
     cells: int = 120,              # how many
     *,
@@ -243,24 +263,12 @@ def fish(
     which, stimulus = show(conditions)
     b = _brain(which, stimulus, p)
     mask, film = masks(b["centres"], p["shape"], p["voxel_size"], radius), _film(b, p)
-    trace, frames = None, film if lazy else film[:]
-    if not lazy:
-        size = np.bincount(mask.ravel())[1:]
-        mean = [np.bincount(mask.ravel(), f.ravel())[1:] / size for f in frames]
-        trace = np.array(mean, np.float32)
-    names = list(conditions)
+    frames, names = film if lazy else film[:], list(conditions)
     ds = video(frames, subject=f"fish {seed}", sampling_rate=p["frame_rate"], cells=mask,
-               trace=trace, voxel_size=p["voxel_size"], **provenance("fish", p),
+               trace=None if lazy else _mask_means(frames, mask), voxel_size=p["voxel_size"],
+               **provenance("fish", p),
                behaviour={"stimulus": (("time", "covariate"), stimulus),
                           "condition": ("time", which, {"flag_meanings": " ".join(names),
                                                         "flag_values": list(range(len(names)))})})
     ds = ds.assign_coords(cell=np.arange(1, cells + 1), covariate=names, axis=["z", "y", "x"])
-    pair, f4 = ("cell", "partner"), lambda k: b[k].astype(np.float32)
-    return with_truth(
-        ds, coupling=(pair, b["weight"], "how strongly a cell hears its partner"),
-        delay=(pair, b["delay"], "frames from the partner to the cell, 0 = no connection"),
-        sensory=(("cell", "covariate"), b["sensory"], "how strongly a stimulus drives the cell"),
-        activity=(("time", "cell"), f4("activity"), "activity before the indicator"),
-        glow=(("time", "cell"), f4("glow"), "brightness without blur and noise"),
-        centre=(("cell", "axis"), b["centres"], "centre of the cell, µm"),
-        motion=(("time", "axis"), b["motion"], "where the tissue has moved to, µm"))
+    return _with_truth(ds, b)

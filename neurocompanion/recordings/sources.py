@@ -50,7 +50,7 @@ class Source:
     @property
     def is_folder(self): return self.file.endswith("/")
 
-# %% ../../nbs/recordings/sources.ipynb #147a873e
+# %% ../../nbs/recordings/sources.ipynb #08a84f5f
 def registry(
     path: str | Path | None = None,  # a CSV of sources; None is ours and the lab's own
 ) -> dict[str, Source]:              # every source by its name
@@ -60,18 +60,28 @@ def registry(
         return registry(home() / "data" / "registry.csv") | (registry(own) if own else {})
     try:
         with open(path, newline="", encoding="utf-8-sig") as f: lines = list(csv.DictReader(f))
-    except OSError as e:
-        raise SourceError("the registry cannot be read", where=path, found=e.strerror) from e
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise SourceError("the registry cannot be read", where=path, expected="a table in UTF-8",
+                          found=getattr(e, "strerror", None) or e,
+                          fix="Correct the file, or where NEUROCOMPANION_REGISTRY points") from e
     known, table = {f.name for f in fields(Source)}, {}
     for i, line in enumerate(lines, 2):
-        try: source = Source(**{k: v.strip() for k, v in line.items() if k in known and v})
+        try:
+            source = Source(**{k: v.strip() for k, v in line.items() if k in known and v})
+            _plausible(source, line)
         except (TypeError, ValueError) as e:
             raise SourceError("not a registry's line", where=f"{path}, line {i}", found=line,
-                              expected="a name, and bytes as a whole number") from e
+                              expected="a name, bytes as a whole number, a SHA-256 of 64 digits, "
+                              "and no more cells than columns") from e
         if source.name in table:
             raise SourceError("a name stands twice", where=f"{path}, line {i}", found=source.name)
         table[source.name] = source
     return table
+
+
+def _plausible(source: Source, line: dict):
+    sha256 = re.fullmatch("([0-9a-f]{64})?", source.sha256)
+    if None in line or not sha256 or (source.bytes or 0) < 0: raise ValueError
 
 # %% ../../nbs/recordings/sources.ipynb #a2365b09
 def _find(name: str) -> tuple[list[Source], str]:
@@ -188,7 +198,7 @@ def _known(source: Source) -> Source:
     row = None if source.sha256 or source.is_folder else _recorded().get(source.file)
     return replace(source, sha256=row["sha256"], bytes=row["bytes"]) if row else source
 
-# %% ../../nbs/recordings/sources.ipynb #aabfa03d
+# %% ../../nbs/recordings/sources.ipynb #8dcfaafb
 @lru_cache(maxsize=1)
 def _by_size(mirror: Path) -> dict[int, list[Path]]:
     "The files of the mirror by their size; links to folders are followed, once each."
@@ -198,7 +208,7 @@ def _by_size(mirror: Path) -> dict[int, list[Path]]:
         if real in seen: folders.clear()
         else:
             for path in map(Path(folder).joinpath, sorted(files)):
-                if path.is_file(): sizes.setdefault(path.stat().st_size, []).append(path)
+                if os.path.isfile(path): sizes.setdefault(path.stat().st_size, []).append(path)
         seen.add(real)
     return sizes
 

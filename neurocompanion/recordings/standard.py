@@ -6,9 +6,10 @@
 __all__ = ['traces', 'state_names', 'spikes', 'video', 'save', 'open_recording', 'Collection', 'open_collection',
            'save_collection', 'to_302', 'KINDS', 'NEURONS', 'check']
 
-# %% ../../nbs/recordings/standard.ipynb #9a605a23
-import json, os, re, shutil, warnings
+# %% ../../nbs/recordings/standard.ipynb #38b11def
+import json, numbers, os, re, shutil, warnings
 from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def _one(name, v, leads, sizes):
     own = {**dict.fromkeys(dims, "any"), **dict(zip(dims, np.shape(data)))}
     return dims, _array(name, data, dims, {**own, **sizes}), dict(attrs)
 
-# %% ../../nbs/recordings/standard.ipynb #0b3df1ee
+# %% ../../nbs/recordings/standard.ipynb #de6f33d9
 def _recording(kind, variables, coords, further, *, subject, source, units, sampling_rate, doi="",
                licence="", sha256="", report=None, **attrs):
     "Variables, coordinates and provenance, checked."
@@ -68,6 +69,12 @@ def _recording(kind, variables, coords, further, *, subject, source, units, samp
     return ds
 
 
+def _unmasked(values):
+    "An array; what is masked in it is not a number."
+    if not np.ma.is_masked(values): return np.asarray(values)
+    return values.astype(float).filled(np.nan)
+
+
 def _seconds(time, T):
     "The coordinate `time`, and the sampling rate that it implies."
     t = _array("time", time, ("time",), {"time": T})
@@ -75,7 +82,7 @@ def _seconds(time, T):
     step = float(np.median(np.diff(t))) if T > 1 and t.dtype.kind == "f" else 0
     return ("time", t, {"units": "s", "long_name": "time"}), 1 / step if step > 0 else None
 
-# %% ../../nbs/recordings/standard.ipynb #fcc52f33
+# %% ../../nbs/recordings/standard.ipynb #1891819e
 def traces(
     trace,                 # activity  # time neuron
     neuron,                # names; a name that starts with ? is not identified
@@ -93,8 +100,8 @@ def traces(
     **attrs,               # doi, licence, sha256 and further attributes
 ) -> xr.Dataset:           # a recording of kind traces
     "Activity of named neurons over time."
-    x, sizes = np.asarray(trace), {"time": len(time), "neuron": len(neuron)}
-    x = x if x.dtype in (np.float32, np.float64) else x.astype(float)
+    x, sizes = _unmasked(trace), {"time": len(time), "neuron": len(neuron)}
+    if x.dtype.kind in "iub" or x.dtype == np.float16: x = x.astype(float)
     when, rate = _seconds(time, sizes["time"])
     names = _array("neuron", neuron, ("neuron",), sizes)
     known = [not str(s).startswith("?") for s in names] if labelled is None else labelled
@@ -108,7 +115,7 @@ def traces(
                       subject=subject, source=source, units=units, report=report,
                       sampling_rate=rate if sampling_rate is None else sampling_rate, **attrs)
 
-# %% ../../nbs/recordings/standard.ipynb #23a704d6
+# %% ../../nbs/recordings/standard.ipynb #cde343cb
 def _state(state, states, sizes):
     "Codes with their names, from codes or from names."
     s = _array("state", state, ("time",), sizes)
@@ -119,19 +126,24 @@ def _state(state, states, sizes):
                                  expected=", ".join(states), found=unknown[0], fix="Add it")
         s = np.array([states.index(name) for name in s], np.int8)
     names = [] if states is None else list(states)
+    for name in names:
+        if not re.fullmatch(r"\S+", str(name)):
+            raise RecordingError("a state has no plain name", expected="a name without blanks",
+                                 found=repr(name), fix="Write it with _, such as slow_forward")
     return "time", s, {"long_name": "behavioural state", "flag_meanings": " ".join(names),
                        "flag_values": list(range(len(names)))}
 
-# %% ../../nbs/recordings/standard.ipynb #73cb2f97
+# %% ../../nbs/recordings/standard.ipynb #12713726
 def state_names(
     ds: xr.Dataset,   # a recording of kind traces, with a state
 ) -> np.ndarray:      # the name of the state in each frame
     "The states of a recording by name."
+    if "state" not in ds: _fail(ds, "the states are not known", "a variable `state`", "none")
     s = ds["state"]
     if s.dtype.kind not in "iu": return s.values.astype(str)
     return np.array(s.attrs["flag_meanings"].split())[s.values]
 
-# %% ../../nbs/recordings/standard.ipynb #a1d6e47d
+# %% ../../nbs/recordings/standard.ipynb #84695239
 def spikes(
     counts,               # spikes in each bin  # trial time unit, or time unit
     *,
@@ -150,9 +162,9 @@ def spikes(
     **attrs,              # doi, licence, sha256 and further attributes
 ) -> xr.Dataset:          # a recording of kind spikes
     "Spike counts of units over time, trial by trial or without trials."
-    if not 0 < bin_size < np.inf:
+    if not (isinstance(bin_size, numbers.Real) and 0 < bin_size < np.inf):
         raise RecordingError("`bin_size` is not a duration", expected="seconds", found=bin_size)
-    counts = np.asarray(counts)
+    counts = _unmasked(counts)
     dims = ("trial", "time", "unit")[0 if counts.ndim == 3 else 1:]
     sizes = {**dict.fromkeys(dims, "any"), **dict(zip(dims, counts.shape))}
     variables = {"spikes": (dims, _array("counts", counts, dims, sizes),
@@ -248,11 +260,11 @@ def _fits(values) -> bool:
     types = {type(v) for v in values}
     return types == {float} or types == {int} and np.asarray(values).dtype == np.int64
 
-# %% ../../nbs/recordings/standard.ipynb #c903dc17
+# %% ../../nbs/recordings/standard.ipynb #16c88798
 def _unpack(attrs: dict) -> dict:
     "The attributes that `_pack` made from, and those of other programs as plain values."
-    attrs = dict(attrs)
-    packed = attrs.pop("json_attributes", "").split()
+    attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+    packed = str(attrs.pop("json_attributes", "")).split()
     return {k: json.loads(v) if k in packed else _plain(v) for k, v in attrs.items()}
 
 # %% ../../nbs/recordings/standard.ipynb #d7586c8c
@@ -274,19 +286,20 @@ def _encoding(v):
     packed = {"zlib": True, "complevel": 4, "shuffle": True, "chunksizes": _chunks(v)}
     return {"_FillValue": None, **(packed if v.ndim and v.nbytes > 4096 else {})}
 
-# %% ../../nbs/recordings/standard.ipynb #a12cb30b
+# %% ../../nbs/recordings/standard.ipynb #81594519
 def save(
     ds: xr.Dataset,     # a recording
     path: str | Path,   # where to: `.nc`, or `.zarr` for a folder of chunks (needs zarr)
 ) -> Path:              # the file
     "Check a recording and write it whole or not at all."
     check(ds)
-    path = Path(path)
+    path = Path(path).expanduser()
     out = ds.copy()
     out.encoding, out.attrs = {}, _pack({**ds.attrs, "neurocompanion_standard": _VERSION})
     for name, v in out.variables.items():
         if v.dtype.kind != "U" and _is_text(v):
-            v = xr.Variable(v.dims, np.asarray(v.values, str), v.attrs)
+            text = np.array(v.values.tolist(), str).reshape(v.shape)
+            v = xr.Variable(v.dims, text, v.attrs)
             out = out.assign({name: v}) if name in out.data_vars else out.assign_coords({name: v})
         out.variables[name].encoding, out.variables[name].attrs = {}, _pack(v.attrs)
     large = [n for n, v in out.data_vars.items() if v.nbytes > _LARGE]
@@ -351,7 +364,7 @@ def _write_zarr(out, large, path):
     finally:
         for leftover in (tmp, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../../nbs/recordings/standard.ipynb #cddc638f
+# %% ../../nbs/recordings/standard.ipynb #d4ceb2b9
 _STARTS = {b"CDF": "a netCDF-3 file", b"MATLAB 5": "a MATLAB 5 file", b"PK": "a zip archive",
            b"\x1f\x8b": "a gzip file", b"\x93NUMPY": "a NumPy file", b"{": "JSON text"}
 _READERS = "Read raw files with a reader of neurocompanion.recordings, then save the result"
@@ -363,6 +376,8 @@ def _hdf5(path: Path):
     if not path.exists(): _no(path, "there is no such file", "a file", "none", "Correct the path")
     if path.is_dir(): _no(path, "this is a folder", "a file", "a folder",
                           "Name one file; a folder of recordings opens with open_collection")
+    if not path.is_file(): _no(path, "this is not a file to read", "a plain file", "a device or "
+                               "pipe", "Copy it to a file first")
     try:
         with open(path, "rb") as f: start = f.read(8)
         if not h5py.is_hdf5(path):
@@ -376,47 +391,54 @@ def _hdf5(path: Path):
                     "Copy or download it again")
         _no(path, "the file cannot be read", None, e, "Check its permissions, or copy it again")
 
-# %% ../../nbs/recordings/standard.ipynb #50dc05ea
+# %% ../../nbs/recordings/standard.ipynb #a31e7c2a
+@contextmanager
+def _intact(path):
+    "Turn whatever a damaged file does to h5py, zarr and xarray into one error."
+    try: yield
+    except RecordingError: raise
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
+        if getattr(e, "errno", None): _no(path, "the file cannot be read", None, e.strerror,
+                                          "Check the path and its permissions")
+        raise RecordingError("the file is damaged", where=path, found=e, expected="netCDF-4 or "
+                             "Zarr", fix="Copy or download it again, or save it again") from e
+
+
 def _header(path: Path) -> dict:
     "The attributes of a recording's file and the shape of its main variable; else what is wrong."
-    with _hdf5(path) as f:
-        a = {k: np.ravel(v)[0] if np.size(v) == 1 else v for k, v in f.attrs.items()}
+    with _intact(path), _hdf5(path) as f:
+        a = _unpack({k: np.ravel(v)[0] if np.size(v) == 1 else v for k, v in f.attrs.items()})
         if (kind := str(a.get("kind"))) not in KINDS:
             _no(path, "this HDF5 file is not a recording of the standard",
                 f"kind = {' or '.join(KINDS)}",
                 f"kind = {kind}, and in it {', '.join(list(f)[:5]) or 'nothing'}", _READERS)
-        if (version := a.get("neurocompanion_standard", 1)) > _VERSION:
+        if (version := a.get("neurocompanion_standard", _VERSION)) != _VERSION:
             _no(path, "the file follows a later standard", f"version {_VERSION}", version,
                 "Upgrade neurocompanion")
-        return {**_unpack(a), "shape": getattr(f.get(KINDS[kind][0]), "shape", ())}
+        return {**a, "shape": getattr(f.get(KINDS[kind][0]), "shape", ())}
 
-# %% ../../nbs/recordings/standard.ipynb #364fa200
+# %% ../../nbs/recordings/standard.ipynb #360979d0
 def open_recording(
     path: str | Path,          # a file or `.zarr` folder that `save` wrote
     lazy: bool | None = None,  # leave large variables on disk; None: if they exceed 256 MiB
 ) -> xr.Dataset:               # the recording, in memory, or lazy: then `close` it when done
     "Open a recording, checked; small ones are read whole and their file is closed."
-    path = Path(path)
-    zarr = _is_zarr(path)
-    if zarr: _zarr(path)
-    else: _header(path)
-    try:
+    path = Path(path).expanduser()
+    with _intact(path), ExitStack() as undo:
+        zarr = _is_zarr(path)
+        if zarr: _zarr(path)
+        else: _header(path)
         engine = ({"engine": "zarr", "consolidated": False} if zarr else
                   {"engine": "h5netcdf", "phony_dims": "sort"})
         ds = xr.open_dataset(path, decode_times=False, cache=False, **engine)
+        undo.callback(ds.close)
         for v in ds.variables.values(): v.attrs = _unpack(v.attrs)
         ds.attrs = {k: v for k, v in _unpack(ds.attrs).items() if k != "neurocompanion_standard"}
         limit = _LARGE if lazy is None else 4096 if lazy else np.inf
         small = [n for n, v in ds.variables.items() if v.nbytes <= limit]
         for name in small: ds[name].load()
         check(ds, values=len(small) == len(ds.variables))
-    except RecordingError:
-        ds.close()
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
-        raise RecordingError("the file is damaged", where=path, expected="netCDF-4", found=e,
-                             fix="Copy or download it again, or save the recording again") from e
-    if len(small) == len(ds.variables): ds.close()
+        if len(small) < len(ds.variables): undo.pop_all()   # it stays open
     return ds
 
 # %% ../../nbs/recordings/standard.ipynb #b69f6be9
@@ -456,13 +478,13 @@ def _row(path):
             "dims": ", ".join(f"{d} {n}" for d, n in zip(dims, h["shape"])),
             "sampling_rate": h["sampling_rate"], "sha256": h.get("sha256", "")}
 
-# %% ../../nbs/recordings/standard.ipynb #8027ff8b
+# %% ../../nbs/recordings/standard.ipynb #fa917052
 def open_collection(
     folder: str | Path,   # a folder of recordings
 ) -> Collection:          # its index, and the recordings
     "Index a folder of recordings; files that are none are in `.refused` with the reason."
     import pandas as pd
-    folder, rows, refused = Path(folder), [], {}
+    folder, rows, refused = Path(folder).expanduser(), [], {}
     if not folder.is_dir():
         _no(folder, "there is no such folder", "a folder of recordings",
             "a file" if folder.exists() else "none", "A single file opens with open_recording")
@@ -481,13 +503,13 @@ def open_collection(
             f"{len(refused)} files that are none", "Fill it with save_collection")
     return Collection(folder, pd.DataFrame(rows).set_index("file"), refused)
 
-# %% ../../nbs/recordings/standard.ipynb #d3159532
+# %% ../../nbs/recordings/standard.ipynb #f6382111
 def save_collection(
     recordings,           # data sets
     folder: str | Path,   # where to; made if need be
 ) -> Collection:          # the folder, opened
     "Save recordings as `source_subject.nc`, and an `index.csv` for people and other programs."
-    folder, names = Path(folder), set()
+    folder, names = Path(folder).expanduser(), set()
     for ds in recordings:
         check(ds, values=False)
         name = re.sub(r"[^\w-]+", "-", "{source}_{subject}".format(**ds.attrs)) + ".nc"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Result', 'sweep']
 
-# %% ../../nbs/sweeps/engines.ipynb #8947354f
+# %% ../../nbs/sweeps/engines.ipynb #583263e0
 import ast, importlib, json, os, sys, time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core import SweepError, progress, results_dir
 from .sweep import _write_plan, code_version, collect, disk_error, expand
 from .sweep import finished, identity, load, status
-from .warm import BROKEN, BUSY, DONE, FAILED, Warm
+from .warm import BROKEN, BUSY, DONE, FAILED, Warm, _claim
 from .warm import ending, experiments_module, keep_failure, preload, run
 
 # %% ../../nbs/sweeps/engines.ipynb #75393a8e
@@ -64,7 +64,7 @@ def _ray(jobs, workers, spec, **options):
     finally:
         if mine: ray.shutdown()
 
-# %% ../../nbs/sweeps/engines.ipynb #72a0ce86
+# %% ../../nbs/sweeps/engines.ipynb #34ed3ae6
 def _slurm(jobs, workers, spec, cluster=None, **options):
     "Run jobs as a Slurm array, at most `workers` at a time."
     submitit = _need("submitit")
@@ -73,12 +73,15 @@ def _slurm(jobs, workers, spec, cluster=None, **options):
     executor.update_parameters(
         **{"name": spec.name, "cpus_per_task": 1, "timeout_min": 24 * 60, **options})
     waiting = list(zip(jobs, executor.map_array(_elsewhere, jobs)))
-    while waiting:
-        for pair in [p for p in waiting if p[1].done()]:
-            waiting.remove(pair)
-            yield pair[0]["id"], BROKEN if pair[1].exception() else pair[1].result()
-        time.sleep(0.25)
-        yield None
+    try:
+        while waiting:
+            for pair in [p for p in waiting if p[1].done()]:
+                waiting.remove(pair)
+                yield pair[0]["id"], BROKEN if pair[1].exception() else pair[1].result()
+            time.sleep(0.25)
+            yield None
+    finally:
+        for _, task in waiting: task.cancel()  # nothing outlives the sweep
 
 
 def _elsewhere(job) -> int:
@@ -124,7 +127,7 @@ def _jobs(spec, runs, out) -> tuple:
              "log": str(out / "partial" / f"{i}.log"), "template": template}
             for i, p, d in zip(names, runs, data)], warm
 
-# %% ../../nbs/sweeps/engines.ipynb #016bdcbc
+# %% ../../nbs/sweeps/engines.ipynb #5c80eeb1
 def _settle(job, code) -> bool:
     "After a run's process has ended: see that a failure is kept; whether the run is finished."
     out, log = Path(job["out"]), Path(job["log"])
@@ -133,8 +136,8 @@ def _settle(job, code) -> bool:
     if finished(out, job["id"]): return True
     if code not in (FAILED, DONE):
         words = said.splitlines()[-1] if code == BROKEN and said else ending(code)
-        keep_failure(job, "Died", words, f"{words}\n\n{said}")
-        (out / "partial" / f"{job['id']}.lock").unlink(missing_ok=True)
+        with _claim(out, job["id"]) as free:  # unless another sweep is at it again already
+            if free: keep_failure(job, "Died", words, f"{words}\n\n{said}")
     return False
 
 

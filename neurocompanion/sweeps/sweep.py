@@ -477,7 +477,7 @@ def _one_kind(values):
     words = [v if v is None or isinstance(v, str) else _canonical(v) for v in values]
     return pd.Series(words, dtype=object)
 
-# %% ../../nbs/sweeps/sweep.ipynb #ccfcf7eb
+# %% ../../nbs/sweeps/sweep.ipynb #31646b80
 def finished(
     out: str | Path,  # the sweep's folder
     run: str,         # the run's identity
@@ -491,12 +491,13 @@ def status(
     out: str | Path,  # the sweep's folder
 ) -> dict:            # done, failed, missing: lists of runs; stale: how many others lie beside
     "What became of a sweep's runs."
-    out, named = Path(out), [r["id"] for r in _plan(out)["runs"]]
-    done = [r for r in named if finished(out, r)]
-    failed = [r for r in named if r not in done and (out / "failed" / r).is_dir()]
-    beside = [p for p in (out / "runs").glob("*") if p.name not in named]
-    return {"done": done, "failed": failed, "stale": len(beside),
-            "missing": [r for r in named if r not in done and r not in failed]}
+    out = Path(out)
+    what = {r["id"]: "missing" for r in _plan(out)["runs"]}
+    for r in what:
+        if (out / "failed" / r).is_dir(): what[r] = "failed"
+        if finished(out, r): what[r] = "done"
+    found = {k: [r for r in what if what[r] == k] for k in ("done", "failed", "missing")}
+    return found | {"stale": sum(p.name not in what for p in (out / "runs").glob("*"))}
 
 # %% ../../nbs/sweeps/sweep.ipynb #a46f7d5a
 def _write_plan(out, spec, scale, runs):

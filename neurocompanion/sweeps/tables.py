@@ -30,7 +30,7 @@ def _listed(rows, name) -> list:
     "The distinct values of a column, sorted; none if it is not there."
     return sorted(rows[name].dropna().unique().tolist()) if name in rows else []
 
-# %% ../../nbs/sweeps/tables.ipynb #a2a295ff
+# %% ../../nbs/sweeps/tables.ipynb #4365bc4f
 def publish(
     out: str | Path,                 # the sweep's folder
     into: str | Path | None = None,  # default: nbs/<paper>/tables
@@ -44,7 +44,7 @@ def publish(
         raise SweepError("only a whole sweep is published", where=out, fix="Call the sweep again",
                          found=f"{len(now['failed'])} failed, {len(now['missing'])} missing runs")
     paper, name = plan["sweep"].split("/")
-    path = Path(into or home() / "nbs" / paper / "tables") / f"{name}.csv"
+    path = (Path(into) if into else _shelf(paper)) / f"{name}.csv"
     if path.with_suffix(".json").is_file() and not smaller: _not_smaller(path, plan["scale"])
     rows = pd.read_parquet(collect(out))
     with atomic_path(path) as tmp:
@@ -53,7 +53,16 @@ def publish(
     with atomic_path(path.with_suffix(".json")) as tmp: tmp.write_text(record, "utf-8")
     return path
 
-# %% ../../nbs/sweeps/tables.ipynb #d69e8aab
+# %% ../../nbs/sweeps/tables.ipynb #15976d07
+def _shelf(paper) -> Path:
+    "Where a paper's tables are committed: in its folder of the checkout."
+    folder = home() / "nbs" / paper
+    if folder.is_dir() and (home() / "settings.ini").is_file(): return folder / "tables"
+    raise SweepError("tables are published in a checkout", where=folder,
+                     expected="the folder of a paper there",
+                     fix="Work in a clone of the repository, or say `into` which folder")
+
+
 def _not_smaller(path, scale):
     "Refuse to replace the table of a larger scale."
     old = json.loads(path.with_suffix(".json").read_text("utf-8"))["scale"]
@@ -61,7 +70,7 @@ def _not_smaller(path, scale):
     raise SweepError("a table of a larger scale is there", where=path, expected=f"{old} or larger",
                      found=scale, fix="Keep it, or pass smaller=True to replace it")
 
-# %% ../../nbs/sweeps/tables.ipynb #977137d2
+# %% ../../nbs/sweeps/tables.ipynb #f51880b1
 def table(
     name: str,                 # PAPER/NAME
     results: str | Path = "",  # the sweep's folder, or one that holds it as NAME or PAPER/NAME
@@ -80,7 +89,7 @@ def table(
     if not path.is_file():
         raise SweepError(f"no table of {name} is committed", where=path,
                          fix=f"Run `neurocompanion sweep {name}` and pass its folder")
-    rows = pd.read_csv(path)
+    rows = pd.read_csv(path, keep_default_na=False, na_values=[""])  # "None" and "NA" are words
     rows.attrs.update(json.loads(path.with_suffix(".json").read_text("utf-8")))
     return rows
 

@@ -170,7 +170,7 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../../nbs/sweeps/warm.ipynb #297441d2
+# %% ../../nbs/sweeps/warm.ipynb #812715ea
 def _finish(out, name):
     "Put a whole run on the disk, then in its place."
     work, place = out / "partial" / name, out / "runs" / name
@@ -181,7 +181,7 @@ def _finish(out, name):
     if place.exists(): shutil.rmtree(place)  # somebody took files out of it: it is not whole
     os.rename(work, place)
     _sync(place.parent)
-    shutil.rmtree(out / "failed" / name, ignore_errors=True)
+    for left in (name, f".{name}"): shutil.rmtree(out / "failed" / left, ignore_errors=True)
 
 # %% ../../nbs/sweeps/warm.ipynb #75612a20
 def keep_failure(

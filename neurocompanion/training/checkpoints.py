@@ -74,7 +74,7 @@ def set_random_states(states: dict, order: torch.Generator | None = None, device
     if "cuda" in states and device is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
 
-# %% ../../nbs/training/checkpoints.ipynb #a95aebda
+# %% ../../nbs/training/checkpoints.ipynb #2d774c4e
 _counters = ("epoch", "step", "taken", "total", "weight", "limit", "best_loss", "best_epoch",
              "stopped", "rate", "history", "weights", "begun")
 
@@ -96,6 +96,12 @@ def _plain(x):
     return type(x)(map(_plain, x)) if type(x) in (list, tuple) else x
 
 
+def _kinds(model):
+    "The model's class, and a digest of those of all its layers."
+    names = [type(m).__qualname__ for m in model.modules()]
+    return f"{names[0]} {hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
+
+
 def _fingerprint(x):
     "Shape, type and a sample of a tensor's values."
     flat = x.detach().reshape(-1)
@@ -103,13 +109,14 @@ def _fingerprint(x):
     digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} {digest[:8]}"
 
-# %% ../../nbs/training/checkpoints.ipynb #8ae8dbef
+# %% ../../nbs/training/checkpoints.ipynb #c9323c74
 def configuration(model: nn.Module, data: dict, **settings) -> dict:
-    "Everything that decides a run, as plain values: settings, shapes of the model, data."
+    "Everything that decides a run, as plain values: settings, data, layers and their shapes."
     found = {k: _named(v) for k, v in settings.items()}
     for name, d in data.items():
         if isinstance(d, tuple): found |= {f"{name}[{i}]": _fingerprint(x) for i, x in enumerate(d)}
         else: found[name] = None if d is None else f"{len(d)} batches"
+    found["model"] = _kinds(model)
     return found | {f"model {k}": str(tuple(v.shape)) for k, v in model.named_parameters()}
 
 # %% ../../nbs/training/checkpoints.ipynb #11ded2ca
@@ -122,7 +129,7 @@ def check_weights(state: State):
                         found=f"NaN or infinity, learning rate {state.rate:.3g}",
                         fix="Lower the learning rate, or clip the gradient")
 
-# %% ../../nbs/training/checkpoints.ipynb #28e5f613
+# %% ../../nbs/training/checkpoints.ipynb #37ab52b7
 def save_checkpoint(
     path: str | Path,
     state: State,
@@ -141,8 +148,8 @@ def save_checkpoint(
 def read_checkpoint(path: str | Path) -> dict:
     "The contents of a checkpoint; no code in it is run."
     try: parts = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError: raise
-    except Exception as e: raise _unreadable(path, f"{type(e).__name__}") from e
+    except (FileNotFoundError, PermissionError): raise
+    except Exception as e: raise _unreadable(path, "a damaged file, or one of another kind") from e
     if not isinstance(parts, dict): raise _unreadable(path, f"a file with a {type(parts).__name__}")
     missing = {"settings", "model", "optimiser", "schedule", "random", *_counters} - set(parts)
     if missing: raise _unreadable(path, f"a file without {', '.join(sorted(missing))}")

@@ -247,7 +247,7 @@ class Fit:
         return (f"Fit: loss {self.best_loss:.4g} at epoch {self.best_epoch} of {len(self.rows)}, "
                 f"stopped by {self.stopped}")
 
-# %% ../../nbs/training/fit.ipynb #7f5757c0
+# %% ../../nbs/training/fit.ipynb #6651c0fc
 def _need(ok, name, expected, found):
     if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=found)
 
@@ -260,8 +260,10 @@ def _check_settings(plan):
               f"a whole number, at least {least}", v)
     for name in "lr", "clip", "patience", "save_epochs":
         v = getattr(plan, name)
-        _need(v is None or isinstance(v, numbers.Real) and v > 0, name,
+        _need(v is None or isinstance(v, numbers.Real) and 0 < v < math.inf, name,
               "a number above 0, or None", v)
+    _need(plan.weight_decay is None or plan.weight_decay >= 0, "weight_decay",
+          "a number, at least 0, or None", plan.weight_decay)
     _need(plan.diverge > 0, "diverge", "a number above 0", plan.diverge)
     _need(plan.save_seconds >= 0, "save_seconds", "a number, at least 0", plan.save_seconds)
     _need(plan.keep in ("best", "last"), "keep", "best or last", plan.keep)

@@ -6,8 +6,8 @@
 __all__ = ['masked_mse', 'mae', 'naive_mse', 'r2', 'bits_per_spike', 'pseudo_r2', 'relative_pseudo_r2', 'correlation', 'corr_h',
            'corr_w', 'accuracy', 'confusion', 'Interval', 'interval', 'ScalingLaw', 'fit_scaling', 'extrapolation']
 
-# %% ../../nbs/training/metrics.ipynb #303d3c84
-import sys, warnings
+# %% ../../nbs/training/metrics.ipynb #feefb851
+import math, sys, warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,19 +15,22 @@ import numpy as np
 
 from ..core import ParameterError
 
-# %% ../../nbs/training/metrics.ipynb #987e4944
+# %% ../../nbs/training/metrics.ipynb #2c582e10
 def _is_tensor(x) -> bool:
     "Is `x` a PyTorch tensor? Asked without importing PyTorch."
     return "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
 
 
 def _array(x, name: str) -> np.ndarray:
-    "`x` as float64, detached from any graph."
-    if _is_tensor(x): x = x.detach().cpu().double().numpy()
-    try: return np.asarray(x, dtype=float)
-    except (TypeError, ValueError) as e:
-        raise ParameterError(f"{name} is not an array of numbers", expected="numbers, one shape",
-                             found=str(e)) from e
+    "`x` as float64, detached from any graph; what a masked array hides is NaN."
+    if _is_tensor(x): x = (x if x.is_complex() else x.double()).detach().cpu().numpy()
+    try:
+        if isinstance(x, np.ma.MaskedArray): x = x.astype(float).filled(np.nan)
+        if (x := np.asarray(x)).dtype.kind in "biufO": return x.astype(float, copy=False)
+        found = f"values of type {x.dtype}"
+    except (TypeError, ValueError) as e: found = str(e)
+    raise ParameterError(f"{name} is not an array of numbers", expected="real numbers, one shape",
+                         found=found)
 
 
 def _same_shape(pred, target, names=("pred", "target")):
@@ -37,39 +40,47 @@ def _same_shape(pred, target, names=("pred", "target")):
                          expected=f"{names[0]} of shape {tuple(target.shape)}, as {names[1]}",
                          found=f"{tuple(pred.shape)}", fix="Align the axes: (…, neuron)")
 
-# %% ../../nbs/training/metrics.ipynb #cecd3b4c
+# %% ../../nbs/training/metrics.ipynb #fa8f99f3
 def _full_mask(mask, shape):
     "The mask stretched over the axes between batch and neuron."
     given = tuple(mask.shape)
-    sample = (shape[0], shape[-1]) if len(shape) > 2 else None
-    if given == sample: mask = mask.reshape(given[0], *[1] * (len(shape) - 2), given[1])
-    elif given not in (shape, shape[-1:]):
-        per_sample = f", {sample} (batch, neuron)" if sample else ""
+    if len(given) == 2 < len(shape):
+        mask = mask.reshape(given[0], *[1] * (len(shape) - 2), given[1])
+    full = mask.ndim == len(shape) and all(m in (1, n) for m, n in zip(mask.shape, shape))
+    if not full and given != shape[-1:]:
+        per_sample = f", {(shape[0], shape[-1])} (batch, neuron)" if len(shape) > 2 else ""
         raise ParameterError("the mask does not fit the data", found=f"shape {given}",
                              expected=f"{shape}{per_sample} or {shape[-1:]} (neuron)")
     lib = sys.modules["torch"] if _is_tensor(mask) else np
     return lib.broadcast_to(mask > 0, shape)
 
 
+def _tensor(x, device=None):
+    "As a tensor that shares no memory with an array: those that cannot be written to do not suit."
+    torch = sys.modules["torch"]
+    return torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x, device=device)
+
+# %% ../../nbs/training/metrics.ipynb #7c2334f6
 def _labelled(pred, target, mask):
     "The library that does the sums, pred − target with 0 where unlabelled, the full mask."
     lib = sys.modules["torch"] if _is_tensor(pred) or _is_tensor(target) else np
     if lib is np: pred, target = _array(pred, "pred"), _array(target, "target")
     else:
         device = (pred if _is_tensor(pred) else target).device
-        pred, target = (lib.as_tensor(v, device=device) for v in (pred, target))
-        if pred.dtype not in (lib.float32, lib.float64): pred = pred.float()  # half overflows
+        pred, target = (_tensor(v, device) for v in (pred, target))
+        pred, target = (v if v.dtype in (lib.float32, lib.float64) else v.float()  # half overflows
+                        for v in (pred, target))
     _same_shape(pred, target)
-    if mask is None: mask = lib.ones_like(target)
-    mask = lib.as_tensor(mask, device=pred.device) if lib is not np else _array(mask, "mask")
+    if mask is None: mask = np.ones((1,) * pred.ndim, bool)
+    mask = _array(mask, "mask") if lib is np else _tensor(mask, pred.device)
     mask = _full_mask(mask, tuple(pred.shape))
     with np.errstate(invalid="ignore"): return lib, lib.where(mask, pred - target, 0.0), mask
 
-# %% ../../nbs/training/metrics.ipynb #e6ecc49e
+# %% ../../nbs/training/metrics.ipynb #9035c3ee
 def masked_mse(
     pred,          # predicted activity  # ... neuron
     target,        # what was recorded, same shape
-    mask=None,     # what is labelled: full shape, (batch, neuron) or (neuron,); None = everything
+    mask=None,     # above 0 where labelled: full, (batch, neuron) or (neuron,); None: everything
     *,
     weight=False,  # also return the number of labelled entries, as `fit` wants to weigh batches
 ):                 # the mean over labelled entries: a float, or a tensor that can be differentiated
@@ -102,7 +113,7 @@ def naive_mse(
     "The loss of the forecast that nothing changes: prediction = input."
     return masked_mse(x, target, mask)
 
-# %% ../../nbs/training/metrics.ipynb #b5721ea7
+# %% ../../nbs/training/metrics.ipynb #1e2c7390
 def _recorded(pred, target, names=("pred", "target")):
     "Both as float64 with the neuron last, and where the target was recorded."
     p, y = _array(pred, names[0]), _array(target, names[1])
@@ -113,13 +124,15 @@ def _recorded(pred, target, names=("pred", "target")):
         if bad := int((~np.isfinite(v) & ok).sum()):
             raise ParameterError(f"{name} holds NaN or infinity", expected="finite numbers",
                                  found=f"{bad} of {ok.sum()} entries",
-                                 fix="A model that diverged cannot be scored")
+                                 fix="A model that diverged cannot be scored" if v is p else
+                                 "Mark as NaN what was not recorded")
     return p, np.where(ok, y, 0.0), ok
 
 
 def _by_neuron(pred, target, names=("pred", "target")):
     "`_recorded`, with everything before the neuron as one axis."
-    return (v.reshape(-1, v.shape[-1]) for v in _recorded(pred, target, names))
+    return (v.reshape(math.prod(v.shape[:-1]), v.shape[-1])    # -1 fails without neurons
+            for v in _recorded(pred, target, names))
 
 
 def _moves(y, ok, axis=0):

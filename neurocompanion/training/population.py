@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Population', 'fit_population']
 
-# %% ../../nbs/training/population.ipynb #82cef851
-import copy, math, warnings
+# %% ../../nbs/training/population.ipynb #ac3e7285
+import copy, math, random, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -57,12 +57,20 @@ class _Stack:
             getattr(self, name)[keep] = getattr(part, name)
         for k, v in part.buffers.items(): self.buffers[k][keep] = v
 
-# %% ../../nbs/training/population.ipynb #01b60e6a
+# %% ../../nbs/training/population.ipynb #9277bd40
+def _seed(seed):
+    "As `core.set_seed`, but without a word to absent GPUs, which takes longer than a small model."
+    if torch.cuda.is_available(): return core.set_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def _make_members(make, seeds):
     "A model for each seed, all of one shape."
     models = []
     for seed in seeds:
-        core.set_seed(seed)
+        _seed(seed)
         models.append(make())
     if len(set(map(id, models))) < len(models):
         raise ParameterError("make() returned one model twice", expected="a new model every time",
@@ -111,15 +119,19 @@ def _adam(part, g, factor, *, decoupled, clip, betas=(0.9, 0.999), eps=1e-8):
     part.square.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
     part.weights.addcmul_(part.mean / part.square.sqrt().add_(eps), step)
 
-# %% ../../nbs/training/population.ipynb #665506da
+# %% ../../nbs/training/population.ipynb #cc4e8fa3
+def _tied(model):
+    "Whether two layers share a parameter; a layer that is used twice is one layer."
+    owned = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
+    return len(owned) > len(set(owned))
+
+
 class _LossOf(nn.Module):
     "The loss as a module around the model, so that `functional_call` can exchange the weights."
 
     def __init__(self, model, loss):
         super().__init__()
-        self.model, self.loss = model, loss
-        every = [list(model.named_parameters(remove_duplicate=d)) for d in (False, True)]
-        self.tied = len(every[0]) > len(every[1])
+        self.model, self.loss, self.tied = model, loss, _tied(model)
 
     def forward(self, counted, *batch):
         out = self.loss(self.model, *batch)
@@ -261,7 +273,7 @@ def _validate(course, stack):
         count[at] += weight.cpu().numpy() if isinstance(weight, Tensor) else weight
     with np.errstate(invalid="ignore"): return total / count
 
-# %% ../../nbs/training/population.ipynb #e3eff70b
+# %% ../../nbs/training/population.ipynb #9b12d182
 @dataclass
 class Population:
     "Trained members."
@@ -269,7 +281,7 @@ class Population:
     seeds: list              # one a member
     best_loss: np.ndarray    # lowest validation loss; without validation, training loss
     best_epoch: np.ndarray   # the epoch it was reached in; 0 = never
-    stopped: list            # "epochs", "patience" or "diverged"
+    stopped: list            # "epochs", "patience", "diverged" or "interrupted"
     skeleton: nn.Module      # the architecture
     layout: dict             # name → shape of its trained parameters
     weights: Tensor          # best weights  # member parameter
@@ -295,7 +307,7 @@ class Population:
                                  best_epoch=self.best_epoch, best_loss=self.best_loss,
                                  stopped=self.stopped))
 
-# %% ../../nbs/training/population.ipynb #9d38da5c
+# %% ../../nbs/training/population.ipynb #4ceb318f
 def _state_dict(
     self: Population,
     member: int,      # 0, 1, …
@@ -304,13 +316,15 @@ def _state_dict(
     if not 0 <= member < len(self):
         raise ParameterError("no such member", expected=f"0 to {len(self) - 1}", found=member)
     if not self.best_epoch[member]:
-        raise TrainingError(f"member {member} has no weights to give", found="a loss that was not "
-                            "finite in the first epoch", fix="Lower its learning rate")
+        lost = self.stopped[member] == "diverged"
+        raise TrainingError(f"member {member} has no weights to give", fix="Lower its learning rate"
+                            if lost else "Train it for an epoch or more",
+                            found=f"that it was {self.stopped[member]} in the first epoch")
     params = _split(self.weights[member:member + 1], self.layout)
     return {k: v[0].clone() for k, v in params.items()} | {
         k: v[member].clone() for k, v in self.buffers.items()}
 
-# %% ../../nbs/training/population.ipynb #ab4f7da0
+# %% ../../nbs/training/population.ipynb #c9618c4f
 def _model(
     self: Population,
     member: int,      # 0, 1, …
@@ -330,7 +344,8 @@ def _predict(
 ) -> Tensor:          # the model's output with the members on axis 0
     "What every member says, all at once."
     self.skeleton.eval()
-    run = lambda p, b: functional_call(self.skeleton, (p, b), inputs)
+    tied = _tied(self.skeleton)
+    run = lambda p, b: functional_call(self.skeleton, (p, b), inputs, tie_weights=tied)
     return vmap(run)(_split(self.weights, self.layout), self.buffers)
 
 
@@ -366,11 +381,12 @@ def _each(value, members, name, least=0.0):
     raise ParameterError(f"{name} is out of range", found=value,
                          expected=f"a number, or {members} of them, at least {least:g}")
 
-# %% ../../nbs/training/population.ipynb #3cf4ed64
+# %% ../../nbs/training/population.ipynb #aad6f83c
 def _check(seeds, epochs, batch, patience, optimiser, keep, clip):
     "Say which setting cannot be, before anything is trained."
-    whole = lambda v: isinstance(v, (int, np.integer)) and v >= 1
-    rules = {"seeds": (len(seeds) > 0, "at least one", seeds),
+    whole = lambda v, least=1: isinstance(v, (int, np.integer)) and v >= least
+    rules = {"seeds": (len(seeds) > 0 and all(whole(s, 0) for s in seeds),
+                       "how many, or whole numbers, at least one", seeds),
              "epochs": (whole(epochs), "a whole number, at least 1", epochs),
              "batch": (batch is None or whole(batch), "a whole number, or None for all", batch),
              "patience": (patience is None or patience > 0, "a number above 0, or None", patience),
@@ -379,6 +395,15 @@ def _check(seeds, epochs, batch, patience, optimiser, keep, clip):
              "keep": (keep in ("best", "last"), "best or last", keep)}
     for name, (ok, expected, found) in rules.items():
         if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=found)
+
+
+def _tensors(data, device, name):
+    "`place`, for tensors alone."
+    if data is None and name == "valid": return None
+    if not isinstance(data, (list, tuple, Tensor)) and not hasattr(data, "tensors"):
+        raise ParameterError(f"{name} must be tensors", expected="a tuple of tensors",
+                             found=type(data).__name__, fix="Members draw their own batches")
+    return place(tuple(data) if isinstance(data, list) else data, device, name)
 
 
 @torch.no_grad()
@@ -438,13 +463,12 @@ def _report(pop, lr):
     warnings.warn(f"{len(lost)} of {len(pop)} members stopped at a loss that is not finite: {which}"
                   + (", …" if len(lost) > 5 else ""), stacklevel=3)
 
-# %% ../../nbs/training/population.ipynb #b66a00ea
+# %% ../../nbs/training/population.ipynb #dce894cb
 def _set_out(models, loss, data, valid, subsets, valid_subsets, device, how):
     "Everything as it is before the first step."
     skeleton, layout, weights, fixed = _flatten(models)
     members, batch = len(models), how["batch"]
-    data = place(data, device, "data")
-    valid = None if valid is None else place(valid, device, "valid")
+    data, valid = _tensors(data, device, "data"), _tensors(valid, device, "valid")
     if valid is None and valid_subsets is not None: valid = data
     sets, sizes = _index(subsets, members, len(data[0]), "subsets", device)
     held = (None, None) if valid is None else _index(valid_subsets, members, len(valid[0]),
@@ -465,7 +489,7 @@ def _empty(course, stack, seeds):
     "A population that has not been trained."
     n = len(seeds)
     return Population([], seeds, np.full(n, np.inf), np.zeros(n, int), ["epochs"] * n,
-                      course.lossof.model, course.layout, stack.weights.clone(),
+                      copy.deepcopy(course.lossof.model), course.layout, stack.weights.clone(),
                       {k: v.clone() for k, v in stack.buffers.items()})
 
 # %% ../../nbs/training/population.ipynb #a0fbc221
@@ -477,7 +501,34 @@ def _threads(weights, samples):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../../nbs/training/population.ipynb #d0398d22
+# %% ../../nbs/training/population.ipynb #917fa65a
+def _train(pop, course, stack, plateaus, epochs, keep, patience, desc):
+    "Epoch after epoch, until no member is left."
+    bar = core.progress(range(1, epochs + 1), desc=desc, unit="epoch")
+    try:
+        with bar, _threads(stack.weights, course.batch or max(stack.sizes)):
+            for epoch in bar:
+                train = _train_epoch(course, stack)
+                on = _close(pop, course, stack, plateaus, epoch, train, keep, patience)
+                if not on.all():
+                    stack, course.plan, course.cache = stack.rows(np.flatnonzero(on)), None, None
+                if not on.any(): break
+                bar.set_postfix(members=len(stack.ids), best=f"{pop.best_loss.min():.4g}")
+    except KeyboardInterrupt as e: raise _interrupted(pop) from e
+    finally:
+        lost = pop.best_epoch == 0
+        pop.best_loss[lost], pop.weights[lost] = np.nan, math.nan
+
+
+def _interrupted(pop):
+    "Ctrl-C, with what has been trained so far."
+    pop.stopped = ["interrupted" if s == "epochs" else s for s in pop.stopped]
+    error = KeyboardInterrupt(f"stopped after {len(pop.rows)} epochs; the exception's `population` "
+                              "holds the best weights so far")
+    error.population = pop
+    return error
+
+# %% ../../nbs/training/population.ipynb #304914cb
 def fit_population(
     make: Callable,             # make() -> a new model; called once a member, after its seed is set
     loss: Callable,             # loss(model, *batch) -> mean, (mean, weight), or one value a sample
@@ -500,31 +551,25 @@ def fit_population(
     desc: str = "population",   # what the progress bar says
 ) -> Population:
     "Train one model for each seed, all at once."
-    seeds = list(range(seeds)) if isinstance(seeds, (int, np.integer)) else list(map(int, seeds))
+    if isinstance(seeds, (int, np.integer)): seeds = range(seeds)
+    seeds = list(seeds) if np.iterable(seeds) else [seeds]
     _check(seeds, epochs, batch, patience, optimiser, keep, clip)
-    lr = _each(1e-3 if lr is None else lr, len(seeds), "lr", 1e-300)
-    decay = 0.01 * (optimiser == "adamw") if weight_decay is None else weight_decay
-    outside = random_states(device=None if device is None else torch.device(device))
+    seeds = list(map(int, seeds))
+    how = dict(seeds=seeds, lr=_each(1e-3 if lr is None else lr, len(seeds), "lr", 1e-300),
+               decay=_each(0.01 * (optimiser == "adamw") if weight_decay is None else weight_decay,
+                           len(seeds), "weight_decay"),
+               batch=batch, schedule=schedule, epochs=epochs)
+    given = None if device is None else torch.device(device)
+    outside = random_states(device=given)
     try:
         models = _make_members(make, seeds)
-        device = torch.device(device or next((p.device for p in models[0].parameters()), "cpu"))
-        course, stack, plateaus = _set_out(
-            [m.to(device) for m in models], loss, data, valid, subsets, valid_subsets, device,
-            dict(seeds=seeds, lr=lr, decay=_each(decay, len(seeds), "weight_decay"), batch=batch,
-                 schedule=schedule, epochs=epochs))
+        device = given or next((p.device for p in models[0].parameters()), torch.device("cpu"))
+        course, stack, plateaus = _set_out([m.to(device) for m in models], loss, data, valid,
+                                           subsets, valid_subsets, device, how)
         course.update = dict(decoupled=optimiser == "adamw", clip=clip)
         pop = _empty(course, stack, seeds)
         core.set_seed(seeds[0])                                # for dropout
-        bar = core.progress(range(1, epochs + 1), desc=desc, unit="epoch")
-        with bar, _threads(stack.weights, batch or max(stack.sizes)):
-            for epoch in bar:
-                train = _train_epoch(course, stack)
-                on = _close(pop, course, stack, plateaus, epoch, train, keep, patience)
-                if not on.all():
-                    stack, course.plan, course.cache = stack.rows(np.flatnonzero(on)), None, None
-                if not on.any(): break
-                bar.set_postfix(members=len(stack.ids), best=f"{pop.best_loss.min():.4g}")
-    finally: set_random_states(outside, device=None if device is None else torch.device(device))
-    pop.best_loss[pop.best_epoch == 0] = np.nan
-    _report(pop, lr)
+        _train(pop, course, stack, plateaus, epochs, keep, patience, desc)
+    finally: set_random_states(outside, device=given)
+    _report(pop, how["lr"])
     return pop

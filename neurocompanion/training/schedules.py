@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from ..core import ParameterError
 
-# %% ../../nbs/training/schedules.ipynb #1246a107
+# %% ../../nbs/training/schedules.ipynb #6f326d3a
 def make_optimiser(
     params,                             # the parameters; frozen ones are left out
     optimiser="adamw",                  # "adamw", "adam", "sgd", or a function of the parameters
@@ -24,7 +24,10 @@ def make_optimiser(
     "The optimiser over every parameter that is trained."
     named = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam, sgd=torch.optim.SGD)
     params = [p for p in params if p.requires_grad]
-    if not params: raise ParameterError("the model has no parameters to train")
+    if not params:
+        raise ParameterError("the model has no parameters to train",
+                             expected="one or more with requires_grad", found="none",
+                             fix="Score it as it is, with steps.evaluate")
     given = {k: float(v) for k, v in dict(lr=lr, weight_decay=weight_decay).items()
              if v is not None}
     if isinstance(optimiser, str) and optimiser in named:

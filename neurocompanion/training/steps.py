@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import ParameterError, TrainingError
 
-# %% ../../nbs/training/steps.ipynb #8c4ae9e2
+# %% ../../nbs/training/steps.ipynb #90939732
 def score(
     model: nn.Module,
     loss: Callable,    # loss(model, *batch) -> mean, or (mean, weight)
@@ -25,7 +25,8 @@ def score(
 ) -> tuple:            # mean loss, a scalar tensor; and how many entries it is the mean of
     "The loss of one batch and its weight."
     with amp: out = loss(model, *batch)
-    mean, weight = out if isinstance(out, tuple) else (out, _samples(batch))
+    pair = isinstance(out, tuple) and len(out) == 2
+    mean, weight = out if pair else (out, _samples(batch))
     if isinstance(mean, Tensor) and mean.ndim == 0: return mean, weight
     raise ParameterError("the loss must be one number", expected="a tensor without axes",
                          found=f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor)
@@ -121,7 +122,7 @@ def _split(batch, n):
     if n == 1: return [batch]
     return list(zip(*(x.split(-(-len(batch[0]) // n)) for x in batch)))
 
-# %% ../../nbs/training/steps.ipynb #7bb9bb46
+# %% ../../nbs/training/steps.ipynb #8c6904d1
 def gradient(
     model: nn.Module,
     loss: Callable,     # loss(model, *batch) -> mean, or (mean, weight)
@@ -131,16 +132,25 @@ def gradient(
     "Backpropagate the mean over all entries of all pieces."
     if len(pieces) == 1:
         mean, weight = score(model, loss, pieces[0], amp)
-        mean.backward()
+        _backpropagate(mean)
         return mean.detach(), weight
     total = weight = 0.0
     for piece in pieces:
         m, w = score(model, loss, piece, amp)
-        (m * w).backward()
+        if not w: continue
+        _backpropagate(m * w)
         total, weight = total + m.detach() * w, weight + w
     for p in model.parameters():
         if p.grad is not None: p.grad.div_(weight)
-    return total / weight, weight
+    return (total / weight, weight) if weight else (m.detach(), weight)
+
+# %% ../../nbs/training/steps.ipynb #c2d87aff
+def _backpropagate(loss):
+    "`loss.backward()`, or a plain word where that is not possible."
+    if loss.requires_grad: return loss.backward()
+    raise ParameterError("the loss does not depend on the model's parameters",
+                         expected="a tensor that carries a gradient", found="one without",
+                         fix="Compute it without detach(), item() or no_grad()")
 
 # %% ../../nbs/training/steps.ipynb #318ef1ba
 def settled_precision(precision: str, device: torch.device) -> str:

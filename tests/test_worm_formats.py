@@ -1,0 +1,315 @@
+"Every worm source: reader(writer(x)) = x, odd cases, what is refused, and the real files."
+import gzip
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings.simulate import observed, worms
+from neurocompanion.recordings.standard import (
+    NEURONS, check, open_recording, save, state_names, traces)
+from neurocompanion.recordings.worm import read_worms
+from neurocompanion.recordings.worm_labels import SOURCES, fill_gaps
+from neurocompanion.recordings.worm_writers import (
+    WRITERS, ZIMMER, expected, write_flavell_h5, write_flavell_json, write_flavell_labels,
+    write_leifer, write_worms, write_yemini, write_zimmer)
+
+LAYOUTS = [v for layouts in WRITERS.values() for v in layouts]
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return [observed(w) for w in worms(3, seed=7, duration=[90, 100, 110], neurons=40,
+                                       labelled=25)]
+
+
+def same(read, made, layout):
+    "What was read is what was written, in all that the layout holds."
+    check(read)
+    want = expected(made, layout)
+    xr.testing.assert_equal(read[["trace"]], want[["trace"]])
+    if "state" in want: assert list(state_names(read)) == list(state_names(want))
+    assert read.source == layout.removesuffix("_stim").partition("_")[0]
+    assert read.doi.startswith("10.") and len(read.sha256) == 64
+
+
+# reader(writer(x)) = x
+
+
+def test_all_eight_sources_are_there():
+    assert set(WRITERS) == set(SOURCES) and len(WRITERS) == 8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_round_trip(truth, layout, tmp_path):
+    read = read_worms(write_worms(tmp_path, truth, layout))
+    assert len({ds.subject for ds in read}) == 3
+    for ds, made in zip(read, truth, strict=True): same(ds, made, layout)
+    xr.testing.assert_identical(open_recording(save(read[0], tmp_path / "a.nc")), read[0])
+
+
+@st.composite
+def recordings(draw):
+    "One to three worms of any length and names, with even or uneven time."
+    made = []
+    for i in range(draw(st.integers(1, 3))):
+        named = draw(st.lists(st.sampled_from(NEURONS), min_size=1, max_size=8, unique=True))
+        order = draw(st.permutations([*named, *["?"] * draw(st.integers(0, 3))]))
+        names = [n if n != "?" else f"?{k:03d}" for k, n in enumerate(order)]
+        T = draw(st.integers(12, 40))
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        state = rng.choice(["forward", "reversal", "turn"], T)
+        made.append(traces(rng.standard_normal((T, len(names))), names, np.arange(T) / 3.0,
+                           subject=f"w{i}", source="simulated", state=state, sampling_rate=3.0))
+    return made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(data=st.data())
+@settings(max_examples=8, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_worms_come_back(layout, tmp_path, data):
+    made = data.draw(recordings())
+    shutil.rmtree(tmp_path / "w", ignore_errors=True)
+    (tmp_path / "w").mkdir()
+    read = read_worms(write_worms(tmp_path / "w", made, layout))
+    for ds, x in zip(read, made, strict=True): same(ds, x, layout)
+
+
+@pytest.mark.parametrize("layout", [v for v in LAYOUTS if v != "yemini2021"])
+def test_uneven_time_stays_as_it_is(truth, layout, tmp_path):
+    made = truth[0].copy()
+    steps = np.random.default_rng(0).uniform(0.2, 0.5, made.sizes["time"])
+    made = made.assign_coords(time=np.cumsum(steps))
+    same(read_worms(write_worms(tmp_path, [made], layout))[0], made, layout)
+
+
+@pytest.mark.parametrize("layout", ["kato2015", "nichols2017", "flavell2023_json",
+                                    "flavell2023_h5", "leifer2023"])
+def test_odd_labels_are_cleaned_and_reported(truth, layout, tmp_path):
+    labels = ["AVA?", "---", "VB01", "RID", "RID", "AVA", "7", "", "AWCON", "AS10"]
+    made = truth[0].isel(neuron=range(10))
+    place = write_worms(tmp_path, [made], layout, [labels])
+    ds, = read_worms(place)
+    names = [f"?{i:03d}" for i in range(10)]
+    names[2], names[9] = "VB1", "AS10"
+    assert list(ds.neuron.values) == names
+    told = {r["neuron"]: r["reason"] for r in ds.report if "neuron" in r}
+    assert set(told) == set(names) - {"AS10"}
+    assert told["?000"] == "uncertain in the file"
+    assert told["?003"] == "RID is given to neurons 3, 4"
+    assert read_worms(place, uncertain=True)[0].neuron.values[0] == "?000"   # AVA? is a class too
+
+
+@pytest.mark.parametrize("layout", [v for v in LAYOUTS if v != "flavell2023_json"])
+def test_gaps(truth, layout, tmp_path):
+    "Long gaps drop a neuron, short ones hold the last value; both are told."
+    made = truth[0].copy(deep=True)
+    lost, held = np.flatnonzero(made.labelled.values)[:2]
+    name = str(made.neuron.values[held])
+    made.trace.values[20:60, lost], made.trace.values[30:33, held] = np.nan, np.nan
+    ds, = read_worms(write_worms(tmp_path, [made], layout))
+    assert str(made.neuron.values[lost]) not in ds.neuron.values
+    x = ds.trace.sel(neuron=name).values
+    assert (x[30:33] == made.trace.values[29, held]).all()
+    assert {"dropped", "filled"} <= {r["action"] for r in ds.report}
+
+
+@given(st.integers(0, 10**6), st.integers(20, 60))
+@settings(max_examples=40, deadline=None)
+def test_filled_gaps_are_causal_after_the_first_value(seed, T):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((T, 5))
+    x[rng.random((T, 5)) < 0.03] = np.nan
+    x[0] = 0
+    cut = int(rng.integers(1, T))
+    later = x.copy()
+    later[cut:] += 1
+    a, keep, missing = fill_gaps(x)
+    assert np.isfinite(a).all() and a.shape[1] == keep.sum() == (missing <= 0.05 * T).sum()
+    np.testing.assert_array_equal(a[:cut], fill_gaps(later)[0][:cut])
+    good = np.isfinite(x[:, keep])
+    np.testing.assert_array_equal(a[good], x[:, keep][good])
+
+
+# one source, its own ways
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("layout", list(ZIMMER))
+def test_zimmer_either_way_round_under_any_file_name(truth, layout, turned, tmp_path):
+    path = write_zimmer(tmp_path / "download.bin", truth, layout, turned=turned)
+    for ds, made in zip(read_worms(path), truth, strict=True): same(ds, made, layout)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_large_arrays_with_any_filter(tmp_path, shuffle):
+    "Chunks that overhang, with and without shuffle, with a checksum that h5py must undo."
+    x = np.random.default_rng(0).standard_normal((50, 701))
+    made = traces(x.T, [f"?{i:03d}" for i in range(50)], np.arange(701) / 3, subject="w",
+                  source="simulated")
+    path = write_zimmer(tmp_path / "a.mat", [made], "uzel2022")
+    for more in ({}, {"fletcher32": True}):
+        with h5py.File(path, "a") as f:
+            cell, name = f["Uzel_WT/traces"], f"x{len(f)}"
+            f.create_dataset(name, data=x, chunks=(7, 64), compression=3, shuffle=shuffle, **more)
+            cell[0, 0] = f[name].ref
+        np.testing.assert_array_equal(read_worms(path)[0].trace.values, x.T)
+
+
+def test_zimmer_single_worm_without_cells(tmp_path):
+    "A struct of one worm may hold its matrices directly."
+    with h5py.File(write_zimmer(tmp_path / "a.mat", [traces(
+            np.ones((30, 2)), ["AVAL", "RID"], np.arange(30) / 3, subject="w",
+            source="simulated")], "uzel2022"), "a") as f:
+        g = f["Uzel_WT"]
+        for k in list(g):
+            inner = g[k][0, 0]
+            del g[k]
+            g[k] = f[inner]
+    ds, = read_worms(tmp_path / "a.mat")
+    assert list(ds.neuron.values) == ["AVAL", "RID"] and ds.sizes["time"] == 30
+
+
+def test_stim_states_take_their_names_from_the_file(truth, tmp_path):
+    path = write_zimmer(tmp_path / "a.mat", truth, "kato2015_stim")
+    assert set(state_names(read_worms(path)[0])) == {"forward", "reversal", "turn"}
+    with h5py.File(path, "a") as f: del f["WT_Stim/StatesKey"]
+    assert set(state_names(read_worms(path)[0])) == {"state1", "state2", "state3"}
+
+
+def test_yemini_neurons_that_are_not_seen_are_absent(truth, tmp_path):
+    few = [truth[0].isel(neuron=truth[0].labelled.values).isel(neuron=slice(0, 4)), truth[1]]
+    read = read_worms(write_yemini(tmp_path / "a.mat", few))
+    assert [ds.sizes["neuron"] for ds in read] == [4, 25]
+    assert all(r["action"] != "dropped" for ds in read for r in ds.report)
+
+
+def test_flavell_labels_belong_to_their_worm(truth, tmp_path):
+    for ds in truth: write_flavell_h5(tmp_path / f"{ds.subject}-data.h5", ds)
+    write_flavell_labels(tmp_path / "labels.json", truth[:2])
+    read = read_worms(tmp_path)
+    assert [int(ds.labelled.sum()) for ds in read] == [25, 25, 0]
+    with pytest.raises(RecordingError, match="no known worm format|labeled|timestamp"):
+        read_worms(tmp_path / "labels.json")
+
+
+def test_leifer_members_in_any_order(truth, tmp_path):
+    import tarfile
+    folder = write_leifer(tmp_path / "loose", truth)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for p in sorted(folder.iterdir(), key=lambda p: p.name[::-1]): tar.add(p, f"x/y/{p.name}")
+        (tmp_path / "README.md").write_text("hello")
+        tar.add(tmp_path / "README.md", "x/README.md")
+    for ds, made in zip(read_worms(tmp_path / "a.tar.gz"), truth, strict=True):
+        same(ds, made, "leifer2023")
+
+
+def test_folders_of_many_sources(truth, tmp_path):
+    for layout in ("kato2015", "leifer2023_folder", "flavell2023_h5"):
+        (tmp_path / layout).mkdir()
+        write_worms(tmp_path / layout, truth, layout)
+    (tmp_path / "notes.txt").write_text("hello")
+    with h5py.File(tmp_path / "other.h5", "w") as f: f["x"] = [1]
+    assert [ds.source for ds in read_worms(tmp_path)] == [
+        *["flavell2023"] * 3, *["kato2015"] * 3, *["leifer2023"] * 3]
+
+
+# what is refused
+
+
+def test_writers_refuse(truth, tmp_path):
+    with pytest.raises(ParameterError, match="no such layout"): write_worms(tmp_path, truth, "x")
+    with pytest.raises(ParameterError, match="do not match"):
+        write_zimmer(tmp_path / "a.mat", truth, labels=[["AVAL"]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
+def test_cut_short(truth, layout, share, tmp_path):
+    "A file that stops anywhere is a RecordingError in one line that begins with its path."
+    place = write_worms(tmp_path / "w", truth, layout)
+    path = place if place.is_file() else sorted(place.iterdir())[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:int(len(content) * share)])
+    target = place if layout == "leifer2023_folder" else path
+    try: read = read_worms(target)
+    except RecordingError as e:
+        assert str(e).startswith(str(target)) and "\n" not in str(e), str(e)
+    else: pytest.fail(f"read {len(read)} worms of a file cut at {share}")
+
+
+def json_with(path, ds, **changes):
+    write_flavell_json(path, ds)
+    d = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in d.items() if v is not None}))
+    return path
+
+
+BAD = {
+    "json without traces": (lambda p, w: json_with(p, w[0], trace_array=None),
+                            "field `trace_array` is missing"),
+    "json of other time": (lambda p, w: json_with(p, w[0], timestamp_confocal=[0, 1, 2]),
+                           "traces and time vector do not match: expected a side of 3 frames"),
+    "json label past the end": (lambda p, w: json_with(p, w[0], labeled={"41": {"label": "RID"}}),
+                                "points at no trace: expected a column from 1 to 40, found 41"),
+    "json label zero": (lambda p, w: json_with(p, w[0], labeled={"0": {"label": "RID"}}),
+                        "found 0"),
+    "json with text for numbers": (lambda p, w: json_with(p, w[0], trace_array=[["a"] * 3] * 2),
+                                   "the file is damaged, or not"),
+    "json list of labels": (lambda p, w: json_with(p, w[0], labeled=[1, 2]), "the file is damaged"),
+    "gzip of text": (lambda p, w: p.write_bytes(gzip.compress(b"hello" * 99)) and p,
+                     "the archive is damaged"),
+    "wrong rate": (lambda p, w: json_with(p, w[0], timestamp_confocal=[0.0] * 270),
+                   "frame 1: time does not increase"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_refused(truth, tmp_path, case):
+    spoil, words = BAD[case]
+    path = spoil(tmp_path / "bad.file", truth)
+    with pytest.raises(RecordingError) as e: read_worms(path)
+    assert words in str(e.value) and str(e.value).startswith(str(path)), str(e.value)
+    assert "\n" not in str(e.value)
+
+
+# the real files
+
+
+@pytest.fixture(scope="module")
+def flavell(mirror):
+    if not (mirror / "flavell2023").is_dir(): pytest.skip("needs flavell2023/ in the mirror")
+    return {ds.file: ds for ds in read_worms(mirror / "flavell2023")}
+
+
+def test_the_real_flavell_worms(flavell, mirror):
+    found = {k: (ds.sizes["time"], ds.sizes["neuron"]) for k, ds in flavell.items()}
+    assert len(found) == 6 and found["2022-08-02-01.json"] == (1600, 98)
+    assert found["2022-07-26-31-data.h5"] == (800, 146)
+    assert not flavell["2022-01-16-01-data.h5"].labelled.any()
+    assert flavell["2022-08-02-01.json"].labelled.sum() == 98
+    for ds in flavell.values():
+        check(ds)
+        assert set(ds.neuron.values[ds.labelled.values]) <= set(NEURONS)
+        assert 1.3 < ds.sampling_rate < 1.8 and float(ds.time[0]) == 0
+
+
+def test_the_real_flavell_worms_against_h5py(flavell, mirror):
+    name = "2022-07-27-45-data.h5"
+    ds, uid = flavell[name], name.removesuffix("-data.h5")
+    labels = json.loads((mirror / "flavell2023" / "neuropal_labels.json").read_bytes())[uid][0]
+    with h5py.File(mirror / "flavell2023" / name) as f:
+        np.testing.assert_array_equal(ds.trace.values, f["gcamp/trace_array"][()])
+        np.testing.assert_array_equal(ds.velocity.values, f["behavior/velocity"][()])
+    told = {r["neuron"] for r in ds.report if "neuron" in r}
+    for column, entry in labels.items():
+        got = str(ds.neuron.values[int(column) - 1])
+        assert got == entry["label"] or got in told, (column, entry["label"], got)
+    assert {str(i + 1) for i in np.flatnonzero(ds.labelled.values)} <= set(labels)

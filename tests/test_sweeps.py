@@ -230,8 +230,18 @@ SHOWY = ["1 + 1", "print('a'); print('b')", "import sys; print('c', file=sys.std
 def shown(nb):
     "What a notebook shows, without what differs between two figures or two moments."
     text = lambda o: "".join(o.get("text") or o.data.get("text/plain") or "").split(" at 0x")[0]
-    return [[(o.output_type, o.get("name"), text(o), sorted(o.get("data", {})))
-             for o in c.outputs] for c in nb.cells]
+    return [_joined([(o.output_type, o.get("name"), text(o), sorted(o.get("data", {})))
+                     for o in c.outputs]) for c in nb.cells]
+
+
+def _joined(outputs):
+    "A kernel may send one line of text in two pieces: put neighbours of one stream together."
+    joined = []
+    for kind, name, text, data in outputs:
+        if joined and kind == "stream" and joined[-1][:2] == (kind, name):
+            text = joined.pop()[2] + text
+        joined.append((kind, name, text, data))
+    return joined
 
 
 def test_cells_show_what_a_kernel_shows(tmp_path):

@@ -1,8 +1,13 @@
 "What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
 import os
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+
+# continuous integration tries the same examples every time; at a desk they are new each time
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"): settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

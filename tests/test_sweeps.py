@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.core import SweepError
@@ -439,6 +439,7 @@ anything = st.recursive(plain, lambda inner: st.lists(inner, max_size=3)
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(["grid", "zip", "seeds", "fixed", "seed"]), anything))
+@example({"zip": {3: [None]}})
 def test_any_scale_expands_or_says_why(any_toy, scale):
     import yaml
     any_toy.write_text(yaml.safe_dump({"scales": {"tiny": scale}}))

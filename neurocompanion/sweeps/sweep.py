@@ -175,7 +175,7 @@ def _value(v, default, where):
     whole = type(default) is int and isinstance(v, float) and v.is_integer()
     return int(v) if whole else v
 
-# %% ../../nbs/sweeps/sweep.ipynb #88a92d42
+# %% ../../nbs/sweeps/sweep.ipynb #f8a17e5b
 def _axes(scale, where):
     "The axes of one scale: (label, list of {parameter: value}), in order."
     grid, zipped, seeds = scale.get("grid") or {}, scale.get("zip") or {}, scale.get("seeds")
@@ -192,7 +192,7 @@ def _axes(scale, where):
         raise SweepError("zipped axes must be equally long", where=f"{where}, zip",
                          found=", ".join(f"{k} {len(v)}" for k, v in zipped.items()))
     found = [(f"grid axis {k}", [{k: v} for v in values]) for k, values in grid.items()]
-    if zipped: found.append(("zip " + "+".join(zipped),
+    if zipped: found.append(("zip " + "+".join(map(str, zipped)),
                              [dict(zip(zipped, row)) for row in zip(*zipped.values())]))
     return found + ([] if seeds is None else [("seeds", _seeds(seeds, f"{where}, seeds"))])
 

@@ -51,7 +51,16 @@ def _filters(d):
     return (plan.get_chunk(), found) if plain and found in (
         [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]) else None
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #0ae63d33
+# %% ../../nbs/recordings/worm_zimmer.ipynb #c196181e
+def _text(d) -> str:
+    "An array of 16-bit characters as text."
+    whole = d.get_offset() is not None   # not in chunks, so as many bytes as it takes on disk
+    n = d.get_storage_size() // 2 if whole else d.get_space().get_simple_extent_npoints()
+    letters = np.empty(n, "<u2")
+    d.read(h5s.ALL, h5s.ALL, letters, h5t.STD_U16LE)
+    return letters.tobytes().decode("utf-16-le")
+
+# %% ../../nbs/recordings/worm_zimmer.ipynb #01062449
 class Mat73:
     "The values of a MATLAB 7.3 file. Large arrays are complete after `wait`."
     def __init__(self, path): self.f, self.path, self.due = _hdf5(path), path, []
@@ -98,11 +107,7 @@ class Mat73:
         if h5a.exists(d, b"MATLAB_empty"):
             return "" if h5py.Dataset(d).attrs.get("MATLAB_class") == b"char" else []
         if kind.get_size() != 2 or not isinstance(kind, h5t.TypeIntegerID): return self.array(d)
-        whole = d.get_offset() is not None   # not in chunks, so as many bytes as it takes on disk
-        n = d.get_storage_size() // 2 if whole else d.get_space().get_simple_extent_npoints()
-        letters = np.empty(n, "<u2")
-        d.read(h5s.ALL, h5s.ALL, letters, h5t.STD_U16LE)
-        return letters.tobytes().decode("utf-16-le")
+        return _text(d)
 
     def __getitem__(self, name): return self.value(h5o.open(self.f.id, name.encode()))
 

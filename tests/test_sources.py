@@ -44,7 +44,7 @@ class Server:
     "Files by path, a log of (path, range, status, bytes sent), and faults to switch on."
 
     def __init__(self):
-        self.files, self.types, self.log = {}, {}, []
+        self.files, self.types, self.rows = {}, {}, []  # a row is [None] while it is answered
         self.cut = None  # hang up after so many bytes of a body, once
         self.ranges = True  # answer a Range with 206
         self.etag = "crc"  # "crc": a strong one; "weak"; "date": Last-Modified; None
@@ -62,7 +62,13 @@ class Server:
                 pass
 
             def do_GET(self):
-                server.answer(self)
+                cell = [None]
+                server.rows.append(cell)
+                row = ("", None, 0, 0)
+                try:
+                    row = server.answer(self)
+                finally:
+                    cell[0] = row
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -71,6 +77,14 @@ class Server:
             target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         ).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    @property
+    def log(self):
+        "The rows in the order of the requests, once all of them are answered."
+        end = time.time() + 10
+        while [None] in self.rows and time.time() < end:
+            time.sleep(0.005)
+        return [row for (row,) in self.rows if row and row[2]]
 
     def tag(self, body):
         return {"crc": f'"{sha(body)[:8]}"', "weak": f'W/"{sha(body)[:8]}"'}.get(self.etag)
@@ -81,11 +95,11 @@ class Server:
             h.send_header("Location", self.redirect[h.path])
             h.send_header("Content-Length", "0")
             h.end_headers()
-            return
+            return "", None, 0, 0  # a redirect is not counted
         body = self.files.get(h.path)
         if isinstance(body, int) or body is None:
-            self.log.append((h.path, None, body or 404, 0))
-            return h.send_error(body or 404)
+            h.send_error(body or 404)
+            return h.path, None, body or 404, 0
         wants, tag = h.headers.get("Range"), self.tag(body)
         if not self.ranges:
             wants = None
@@ -98,7 +112,7 @@ class Server:
             h.send_header("Content-Range", f"bytes */{len(body)}")
             h.send_header("Content-Length", "0")
             h.end_headers()
-            return self.log.append((h.path, h.headers.get("Range"), 416, 0))
+            return h.path, h.headers.get("Range"), 416, 0
         h.send_response(206 if wants else 200)
         if wants:
             h.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -127,7 +141,7 @@ class Server:
                     time.sleep(self.pause)
         except OSError:
             pass
-        self.log.append((h.path, h.headers.get("Range"), 206 if wants else 200, sent))
+        return h.path, h.headers.get("Range"), 206 if wants else 200, sent
 
     def sent(self):
         return sum(row[3] for row in self.log)

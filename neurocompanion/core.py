@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'home',
            'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'set_seed', 'use_deterministic',
-           'default_device', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'default_device', 'keep_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
 
-# %% ../nbs/core.ipynb #275b39c2
-import errno, hashlib, os, random, subprocess, sys, time
+# %% ../nbs/core.ipynb #22b9d003
+import ctypes, errno, hashlib, os, random, subprocess, sys, time
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
@@ -183,6 +183,19 @@ def default_device():
     if torch.cuda.is_available(): return torch.device("cuda")
     mps = getattr(torch.backends, "mps", None)
     return torch.device("mps" if mps and mps.is_available() else "cpu")
+
+# %% ../nbs/core.ipynb #6134e35e
+@lru_cache
+def keep_memory() -> bool:  # whether it does: False without glibc, and where it was set by hand
+    "Let this process keep some of the memory that it frees, for what it takes next."
+    by_hand = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+    if any(k in os.environ for k in by_hand): return False
+    if sys.platform != "linux" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError): return False
+    mmap_threshold, trim_threshold = -3, -1                     # their numbers in malloc.h
+    return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 256 << 20))
 
 # %% ../nbs/core.ipynb #f46f299b
 def quiet() -> bool:

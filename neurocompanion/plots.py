@@ -59,7 +59,7 @@ def _contrast(a, b):
     return (high + 0.05) / (low + 0.05)
 
 # %% ../nbs/plots.ipynb #576b6984
-DATA = ("real", "simulated", "mixed", "made up")
+DATA = ("real", "simulated", "own", "mixed", "made up")
 
 def stamp(
     where,           # a figure (written along its foot) or an axes (above its top right corner)
@@ -137,7 +137,7 @@ def scaling_curve(
     look = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(names)}
     for name, rows in curves.items():
         _curve(ax, over_seeds(rows, x, y, interval), *look[name], name)
-    for axis in log: _log(ax, axis, data[x if axis == "x" else y].min())
+    for axis in log: log_axis(ax, axis, data[x if axis == "x" else y].min())
     for name in curves:
         if name in fit: _law(ax, fit[name], look[name][0], "x" in log)
     if fit: ax.plot([], [], color=GREY, ls=_DASHED, lw=1, label="fitted law")
@@ -157,7 +157,7 @@ def _laws(fit, curves):
                          expected=f"one of {', '.join(map(str, curves))}",
                          fix="Without hue, give the law alone")
 
-def _log(ax, axis, least=1):
+def log_axis(ax, axis, least=1):
     "A logarithmic axis with plain numbers at 1, 2, 5, or powers of ten where it spans decades."
     if least <= 0:
         raise ParameterError(f"a logarithmic {axis} axis hides what is not above 0",
@@ -239,7 +239,7 @@ def learning_curves(
                     label=None if several else f"best: epoch {int(best.epoch)}")
     ax.plot([], [], color=GREY if several else colour, lw=1, ls=_DASHED, label="training")
     if log and all(np.nanmin(line.get_ydata(), initial=1) > 0 for line in ax.get_lines()):
-        _log(ax, "y")
+        log_axis(ax, "y")
     ax.set(xlabel="epoch", ylabel="loss")
     ax.legend()
     return ax

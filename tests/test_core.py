@@ -102,3 +102,67 @@ def test_a_question_ends_with_its_own_mark():
 def test_no_such_device(monkeypatch):
     monkeypatch.setenv("NEUROCOMPANION_DEVICE", "gpu 1")
     with pytest.raises(core.ParameterError, match="no such device"): core.default_device()
+
+
+# In a process of its own: what is set for memory stays set until the process ends.
+MEMORY = """
+import resource, sys
+import numpy as np
+from neurocompanion import core
+
+if "as other" in sys.argv: sys.platform = sys.argv[-1]
+megabytes = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+def faults(times=10):
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times): del [bytearray(b"x") * (10 << 20) for _ in range(8)][:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+faults(1)
+before, kept = faults(), core.keep_memory()
+faults(1)
+after, start = faults(), megabytes()
+blocks = [bytearray(b"x") * (size << 20) for size in [20] * 30 + [200]]
+peak = megabytes()
+del blocks
+print(kept, core.keep_memory(), before, after, peak - start, megabytes() - start)
+"""
+
+
+def in_a_process(*args, **env):
+    env = {k: v for k, v in os.environ.items() if "MALLOC" not in k} | env
+    done = subprocess.run([sys.executable, "-c", MEMORY, *args], capture_output=True, text=True,
+                          env=env)
+    assert not done.returncode, done.stderr
+    kept, again, *numbers = done.stdout.split()
+    assert kept == again
+    return kept == "True", *map(int, numbers)
+
+
+glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()),
+                           reason="needs glibc")
+
+
+@glibc
+def test_memory_is_kept_for_the_next_step_and_bounded():
+    kept, before, after, grown, left = in_a_process()
+    assert kept and before > 1000 and after < before / 50
+    assert grown > 700 and left < 300
+
+
+@glibc
+@pytest.mark.parametrize("env", [{"MALLOC_TRIM_THRESHOLD_": "200000"},
+                                 {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=200000"}])
+def test_memory_that_was_set_by_hand_is_left_alone(env):
+    kept, before, after, *_ = in_a_process(**env)
+    assert not kept and after > before / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="plays another system on Linux")
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_keep_their_own_ways(platform):
+    assert not in_a_process("as other", platform)[0]
+
+
+def test_a_c_library_that_knows_no_such_setting(monkeypatch):
+    monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())
+    assert core.keep_memory.__wrapped__() is False

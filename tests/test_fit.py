@@ -17,6 +17,7 @@ from neurocompanion.core import ParameterError, TrainingError
 from neurocompanion.training import fit as room
 from neurocompanion.training.checkpoints import State, read_checkpoint
 from neurocompanion.training.fit import evaluate, fit, settle
+from neurocompanion.training.population import fit_population
 from neurocompanion.training.schedules import cosine, make_optimiser, one_cycle, plateau
 
 
@@ -243,6 +244,14 @@ def test_mixed_precision_reaches_the_loss(monkeypatch):
     seen.clear()
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1, precision="auto")
     assert set(seen) == {torch.float32}
+
+
+def test_memory_is_kept_for_models_on_a_cpu(monkeypatch):
+    seen = []
+    monkeypatch.setattr(room.core, "keep_memory", lambda: seen.append("kept"))
+    fit(nn.Linear(5, 3), mse, TRAIN, epochs=1)
+    fit_population(lambda: nn.Linear(5, 3), mse, TRAIN, seeds=2, epochs=1)
+    assert seen == ["kept", "kept"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -194,7 +194,7 @@ def test_stamp_says_what_is_shown(ax):
     fig = plt.figure()
     fig.supxlabel("time (s)")
     assert plots.stamp(fig, data="mixed").get_text() == "time (s)\nmixed recordings"
-    with pytest.raises(ParameterError, match="expected one of real, simulated, mixed"):
+    with pytest.raises(ParameterError, match="expected one of real, simulated, own, mixed"):
         plots.stamp(ax, data="")
 
 

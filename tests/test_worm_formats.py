@@ -16,6 +16,7 @@ from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, traces)
 from neurocompanion.recordings.worm import read_worms
 from neurocompanion.recordings.worm_labels import SOURCES, fill_gaps
+from neurocompanion.recordings.worm_zimmer import Mat73
 from neurocompanion.recordings.worm_writers import (
     WRITERS, ZIMMER, expected, write_flavell_h5, write_flavell_json, write_flavell_labels,
     write_leifer, write_worms, write_yemini, write_zimmer)
@@ -122,20 +123,46 @@ def test_gaps(truth, layout, tmp_path):
 
 
 @given(st.integers(0, 10**6), st.integers(20, 60))
-@settings(max_examples=40, deadline=None)
-def test_filled_gaps_are_causal_after_the_first_value(seed, T):
+@settings(max_examples=60, deadline=None)
+def test_filled_gaps_are_causal(seed, T):
+    "From the first frame on, whether gaps begin there or later."
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((T, 5))
     x[rng.random((T, 5)) < 0.03] = np.nan
-    x[0] = 0
-    cut = int(rng.integers(1, T))
+    x[:T // 20, rng.random(5) < 0.3] = np.nan
+    a, keep, missing = fill_gaps(x)
+    assert np.isfinite(a).all() and a.shape[1] == keep.sum()
+    assert list(keep) == [np.isnan(v).sum() <= 0.05 * T for v in x.T]
+    start = T - len(a)
+    seen = np.isfinite(x[:, keep]).cumsum(0) > 0
+    assert start == (0 if not keep.any() else seen.all(1).argmax())    # not a frame more
+    np.testing.assert_array_equal(missing[keep], np.isnan(x[start:, keep]).sum(0))
+    cut = int(rng.integers(start + 1, T))
     later = x.copy()
     later[cut:] += 1
-    a, keep, missing = fill_gaps(x)
-    assert np.isfinite(a).all() and a.shape[1] == keep.sum() == (missing <= 0.05 * T).sum()
-    np.testing.assert_array_equal(a[:cut], fill_gaps(later)[0][:cut])
-    good = np.isfinite(x[:, keep])
-    np.testing.assert_array_equal(a[good], x[:, keep][good])
+    np.testing.assert_array_equal(a[:cut - start], fill_gaps(later)[0][:cut - start])
+    good = np.isfinite(x[start:, keep])
+    np.testing.assert_array_equal(a[good], x[start:, keep][good])
+
+
+@pytest.mark.parametrize("layout", [v for v in LAYOUTS if v != "flavell2023_json"])
+def test_a_gap_at_the_beginning_takes_frames_off(truth, layout, tmp_path):
+    "All that lies over time begins later, stamps stay, and the report says why."
+    made = truth[0].copy(deep=True)
+    late, lost = np.flatnonzero(made.labelled.values)[:2]
+    made.trace.values[:6, late] = np.nan
+    made.trace.values[2, lost] = np.nan      # within the frames that are left out
+    made.trace.values[5:8, lost] = np.nan    # reaches past them: held from before
+    ds, = read_worms(write_worms(tmp_path, [made], layout))
+    want = expected(made, layout).isel(time=slice(6, None))
+    name, other = (str(made.neuron.values[i]) for i in (late, lost))
+    np.testing.assert_array_equal(ds.time, want.time)
+    np.testing.assert_array_equal(ds.trace.sel(neuron=name), made.trace.values[6:, late])
+    assert (ds.trace.sel(neuron=other).values[:2] == made.trace.values[4, lost]).all()
+    if "state" in want: assert list(state_names(ds)) == list(state_names(want))
+    told = [r for r in ds.report if r.get("action") == "frames dropped"]
+    assert [r["reason"][:11] for r in told] == ["the first 6"] and name in told[0]["reason"]
+    assert [r["neuron"] for r in ds.report if r.get("action") == "filled"] == [other]
 
 
 # one source, its own ways
@@ -161,6 +188,44 @@ def test_large_arrays_with_any_filter(tmp_path, shuffle):
             f.create_dataset(name, data=x, chunks=(7, 64), compression=3, shuffle=shuffle, **more)
             cell[0, 0] = f[name].ref
         np.testing.assert_array_equal(read_worms(path)[0].trace.values, x.T)
+
+
+@pytest.mark.parametrize("T, N", [(900, 40), (80, 40)])
+def test_texts_written_alike_and_otherwise(tmp_path, T, N):
+    "Names read at once are the names read one by one, whatever stands between them."
+    rng = np.random.default_rng(T)
+    labels = [str(n) for n in rng.choice(NEURONS, N, replace=False)]
+    labels[3], labels[7], labels[11], labels[12] = "", ["AVAL", "AVAR"], "∆ß", "x" * 300
+    made = traces(rng.standard_normal((T, N)), [f"?{i:03d}" for i in range(N)], np.arange(T) / 3,
+                  subject="w", source="simulated")
+    path = write_zimmer(tmp_path / "a.mat", [made], "kato2015", [labels])
+    with h5py.File(path, "a") as f:
+        cells = f[f["WT_NoStim/NeuronNames"][0, 0]]
+        for i, more in ((20, {"chunks": (2, 1), "compression": 4}), (21, {})):
+            text = np.frombuffer("RIS".encode("utf-16-le"), "<u2")[:, None]
+            f.create_dataset(f"x{i}", data=text, track_times=True, **more)
+            cells[i] = f[f"x{i}"].ref
+        f["number"] = 7.0
+        cells[22] = f["number"].ref
+    with Mat73(path) as m:
+        read = m["WT_NoStim/NeuronNames"][0]
+        cells = m.f[m.f["WT_NoStim/NeuronNames"][0, 0]].id
+        assert read == [m.value(m.open(r)) for r in m.cells(cells)]
+    assert read == [*labels[:20], "RIS", "RIS", 7.0, *labels[23:]]
+
+
+def test_a_damaged_chunk_is_told(tmp_path):
+    "What goes wrong in a thread is an error of the file."
+    x = np.random.default_rng(0).standard_normal((900, 60))
+    made = traces(x, [f"?{i:03d}" for i in range(60)], np.arange(900) / 3, subject="w",
+                  source="simulated")
+    path = write_zimmer(tmp_path / "a.mat", [made], "uzel2022")
+    with h5py.File(path) as f:
+        d = f[f["Uzel_WT/traces"][0, 0]]
+        raw = d.id.read_direct_chunk((0, 0))[1]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(raw, raw[:200] + bytes(len(raw) - 200)))
+    with pytest.raises(RecordingError, match="the file is damaged"): read_worms(path)
 
 
 def test_zimmer_single_worm_without_cells(tmp_path):

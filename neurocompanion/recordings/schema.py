@@ -48,15 +48,18 @@ def _fail(ds, what, expected=None, found=None, fix=None, at=None):
 
 def _times(sizes): return " × ".join(map(str, sizes)) or "one value"
 
-# %% ../../nbs/recordings/schema.ipynb #fd16f7e3
+# %% ../../nbs/recordings/schema.ipynb #78e2d57b
 def _plain(value):
     "Attributes as plain Python: numbers, text, truth values, None, lists and dicts of these."
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, np.ndarray): return _plain(value.tolist())
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, dict): return {
+        str(k): v if type(v) in _SIMPLE else _plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
+
+_SIMPLE = {str, int, float, bool}
 
 _RESERVED = {"missing_value", "scale_factor", "add_offset", "dtype", "coordinates", "CLASS",
              "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "json_attributes",
@@ -193,7 +196,7 @@ def _place(ds, da, at):
     name = {d: ds[d].values[i] if d in ds.coords else i for d, i in zip(da.dims, at)}
     return ", ".join(f"{d} {v:g} s" if d == "time" else f"{d} {v}" for d, v in name.items())
 
-# %% ../../nbs/recordings/schema.ipynb #4bf0736b
+# %% ../../nbs/recordings/schema.ipynb #8f52297a
 def _not_finite(x): return ~np.isfinite(x)
 
 
@@ -203,6 +206,8 @@ def _check_values(ds, name, bad, what, expected, fix):
     if bad is _not_finite and da.dtype.kind != "f": return
     for rows in _blocks(da, f"checking {name}"):
         block = da[rows].values
+        with np.errstate(all="ignore"):
+            if bad is _not_finite and np.isfinite(block.sum()): continue   # no mask is needed
         hit = bad(block)
         if not hit.any(): continue
         at = [int(i) for i in np.unravel_index(hit.argmax(), hit.shape)]

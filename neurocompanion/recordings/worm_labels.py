@@ -63,15 +63,15 @@ def _shown(label):
     many = isinstance(label, (list, tuple, np.ndarray))
     return ", ".join(map(str, label)) if many else str(label)
 
-# %% ../../nbs/recordings/worm_labels.ipynb #e892d9dc
+# %% ../../nbs/recordings/worm_labels.ipynb #3fe46b31
 GAPS = 0.05  # share of frames that a neuron may miss
 
 
 def fill_gaps(
     x: np.ndarray,          # traces  # time neuron
     limit: float = GAPS,    # share of frames that a neuron may miss
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # kept traces, who is kept, frames missing
-    "Hold the last value through short gaps, and drop the neurons whose gaps are long."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # traces from the start, who is kept, missing
+    "Hold the last value through short gaps; drop neurons with long ones, and frames before all."
     N = x.shape[1]
     with np.errstate(all="ignore"):
         if np.isfinite(x.sum()): return x, np.ones(N, bool), np.zeros(N, int)
@@ -79,17 +79,25 @@ def fill_gaps(
     missing = bad.sum(0)
     keep = missing <= limit * len(x)
     x, bad = x[:, keep], bad[:, keep]
-    last = np.where(bad, 0, np.arange(len(x))[:, None])
-    last = np.maximum(np.maximum.accumulate(last, axis=0), bad.argmin(0))
-    return np.take_along_axis(x, last, 0), keep, missing
+    start = bad.argmin(0).max(initial=0)                        # by then all have been seen
+    missing[keep] = bad[start:].sum(0)
+    last = np.maximum.accumulate(np.where(bad, 0, np.arange(len(x))[:, None]), axis=0)
+    return np.take_along_axis(x, last[start:], 0), keep, missing
 
-# %% ../../nbs/recordings/worm_labels.ipynb #cd15825e
+# %% ../../nbs/recordings/worm_labels.ipynb #364d1eec
 def _time_first(x, T, where):
     "Traces with time first: the side that is as long as the time vector."
     if x.ndim == 2 and x.shape[1] == T: return x.T
     if x.ndim == 2 and x.shape[0] == T: return x
     _no(where, "traces and time vector do not match", f"a side of {T} frames",
         " × ".join(map(str, x.shape)), "Correct the file")
+
+
+def _late(x, names, keep, start):
+    "An entry for the frames left out at the beginning."
+    unseen = ~np.isfinite(x[:start]).any(0) & keep
+    return {"neuron": "", "label": "", "action": "frames dropped", "reason": f"the first {start} "
+            f"of {len(x)}: {names[unseen.argmax()]} has no value in them"}
 
 
 def _gap_report(names, labels, missing, keep, T):
@@ -100,7 +108,7 @@ def _gap_report(names, labels, missing, keep, T):
         yield {"neuron": n, "label": _shown(label), "action": "filled" if kept else "dropped",
                "reason": reason + ("; the last value before is held" if kept else "")}
 
-# %% ../../nbs/recordings/worm_labels.ipynb #9bce57c0
+# %% ../../nbs/recordings/worm_labels.ipynb #18b6d953
 def recording(
     x,                       # traces, either way round
     labels,                  # as they are in the file, one for each neuron
@@ -120,13 +128,17 @@ def recording(
         _no(where, "traces and names do not match", f"{x.shape[1]} names", len(labels),
             "Correct the file")
     names, changes = clean_names(labels, uncertain=uncertain)
-    x, keep, missing = fill_gaps(x if x.dtype.kind == "f" else x.astype(float))
+    filled, keep, missing = fill_gaps(x if x.dtype.kind == "f" else x.astype(float))
     changes += _gap_report(names, labels, missing, keep, len(time))
+    if start := len(x) - len(filled):
+        changes.insert(0, _late(x, names, keep, start))
+        if "state" in about: about["state"] = np.asarray(about["state"])[start:]
+        behaviour = {k: np.asarray(v)[start:] for k, v in (behaviour or {}).items()}
     if not keep.any():
         _no(where, "no neuron is left", f"a neuron that misses at most {GAPS:.0%} of the frames",
             f"{len(keep)} that miss more", "Correct the file, or leave the worm out")
     own = {k: ("neuron", np.asarray(v)[keep]) for k, v in (of_neurons or {}).items()}
-    try: return traces(x, [n for n, k in zip(names, keep) if k], time,
+    try: return traces(filled, [n for n, k in zip(names, keep) if k], time[start:],
                        behaviour={**(behaviour or {}), **own}, report=[*report, *changes], **about)
     except RecordingError as e: _no(_place(where, e.where), e.what, e.expected, e.found, e.fix)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['read_zimmer']
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #ad45d8d8
-import zlib
+# %% ../../nbs/recordings/worm_zimmer.ipynb #8ea46dc6
+import hashlib, mmap, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,32 +14,17 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5o, h5r, h5s, h5t, h5z
 
-from ..core import sha256
 from .standard import _hdf5, _no
 from .worm_labels import SOURCES, _time_first, recording
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #0273a66d
-_LARGE = 1 << 10   # numbers; smaller arrays are read directly
-_BATCH = 24        # chunks in one task
-
-
-def _inflate(out, chunks, shape, shuffled, path):
-    "Decompress chunks of a file into their places in `out`."
-    size = out.dtype.itemsize
-    with open(path, "rb", buffering=0) as f:
-        for at, start, length in chunks:
-            f.seek(start)
-            _place(out, at, zlib.decompress(f.read(length), bufsize=size * shape[0] * shape[1]),
-                   shape, shuffled)
-
-
-def _place(out, at, raw, shape, shuffled):
+# %% ../../nbs/recordings/worm_zimmer.ipynb #be1eda74
+def _put(out, at, raw, shape, shuffled):
     "Put the bytes of a chunk where they belong; a chunk may overhang the array."
-    a = np.frombuffer(raw, np.uint8)
-    if shuffled: a = np.ascontiguousarray(a.reshape(out.dtype.itemsize, -1).T)
-    block = a.view(out.dtype).reshape(shape)
-    part = out[tuple(slice(i, i + n) for i, n in zip(at, shape))]
-    part[...] = block[tuple(slice(0, n) for n in part.shape)]
+    n, raw = out.dtype.itemsize, np.frombuffer(raw, np.uint8)
+    block = raw.reshape(n, *shape).transpose(1, 2, 0) if shuffled else raw.reshape(*shape, n)
+    part = out.view(np.uint8).reshape(*out.shape, n)[tuple(
+        slice(i, i + k) for i, k in zip(at, shape))]
+    part[...] = block[:part.shape[0], :part.shape[1]]
 
 
 def _filters(d):
@@ -51,6 +36,53 @@ def _filters(d):
     return (plan.get_chunk(), found) if plain and found in (
         [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]) else None
 
+# %% ../../nbs/recordings/worm_zimmer.ipynb #6f6f5998
+_PIECE = 32 << 20   # bytes hashed in one call
+
+
+class _Mapped:
+    "A file mapped into memory: its checksum, and chunks that are decompressed by threads."
+    def __init__(self, path):
+        with open(path, "rb") as f: self.file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes, self.due = np.frombuffer(self.file, np.uint8), []
+        self.others = min(4, os.cpu_count() or 1) - 1   # threads beside the caller's
+        self.pool = ThreadPoolExecutor(max(1, self.others))
+        self.sha256 = self.pool.submit(self.hash)
+
+    def close(self):
+        self.due.clear()
+        self.pool.shutdown(cancel_futures=True)
+
+    def forget(self, start, stop):
+        "Take bytes out of memory, where the system can; they come back when asked for."
+        start -= start % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.file.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+    def hash(self):
+        "The file's SHA-256."
+        digest, N = hashlib.sha256(), len(self.bytes)
+        for start in range(0, N, _PIECE):
+            digest.update(self.bytes[start:start + _PIECE])
+            self.forget(start, min(start + _PIECE, N))
+        return digest.hexdigest()
+
+    def fill(self):
+        "Fill all arrays that are due; what goes wrong in a thread is raised here."
+        others = [self.pool.submit(self.work) for _ in range(self.others)]
+        self.work()
+        for other in others: other.result()
+
+    def work(self):
+        "Decompress what is due until nothing is left."
+        while True:
+            try: out, chunks, shape, shuffled = self.due.pop()
+            except IndexError: return
+            size = out.dtype.itemsize * shape[0] * shape[1]
+            for at, start, n in chunks: _put(out, at, zlib.decompress(
+                self.bytes[start:start + n], bufsize=size), shape, shuffled)
+            self.forget(min(c[1] for c in chunks), max(c[1] + c[2] for c in chunks))
+
 # %% ../../nbs/recordings/worm_zimmer.ipynb #c196181e
 def _text(d) -> str:
     "An array of 16-bit characters as text."
@@ -60,56 +92,88 @@ def _text(d) -> str:
     d.read(h5s.ALL, h5s.ALL, letters, h5t.STD_U16LE)
     return letters.tobytes().decode("utf-16-le")
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #01062449
-class Mat73:
-    "The values of a MATLAB 7.3 file. Large arrays are complete after `wait`."
-    def __init__(self, path): self.f, self.path, self.due = _hdf5(path), path, []
+# %% ../../nbs/recordings/worm_zimmer.ipynb #2a0fa98a
+def _texts(content, base, refs, d):
+    "For each reference its text, if it is written as the text `d`, the first, is; else None."
+    size, off, none = h5o.get_info(d).hdr.space.total, d.get_offset(), [None] * len(refs)
+    if off is None or size % 8 or int(refs.max()) + base + size > len(content): return none
+    head = content[(refs + base)[:, None] + np.arange(size, dtype="<u8")]      # n size
+    first = head[0].tobytes()
+    at = {first.find(o.to_bytes(8, "little")) for o in {off, off - base} if o > 0} - {-1}
+    if len(at) != 1 or min(at) + 16 > size: return none
+    place = head[:, min(at):][:, :16].copy().view("<u8")                       # n 2
+    head[:, min(at):][:, :16] = 0
+    words, n = head.view("<u8"), place[:, 1:]
+    alike = ((words == words[0]) | (words == n // 2)).all(1)
+    ends = ((a + base, a + base + n) for a, n in place.tolist())
+    return [content[a:b].tobytes().decode("utf-16-le") if same and b <= len(content) else None
+            for same, (a, b) in zip(alike, ends)]
 
-    def __enter__(self):
-        self.pool = ThreadPoolExecutor(2)
-        return self
+# %% ../../nbs/recordings/worm_zimmer.ipynb #c69854f5
+_LARGE = 1 << 14   # numbers; smaller arrays are read directly
+_MANY = 8          # cells; fewer are read one by one
+_BATCH = 32        # chunks that a thread takes at a time
+
+
+class Mat73:
+    "The values of a MATLAB 7.3 file. Large arrays are filled by `wait`."
+    def __init__(self, path): self.f, self.content = _hdf5(path), _Mapped(path)
+
+    def __enter__(self): return self
+
+    def wait(self): self.content.fill()
 
     def __exit__(self, *error):
-        self.pool.shutdown(cancel_futures=True)
+        self.content.close()
         self.f.close()
 
-    def wait(self):
-        "Until all arrays are filled; what went wrong in a thread is raised here."
-        while self.due: self.due.pop().result()
-
     def array(self, d):
-        "An array; large ones are filled by threads while the caller goes on."
+        "An array; a large one is filled by `wait`."
         plan = _filters(d) if d.get_space().get_simple_extent_npoints() > _LARGE else None
         stored = []
         if plan: d.chunk_iter(stored.append)
         if not stored or any(c.filter_mask for c in stored): return h5py.Dataset(d)[()]
-        first, raw = stored[0], d.read_direct_chunk(stored[0].chunk_offset)[1]
-        with open(self.path, "rb") as f:
-            f.seek(first.byte_offset)
-            base = 0 if f.read(first.size) == raw else self.f.userblock_size  # versions differ
+        a, raw = stored[0].byte_offset, d.read_direct_chunk(stored[0].chunk_offset)[1]
+        there = self.content.bytes[a:a + len(raw)].tobytes() == raw
+        base = 0 if there else self.f.userblock_size   # versions of HDF5 differ
         (shape, filters), out = plan, np.zeros(d.shape, d.dtype)
         chunks = [(c.chunk_offset, c.byte_offset + base, c.size) for c in stored]
-        for i in range(0, len(chunks), _BATCH): self.due.append(self.pool.submit(
-            _inflate, out, chunks[i:i + _BATCH], shape, len(filters) == 2, self.path))
+        self.content.due += [(out, chunks[i:i + _BATCH], shape, len(filters) == 2)
+                             for i in range(0, len(chunks), _BATCH)]
         return out
 
     def cells(self, d):
-        "The objects in a cell array, unread."
-        cells = np.empty(d.get_space().get_simple_extent_npoints(), h5py.ref_dtype)
-        if cells.size: d.read(h5s.ALL, h5s.ALL, cells)
-        return [h5r.dereference(r, self.f.id) for r in cells]
+        "References to the objects in a cell array."
+        refs = np.empty(d.get_space().get_simple_extent_npoints(), h5py.ref_dtype)
+        if refs.size: d.read(h5s.ALL, h5s.ALL, refs)
+        return refs
+
+    def open(self, ref): return h5r.dereference(ref, self.f.id)
+
+    def list(self, d):
+        "A cell array as a list; texts that are written alike are read at once."
+        refs = self.cells(d)
+        first, out = self.open(refs[0]) if len(refs) else None, [None] * len(refs)
+        if len(refs) >= _MANY and isinstance(first, h5d.DatasetID) and _is_text(first.get_type()):
+            at = np.empty(len(refs), "<u8")   # their addresses in the file
+            d.read(h5s.ALL, h5s.ALL, at, h5t.STD_REF_OBJ)
+            out = _texts(self.content.bytes, self.f.userblock_size, at, first)
+        return [self.value(self.open(r)) if t is None else t for r, t in zip(refs, out)]
 
     def value(self, d):
         "A struct as a dict, a cell array as a list, text, or an array."
         if isinstance(d, h5g.GroupID): return {k.decode(): self.value(h5o.open(d, k)) for k in d}
         kind = d.get_type()
-        if isinstance(kind, h5t.TypeReferenceID): return [self.value(c) for c in self.cells(d)]
+        if isinstance(kind, h5t.TypeReferenceID): return self.list(d)
+        if _is_text(kind): return _text(d)
         if h5a.exists(d, b"MATLAB_empty"):
             return "" if h5py.Dataset(d).attrs.get("MATLAB_class") == b"char" else []
-        if kind.get_size() != 2 or not isinstance(kind, h5t.TypeIntegerID): return self.array(d)
-        return _text(d)
+        return self.array(d)
 
     def __getitem__(self, name): return self.value(h5o.open(self.f.id, name.encode()))
+
+
+def _is_text(kind): return kind.get_size() == 2 and isinstance(kind, h5t.TypeIntegerID)
 
 # %% ../../nbs/recordings/worm_zimmer.ipynb #c3c6c681
 LAYOUTS = (  # names, traces, time
@@ -136,7 +200,7 @@ def _source(root, fields, layout):
     if "fasted" in name or "starved" in name or "States" not in fields: return "skora2018"
     return "kato2015"
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #b8dbe646
+# %% ../../nbs/recordings/worm_zimmer.ipynb #c3fb331d
 FOUR = ["reversal", "forward", "quiescence", "turn"]   # Nichols's FourStates, from 1
 
 
@@ -146,9 +210,10 @@ def _states(given, T, where, key=None):
     names = sorted({*given, "nostate"})
     on = np.zeros((len(names), T), bool)
     for name, v in given.items():
-        if np.size(v) != T or not np.isin(v, (0, 1)).all():
+        v = np.asarray(v)
+        if v.size != T or not ((v == 0) | (v == 1)).all():
             _no(where, f"state `{name}` does not fit", f"{T} zeros and ones",
-                f"{np.size(v)} values", "Correct the file")
+                f"{v.size} values", "Correct the file")
         on[names.index(name)] = np.ravel(v) == 1
     for i in np.flatnonzero(on.sum(0) > 1):
         _no(where, "two states at once", "one for each frame",
@@ -169,7 +234,7 @@ def _numbered(given, T, where, key):
     names = ["nostate", *(str(k).strip().replace(" ", "_") for k in known)]
     return v.astype(np.int8), names
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #c9bc6301
+# %% ../../nbs/recordings/worm_zimmer.ipynb #9cf00775
 AGAIN = "Download the file again from its source"
 
 
@@ -198,7 +263,7 @@ def _cells(m, group, field):
     "The objects in a field's cell array, or the field's own where it is none."
     d = h5o.open(group.id, field.encode())
     cell = isinstance(d, h5d.DatasetID) and isinstance(d.get_type(), h5t.TypeReferenceID)
-    return m.cells(d) if cell else d
+    return list(map(m.open, m.cells(d))) if cell else d
 
 
 def _key(m, group):
@@ -206,32 +271,28 @@ def _key(m, group):
     keys = [k for k in group if "state" in k.lower() and k.lower().endswith(("key", "names"))]
     return _flat(m.value(h5o.open(group.id, keys[0].encode()))) if keys else None
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #5278214a
+# %% ../../nbs/recordings/worm_zimmer.ipynb #f7da9901
 def _flat(cells):
     "A list of texts out of cells in cells."
     if isinstance(cells, str): return [cells]
     return [t for c in cells for t in _flat(c)] if isinstance(cells, list) else []
 
 
-def _one(m, row, layout, key, path, subject, uncertain, **about):
-    "One worm from its objects, each read once."
-    x = m.value(row[layout[1]])
-    m.wait()                           # many small objects would hold the threads up
-    v = {k: m.value(d) for k, d in row.items() if k != layout[1]}
-    m.wait()
-    subject = v.get("dataset") or subject
-    where, labels = f"{path}, {subject}", v[layout[0]]
-    time = np.ravel(np.asarray(v[layout[2]], float))
-    x = _time_first(np.asarray(x, float), len(time), where)
+def _parts(m, row, layout, key, path, subject, **about):
+    "What makes a worm, from its objects; large arrays are still to be filled."
+    v = {k: m.value(d) for k, d in row.items()}
+    subject, labels = v.get("dataset") or subject, v[layout[0]]
+    where, time = f"{path}, {subject}", np.ravel(np.asarray(v[layout[2]], float))
+    x = _time_first(np.asarray(v[layout[1]]), len(time), where)   # a view
     if "fps" in v: about["sampling_rate"] = float(np.ravel(v["fps"])[0])
     given = v.get("States", v.get("FourStates"))
     if given is not None and np.size(given):
         known = FOUR if "States" not in v else key
         about["state"], about["states"] = _states(given, len(time), where, known)
-    return recording(x.T, [labels] if isinstance(labels, str) else labels, time, where=where,
-                     subject=subject, uncertain=uncertain, **about)
+    return {"x": x.T, "labels": [labels] if isinstance(labels, str) else labels,
+            "time": time, "where": where, "subject": subject, **about}
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #34d96c79
+# %% ../../nbs/recordings/worm_zimmer.ipynb #7c9c7d1d
 def read_zimmer(
     path: str | Path,         # the file
     *,
@@ -243,13 +304,14 @@ def read_zimmer(
         if not (found := zimmer_root(m.f)):
             _no(path, "no known layout", " or ".join(map(", ".join, LAYOUTS)), ", ".join(m.f),
                 "Convert it with traces and save")
-        digest = m.pool.submit(sha256, path)
         group, layout = found
         root = group.name.strip("/") or path.stem
         source = _source(root, set(group), layout)
         about = {"doi": SOURCES[source], "licence": "not stated", "source": source,
                  "file": path.name}
         key, name = _key(m, group), "worm" if layout[0] == "NeuronNames" else root + "-"
-        worms = [_one(m, row, layout, key, path, f"{name}{i + 1}", uncertain, **about)
+        parts = [_parts(m, row, layout, key, path, f"{name}{i + 1}", **about)
                  for i, row in enumerate(_fields(m, group, layout, path))]
-        return [ds.assign_attrs(sha256=digest.result()) for ds in worms]
+        m.wait()
+        about = {"uncertain": uncertain, "sha256": m.content.sha256.result()}
+    return [recording(np.asarray(v.pop("x"), float), **v, **about) for v in parts]

@@ -272,11 +272,12 @@ def _check_settings(plan):
     path = plan.checkpoint
     _need(path is None or not Path(path).is_dir(), "checkpoint", "a file", f"the folder {path}")
 
-# %% ../../nbs/training/fit.ipynb #7a3c7326
+# %% ../../nbs/training/fit.ipynb #ce7ce21d
 def _prepare(plan):
     "Check the settings, bring the data to the model, work out what follows from both."
     _check_settings(plan)
     plan.device = device_of(plan.model)
+    if plan.device.type == "cpu": core.keep_memory()
     plan.precision = settled_precision(plan.precision, plan.device)
     plan.train = place(plan.train, plan.device, "train")
     if plan.valid is None: plan.keep = "last"

@@ -528,7 +528,7 @@ def _interrupted(pop):
     error.population = pop
     return error
 
-# %% ../../nbs/training/population.ipynb #304914cb
+# %% ../../nbs/training/population.ipynb #e957d5e8
 def fit_population(
     make: Callable,             # make() -> a new model; called once a member, after its seed is set
     loss: Callable,             # loss(model, *batch) -> mean, (mean, weight), or one value a sample
@@ -569,6 +569,7 @@ def fit_population(
         course.update = dict(decoupled=optimiser == "adamw", clip=clip)
         pop = _empty(course, stack, seeds)
         core.set_seed(seeds[0])                                # for dropout
+        if device.type == "cpu": core.keep_memory()
         _train(pop, course, stack, plateaus, epochs, keep, patience, desc)
     finally: set_random_states(outside, device=given)
     _report(pop, how["lr"])

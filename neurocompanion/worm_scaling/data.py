@@ -201,18 +201,12 @@ def windows(
     w = array.T[first[:, None] + np.arange(length + 1)].astype("float32")
     return w, np.repeat(mask[None].astype("float32"), n, 0)
 
-# %% ../../nbs/worm_scaling/data.ipynb #5a18e1fe
+# %% ../../nbs/worm_scaling/data.ipynb #2f679b83
 def steps_covered(
-    steps: int,         # steps in this half
-    n: int,             # how many windows
+    first,              # where the windows begin
     length: int = 100,  # L
 ) -> int:
-    "Distinct input steps that `n` evenly spaced windows cover."
-    return _distinct(starts(steps, n, length), length)
-
-
-def _distinct(first, length):
-    "How many steps windows with these starts hold between them."
+    "Distinct input steps that windows with these starts hold between them."
     return len(np.unique(np.asarray(first)[:, None] + np.arange(length)))
 
 # %% ../../nbs/worm_scaling/data.ipynb #ae705fcc
@@ -226,7 +220,7 @@ def stack(
     w, m = zip(*(windows(ds, part, n, length) for ds in worms))
     return torch.from_numpy(np.concatenate(w)), torch.from_numpy(np.concatenate(m))
 
-# %% ../../nbs/worm_scaling/data.ipynb #ee9863d3
+# %% ../../nbs/worm_scaling/data.ipynb #739b6d05
 class Windows:
     "Batches of windows, gathered from recordings when needed; the same for training and scoring."
 
@@ -246,7 +240,7 @@ class Windows:
         self.worm = torch.arange(len(masks)).repeat_interleave(
             torch.tensor([len(f) for f in first]))
         self.length, self.batch, self.shuffle = length, batch, shuffle
-        self.steps = sum(_distinct(f, length) for f in first)
+        self.steps = sum(steps_covered(f, length) for f in first)
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self): return -(-len(self.start) // self.batch)

@@ -6,11 +6,13 @@
 __all__ = ['visible', 'Dense', 'kept', 'Dropout', 'embedding', 'readout', 'predict', 'Linear', 'LSTM', 'positions', 'attend',
            'count_heads', 'Encoder', 'Transformer', 'next_step_loss', 'generate', 'training_flops']
 
-# %% ../../nbs/worm_scaling/models.ipynb #66179f34
+# %% ../../nbs/worm_scaling/models.ipynb #cd014184
 import math
+from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core import ParameterError
 from ..recordings.standard import NEURONS
 from ..training.metrics import masked_mse
@@ -29,27 +31,34 @@ def visible(
                              expected=f"shape ({len(x)}, {len(NEURONS)})")
     return torch.where(mask.reshape(-1, 1, len(NEURONS)) != 0, x, x.new_zeros(()))
 
-# %% ../../nbs/worm_scaling/models.ipynb #5b8db639
+# %% ../../nbs/worm_scaling/models.ipynb #536c1294
 class Dense(nn.Linear):
     "A linear layer; large products in float32 on a CPU are computed by oneDNN."
 
     def forward(self, x):
-        if not _worth_onednn(x): return F.linear(x, self.weight, self.bias)
+        if not (_worth_onednn(x) and _plain(x, self.weight, self.bias)): return super().forward(x)
         return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
 
 
 def _worth_onednn(x):
     "Whether oneDNN takes this input, and gains more than the way there costs."
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim > 1
-    if not plain or x.numel() < 2**16 or not torch.backends.mkldnn.is_available(): return False
-    return not _transformed()
+    return plain and x.numel() >= 2**16 and torch.backends.mkldnn.is_available()
+
+# %% ../../nbs/worm_scaling/models.ipynb #f1da4e72
+class _Ask(torch.autograd.Function):
+    "An operation that does nothing, and that no transform knows."
+
+    @staticmethod
+    def forward(ctx, *tensors): return tensors[0].new_empty(0)
 
 
-def _transformed():
-    "Whether `vmap` or another transform is at work: then everything goes PyTorch's usual way."
-    return torch._C._functorch.maybe_current_level() is not None
+def _plain(*tensors):
+    "Whether no transform is at work, and none of these carries a tangent."
+    try: return _Ask.apply(*tensors) is not None
+    except RuntimeError: return False
 
-# %% ../../nbs/worm_scaling/models.ipynb #4c76e29f
+# %% ../../nbs/worm_scaling/models.ipynb #26b6fd63
 def kept(
     shape: tuple,             # of the values
     p: float,                 # probability of being dropped
@@ -65,7 +74,7 @@ class Dropout(nn.Dropout):
     "Dropout; on a CPU with few random numbers."
 
     def forward(self, x):
-        if not self.training or not 0 < self.p < 1 or x.device.type != "cpu" or _transformed():
+        if not self.training or not 0 < self.p < 1 or x.device.type != "cpu" or not _plain(x):
             return super().forward(x)
         keep, scale = kept(x.shape, self.p)
         return x * keep.to(x.dtype).mul_(scale)
@@ -186,18 +195,19 @@ class _Attention(torch.autograd.Function):
         dq, dk, root = torch.bmm(s, k), torch.bmm(s.transpose(1, 2), q), q.shape[-1] ** -0.5
         return dq.mul_(root), dk.mul_(root), dv, None
 
-# %% ../../nbs/worm_scaling/models.ipynb #54021cc9
+# %% ../../nbs/worm_scaling/models.ipynb #b0bef3e4
 def attend(
     q, k, v,          # questions; keys and values, which may begin earlier  # b heads t d
     p: float = 0.0,   # dropout of the attention weights
 ):                    # b heads t d
     "Causal attention."
     t, past = q.shape[-2], k.shape[-2] - q.shape[-2]
-    if 0 < p < 1 and not past and q.device.type == "cpu" and not _transformed():
+    plain, seen = _plain(q, k, v), None
+    if plain and 0 < p < 1 and not past and q.device.type == "cpu":
         return _Attention.apply(*(u.flatten(0, 1) for u in (q, k, v)), p).view_as(q)
-    if not past: return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-    seen = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
-    return F.scaled_dot_product_attention(q, k, v, None if t == 1 else seen, dropout_p=p)
+    if past and t > 1: seen = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
+    with nullcontext() if plain else sdpa_kernel(SDPBackend.MATH):  # the one that knows tangents
+        return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=not past)
 
 # %% ../../nbs/worm_scaling/models.ipynb #f156d1b0
 def count_heads(hidden: int) -> int:
@@ -252,7 +262,7 @@ class Transformer(nn.Module):
                 mask):  # labelled neurons  # b n
         return self.advance(x, mask)[0]                            # b t n
 
-# %% ../../nbs/worm_scaling/models.ipynb #d7f2fcff
+# %% ../../nbs/worm_scaling/models.ipynb #58c781e3
 class _MaskedError(torch.autograd.Function):
     "Mean squared error over labelled entries, in few passes."
 
@@ -277,7 +287,7 @@ def next_step_loss(
     "Mean squared error of the next step, over labelled neurons."
     pred, target = model(windows[:, :-1], mask), windows[:, 1:]
     weight = (mask != 0).sum() * pred.shape[1]
-    if _transformed(): return masked_mse(pred, target, mask), weight
+    if not _plain(pred, target, mask): return masked_mse(pred, target, mask), weight
     return _MaskedError.apply(pred, target, (mask == 0)[:, None], weight), weight
 
 # %% ../../nbs/worm_scaling/models.ipynb #5c2e50f4

@@ -198,7 +198,7 @@ def free_running(
     rows = _rollout(made.net, valid, horizon) + _example(made.net, valid, horizon)
     return [{**made.facts, **row} for row in rows]
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #861a42a5
+# %% ../../nbs/worm_scaling/experiments.ipynb #f40dfa22
 def _forecasts(net, w, m, horizon):
     "Truth and forecasts of the last `horizon` seconds of windows."
     seen, truth = w[:, :-horizon], w[:, -horizon:]                  # b t n
@@ -221,10 +221,10 @@ def _rollout(net, valid, horizon):
 
 
 def _example(net, valid, horizon):
-    "One window's most variable neuron: its past, its truth and its forecasts."
+    "A typical neuron of a window, its variance nearest to 1: its past, truth and forecasts."
     w, m = valid.gather(torch.zeros(1, dtype=int))
     truth, made = _forecasts(net, w, m, horizon)
-    i = int((w[0].var(0) * m[0]).argmax())
+    i = int((w[0].var(0) - 1).abs().masked_fill(m[0] == 0, torch.inf).argmin())
     past = [dict(kind="trace", ahead=t, truth=float(w[0, t - horizon - 1, i]))
             for t in range(horizon + 1 - w.shape[1], 1)]
     return past + [dict(kind="trace", ahead=h + 1, truth=float(truth[0, h, i]),

@@ -1,0 +1,219 @@
+"Training of the worm GNN: populations equal networks trained alone, masks hide what they should."
+import numpy as np
+import pytest
+import torch
+
+from neurocompanion.core import ParameterError
+from neurocompanion.worm_gnn import data
+from neurocompanion.worm_gnn.models import GNN, MLP, RNN, LayerGNN, NodeMLP, Stay
+from neurocompanion.worm_gnn.training import (Member, Sampled, calibration, cross_validation, cut,
+                                              evaluate_states, evaluate_svm, evaluate_trajectories,
+                                              probabilities, score, svm, train_alone, train_states,
+                                              train_trajectories, windows)
+
+torch.set_num_threads(1)
+NODES = 5
+
+
+def made_up(seed, steps=320):
+    "A worm whose neurons follow two states, with a stretch that is not known."
+    draw = np.random.default_rng(seed)
+    y = np.repeat(np.arange(60) % 2, draw.integers(10, 30, 60))[:steps]
+    drive = np.convolve(2.0 * y - 1, np.exp(-np.arange(20) / 4) / 4)[:steps]
+    trace = drive[:, None] * np.linspace(-1, 1, NODES) + 0.2 * draw.standard_normal((steps, NODES))
+    y[100:110] = -1
+    time = np.arange(steps) / 3
+    return data.scaled(data.Worm(f"worm {seed}", None, y, time, data.SHARED_15[:NODES],
+                                 ("forward", "reversal"), trace, data.derivative(trace, time),
+                                 "made up"))
+
+
+WORMS = [made_up(0), made_up(1, 304), made_up(2)]
+CUTS = cut(WORMS, k=5)
+MAKES = {"mlp": lambda: MLP(NODES), "static": lambda: GNN(NODES, look=50),
+         "static all": lambda: GNN(NODES), "own": lambda: GNN(NODES, norm="worm"),
+         "none": lambda: GNN(NODES, norm="none", self_path="none"),
+         "chunk": lambda: GNN(NODES, edges="chunk"), "dynamic": lambda: GNN(NODES, edges="dynamic"),
+         "given": lambda: GNN(NODES, edges=torch.eye(NODES)), "node": lambda: NodeMLP(NODES),
+         "gat": lambda: LayerGNN(NODES), "gin0": lambda: LayerGNN(NODES, layer="gin0")}
+
+
+@pytest.mark.parametrize("name, scaling", [*((name, "whole") for name in MAKES), ("mlp", "train"),
+                                           ("own", "train"), ("own", "standardised")])
+def test_population_is_one_by_one(name, scaling):
+    "To 1e-6 in double precision, in companies of several sizes, worms of different length."
+    make = lambda: MAKES[name]().double()
+    members = [Member((0,), 2), Member((0, 1), 0), Member((1, 2), 3), Member((0,), 2, seed=1)]
+    together = train_states(make, WORMS, members, CUTS, epochs=8, scaling=scaling)
+    for i, m in enumerate(members):
+        alone = train_alone(make, WORMS, m, CUTS, epochs=8, scaling=scaling)
+        for k, v in together.model(i).state_dict().items():
+            torch.testing.assert_close(v, alone.state_dict()[k], atol=1e-6, rtol=1e-6)
+
+
+def test_same_accuracies_after_many_epochs():
+    "In single precision the accuracies are the same, epoch count and rates included."
+    members = cross_validation(3, 1, k=5)[::3]
+    together = train_states(lambda: MLP(NODES), WORMS, members, CUTS, epochs=120, patience=80)
+    for i, m in enumerate(members):
+        alone = train_alone(lambda: MLP(NODES), WORMS, m, CUTS, epochs=120, patience=80)
+        for worm in WORMS:
+            x = torch.as_tensor(worm.x)[None]
+            with torch.no_grad(): p, q = (n(x)[0].softmax(-1) for n in (together.model(i), alone))
+            assert abs(score(p, worm.y)["accuracy"] - score(q, worm.y)["accuracy"]) < 0.01
+
+
+def test_company_does_not_matter():
+    "A member is the same in a stack of one, of a few, of all."
+    members = cross_validation(3, 2, k=5)
+    some = train_states(MAKES["static"], WORMS, members, CUTS, epochs=5)
+    small = train_states(MAKES["static"], WORMS, members[4:6], CUTS, epochs=5, group=1)
+    for k, v in some.model(5).state_dict().items():
+        torch.testing.assert_close(v, small.model(1).state_dict()[k], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["running", "worm"])
+def test_held_back_steps_do_not_train(norm):
+    "States of test steps, and unknown ones, change nothing; without edges, nor does activity."
+    member, make = Member((0,), 1), lambda: MLP(NODES, norm=norm)
+    fold = CUTS[0][1].on(len(WORMS[0].y))
+    y, x = WORMS[0].y.copy(), WORMS[0].x.copy()
+    y[fold.test] = 1 - y[fold.test].clip(0)
+    if norm == "running": x[fold.test] += 5
+    changed = [WORMS[0]._replace(y=y, x=x), *WORMS[1:]]
+    a, b = (train_states(make, w, [member], CUTS, epochs=5, scaling="as given").model(0)
+            for w in (WORMS, changed))
+    for v, w in zip(a.state_dict().values(), b.state_dict().values()): assert torch.equal(v, w)
+    y = WORMS[0].y.copy()
+    y[fold.train] = 1 - y[fold.train].clip(0)
+    c = train_states(make, [WORMS[0]._replace(y=y), *WORMS[1:]], [member], CUTS, epochs=5)
+    assert not torch.equal(c.model(0).read.head.weight, a.read.head.weight)
+
+
+def test_evaluation_is_by_hand():
+    "Test steps of a training worm, all steps of another; further worms are unseen."
+    members = [Member((0,), 1), Member((0, 2), 3)]
+    trained = train_states(MAKES["static"], WORMS, members, CUTS, epochs=5)
+    table = evaluate_states(trained, WORMS, CUTS, [made_up(9)])
+    assert len(table) == 8 and (table.query("worm == 'worm 9'").part == "unseen").all()
+    p = probabilities(trained, WORMS[2].x)
+    assert p.shape == (2, 320, 2)
+    mask = CUTS[2][3].on(320).test
+    row = table.query("member == 1 and worm == 'worm 2'").iloc[0]
+    assert row.part == "same" and row.steps == (WORMS[2].y[mask] >= 0).sum()
+    assert row.accuracy == pytest.approx(score(p[1][mask], WORMS[2].y[mask])["accuracy"])
+    assert table.query("member == 0 and worm == 'worm 2'").part.item() == "unseen"
+
+
+@pytest.mark.parametrize("scaling", ["train", "standardised", "as given"])
+def test_features_are_scaled_as_in_training(scaling):
+    "A training worm by its training steps, another by all of its own."
+    trained = train_states(MAKES["mlp"], WORMS, [Member((0,), 1)], CUTS, epochs=3, scaling=scaling)
+    table = evaluate_states(trained, WORMS, CUTS, scaling=scaling)
+    fold = CUTS[0][1].on(len(WORMS[0].y))
+    for worm, training, part in [(WORMS[0], fold.train, fold.test), (WORMS[1], None, slice(None))]:
+        how = "whole" if scaling == "as given" or (scaling == "train" and training is None) \
+            else scaling
+        if scaling == "as given": training = None
+        x = data.scaled(worm, how, training).x
+        with torch.no_grad(): p = trained.model(0)(torch.as_tensor(x)[None])[0].softmax(-1)
+        found = table[table.worm == worm.name].nll.item()
+        assert found == pytest.approx(score(p[part], worm.y[part])["nll"], rel=1e-4)
+
+
+def test_a_fold_needs_known_states():
+    y = WORMS[0].y.copy()
+    y[CUTS[0][2].on(len(y)).validation] = -1
+    with pytest.raises(ParameterError, match="no known state to train or to validate"):
+        train_states(MAKES["mlp"], [WORMS[0]._replace(y=y), *WORMS[1:]], [Member((0,), 2)], CUTS,
+                     epochs=1)
+
+
+def test_training_learns():
+    "Better than always telling the more frequent state."
+    trained = train_states(MAKES["mlp"], WORMS, cross_validation(3, 2, k=5), CUTS, epochs=150)
+    table = evaluate_states(trained, WORMS, CUTS)
+    chance = max(np.mean(w.y[w.y >= 0] == s) for w in WORMS for s in (0, 1))
+    assert table.groupby("part").accuracy.mean().min() > chance + 0.1
+    assert set(trained.summary.stopped) == {"epochs"}
+
+
+def test_patience_drops_members():
+    "A member that does not improve leaves before the end."
+    trained = train_states(MAKES["mlp"], WORMS, [Member((0,), 0)], CUTS, epochs=3000, patience=3)
+    assert trained.summary.stopped.item() == "patience"
+
+
+def test_calibration():
+    "Honest probabilities have no calibration error, boasting ones do."
+    draw = np.random.default_rng(0)
+    p = draw.uniform(0, 1, 200_000)
+    y = (draw.uniform(size=p.size) < p).astype(int)
+    assert calibration(np.stack([1 - p, p], -1), y)[0] < 0.01
+    sure = np.stack([p < 0.5, p >= 0.5], -1).astype(float)
+    assert calibration(sure, y)[0] == pytest.approx(0.25, abs=0.01)
+    assert np.isnan(score(np.ones((3, 2)) / 2, [-1, -1, -1])["accuracy"])
+
+
+def test_svm():
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    machine = svm(WORMS[0].x, WORMS[0].y)
+    assert (machine.predict(WORMS[1].x.reshape(304, -1)) == WORMS[1].y).mean() > 0.7
+    members = [Member((0,), 1), Member((0, 2), 3)]
+    table = evaluate_svm(WORMS, members, CUTS)
+    trained = train_states(MAKES["mlp"], WORMS, members, CUTS, epochs=1)
+    same = evaluate_states(trained, WORMS, CUTS)
+    keys = ["member", "worm", "part", "steps"]
+    a, b = (t.sort_values(keys[:2])[keys].reset_index(drop=True) for t in (table, same))
+    assert a.equals(b)
+
+
+def test_windows():
+    "A window predicts the steps of its chunk, and has room."
+    x = np.arange(33.)[:, None, None]
+    assert windows(x, None)[:, 0, 0, 0].tolist() == [7, 15, 23]
+    assert windows(x, None)[:, 1:, 0, 0].tolist() == [list(range(b, b + 8)) for b in (8, 16, 24)]
+    assert windows(x, None, 16)[:, -1, 0, 0].tolist() == [23, 31]
+    assert windows(x, np.array([True, False, False, True]), 8)[:, 0, 0, 0].tolist() == [23]
+    assert windows(x, None, 8, 4)[0, :, 0, 0].tolist() == list(range(3, 16))
+
+
+@pytest.mark.parametrize("make, burn_in", [
+    (lambda: MLP(NODES, 2, None, 8), 0), (lambda: NodeMLP(NODES, 2, None, 8), 0),
+    (lambda: RNN(NODES, 2, None, 8), 4), (lambda: GNN(NODES, 2, None, 8, "dynamic"), 0),
+    (lambda: GNN(NODES, 2, None, 8, torch.eye(NODES)), 0)])
+def test_trajectories(make, burn_in):
+    "Every model trains, in whichever company; the table has what it should."
+    members = [Member((0,), 0), Member((0,), 1), Member((1, 2), 2)]
+    how = dict(epochs=4, ramp=3, burn_in=burn_in)
+    double = lambda: make().double()
+    trained = train_trajectories(double, WORMS, members, CUTS, **how)
+    single = train_trajectories(double, WORMS, members[1:2], CUTS, **how)
+    for k, v in trained.model(1).state_dict().items():
+        torch.testing.assert_close(v, single.model(0).state_dict()[k], atol=1e-6, rtol=1e-6)
+    table = evaluate_trajectories(trained, WORMS, CUTS, burn_in=burn_in)
+    assert len(table) == 3 * 3 * 16 and np.isfinite(table.mse).all()
+    x = windows(WORMS[2].x, None, 16, burn_in)
+    row = table.query("member == 0 and worm == 'worm 2' and step == 5").iloc[0]
+    assert row.stay == pytest.approx(np.square(x[:, burn_in + 5] - x[:, burn_in]).mean(), rel=1e-4)
+
+
+def test_scheduled_sampling_falls():
+    "The share of forced steps falls in a straight line, and is 0 in evaluation."
+    stay = Sampled(Stay(), ramp=10)
+    x, draws = torch.rand(2000, 9, 2, 1), torch.rand(2000, 7)
+    for epoch in range(12):
+        y = stay.train()(x, draws)
+        share = (y[:, 1:] == x[:, 1:-1]).all(-1).all(-1).double().mean().item()
+        assert share == pytest.approx(max(0, 1 - epoch / 10), abs=0.03)
+    stay.epoch.zero_()
+    assert torch.equal(stay.eval()(x, draws), x[:, :1].expand(-1, 8, -1, -1))
+
+
+def test_errors():
+    with pytest.raises(ParameterError, match="worms 0 to 2, folds 0 to 4"):
+        train_states(MAKES["mlp"], WORMS, [Member((0, 3), 0)], CUTS)
+    with pytest.raises(ParameterError, match="nobody to train"):
+        train_states(MAKES["mlp"], WORMS, [], CUTS)
+    with pytest.raises(ParameterError, match="one step at a time"):
+        train_trajectories(lambda: GNN(NODES, 2, None), WORMS, [Member((0,), 0)], CUTS)

@@ -30,7 +30,7 @@ def _listed(rows, name) -> list:
     "The distinct values of a column, sorted; none if it is not there."
     return sorted(rows[name].dropna().unique().tolist()) if name in rows else []
 
-# %% ../../nbs/sweeps/tables.ipynb #4365bc4f
+# %% ../../nbs/sweeps/tables.ipynb #a9c623e3
 def publish(
     out: str | Path,                 # the sweep's folder
     into: str | Path | None = None,  # default: nbs/<paper>/tables
@@ -47,13 +47,24 @@ def publish(
     path = (Path(into) if into else _shelf(paper)) / f"{name}.csv"
     if path.with_suffix(".json").is_file() and not smaller: _not_smaller(path, plan["scale"])
     rows = pd.read_parquet(collect(out))
+    shown = rows.drop(columns=[c for c in _ROW if c in rows])
+    same = _constant(shown)
     with atomic_path(path) as tmp:
-        rows.drop(columns=[c for c in _ROW if c in rows]).to_csv(tmp, index=False)
-    record = json.dumps(_record(rows, plan), indent=1, ensure_ascii=False) + "\n"
+        shown.drop(columns=list(same)).to_csv(tmp, index=False, float_format="%.6g")
+    about = _record(rows, plan) | {"columns": list(shown), "same": same}
+    record = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     with atomic_path(path.with_suffix(".json")) as tmp: tmp.write_text(record, "utf-8")
     return path
 
-# %% ../../nbs/sweeps/tables.ipynb #15976d07
+# %% ../../nbs/sweeps/tables.ipynb #d1499323
+def _constant(rows) -> dict:
+    "Columns with one value throughout, and that value; never all columns."
+    plain = lambda v: v.item() if hasattr(v, "item") else v
+    same = {c: plain(rows[c].iloc[0]) for c in rows if rows[c].notna().all()
+            and rows[c].nunique() == 1}
+    return dict(list(same.items())[:len(rows.columns) - 1]) if len(rows) > 1 else {}
+
+
 def _shelf(paper) -> Path:
     "Where a paper's tables are committed: in its folder of the checkout."
     folder = home() / "nbs" / paper
@@ -70,7 +81,7 @@ def _not_smaller(path, scale):
     raise SweepError("a table of a larger scale is there", where=path, expected=f"{old} or larger",
                      found=scale, fix="Keep it, or pass smaller=True to replace it")
 
-# %% ../../nbs/sweeps/tables.ipynb #f51880b1
+# %% ../../nbs/sweeps/tables.ipynb #b5f195bd
 def table(
     name: str,                 # PAPER/NAME
     results: str | Path = "",  # the sweep's folder, or one that holds it as NAME or PAPER/NAME
@@ -89,11 +100,20 @@ def table(
     if not path.is_file():
         raise SweepError(f"no table of {name} is committed", where=path,
                          fix=f"Run `neurocompanion sweep {name}` and pass its folder")
+    return _committed(path)
+
+# %% ../../nbs/sweeps/tables.ipynb #676cc854
+def _committed(path):
+    "A published table as it was, to six digits, with its record in `attrs`."
+    import pandas as pd
+    about = json.loads(path.with_suffix(".json").read_text("utf-8"))
     rows = pd.read_csv(path, keep_default_na=False, na_values=[""])  # "None" and "NA" are words
-    rows.attrs.update(json.loads(path.with_suffix(".json").read_text("utf-8")))
+    same, columns = about.pop("same", {}), about.pop("columns", list(rows))
+    rows = rows.assign(**same)[columns]
+    rows.attrs.update(about)
     return rows
 
-# %% ../../nbs/sweeps/tables.ipynb #58765bd3
+
 def _sweeps(name, results):
     "The folders in `results` that hold the sweep `name`, with their plans."
     if not str(results): return

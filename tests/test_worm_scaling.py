@@ -115,8 +115,8 @@ def test_the_paper_scale_is_the_papers_protocol(name):
     assert sizes == {0} or (min(sizes), max(sizes)) == (1, 284)
 
 
-def test_the_papers_grid_runs_where_the_files_are(own_cache):
-    "Its largest run, with all but its size: every worm at hand, cut to two epochs."
+def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
+    "The last one, cut to a thin pool, two epochs and a small model."
     from neurocompanion.sweeps.sweep import expand
     run = expand("worm_scaling/cross_data_set", "paper")[-1]
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
@@ -125,19 +125,69 @@ def test_the_papers_grid_runs_where_the_files_are(own_cache):
     assert run["source"] in found.index and np.isfinite(found.valid_loss).all()
 
 
-def test_own_recordings_in_a_sweep(own_cache):
-    "One file and one line."
+def simulated_files(folder, seed, worms=2):
     from neurocompanion.recordings import simulate
     from neurocompanion.recordings.standard import save
+    for worm in simulate.worms(worms, seed=seed, duration=300):
+        save(worm, folder / f"{worm.attrs['subject']}.nc")
+
+
+def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
+    "One file and one line, and the path as seen from where one stands."
     from neurocompanion.sweeps.engines import sweep
     from neurocompanion.sweeps.tables import table
-    for worm in simulate.worms(2, seed=3, duration=300):
-        save(worm, own_cache / "mine" / f"{worm.attrs['subject']}.nc")
-    done = sweep("worm_scaling/leak", scale="tiny", workers=1, out=own_cache / "out",
-                 fixed={"data": str(own_cache / "mine")})
+    simulated_files(own_cache / "mine", 3)
+    monkeypatch.chdir(own_cache)
+    done = sweep("worm_scaling/leak", scale="tiny", workers=1, out="out", fixed={"data": "mine/"})
     assert not done.failed
     made = table("worm_scaling/leak", own_cache / "out")
     assert set(made.data_set) == {"all", "simulated"} and set(made.train_worms) == {2}
+
+
+def test_own_files_are_known_by_folder_and_content(own_cache):
+    "Two files of one name are two files, and a changed one is another pool."
+    from neurocompanion.worm_scaling import pool
+    for day, seed in (("day1", 1), ("day2", 2)): simulated_files(own_cache / "own" / day, seed, 1)
+    before = pool.inputs(str(own_cache / "own"))
+    first = pool.pool(str(own_cache / "own"))
+    assert len(before) == len(first) == 2
+    simulated_files(own_cache / "own" / "day1", 7, 1)
+    for p in (own_cache / "own" / "day1").glob("*.nc"):
+        if "7" not in p.name: p.unlink()
+    assert pool.inputs(str(own_cache / "own")) != before
+    again = pool.pool(str(own_cache / "own"))                    # in the same process
+    assert {w.attrs["subject"] for w in again} != {w.attrs["subject"] for w in first}
+
+
+def test_own_folder_of_both_kinds(own_cache):
+    "Recordings of the standard beside published files, hidden copies and a text."
+    from neurocompanion.recordings.simulate_pool import write_pool
+    from neurocompanion.worm_scaling import pool
+    place = own_cache / "own"
+    simulated_files(place, 1, 1)
+    simulated_files(place / ".ipynb_checkpoints", 2, 1)
+    (place / "readme.txt").write_text("two worms, and more")
+    alone = pool.pool(str(place))
+    assert len(alone) == 1 and not any("checkpoint" in k for k in pool.inputs(str(place)))
+    write_pool(place / "raw", sources="uzel2022", worms=0.2)
+    assert len(pool.pool(str(place))) == 2
+
+
+def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
+    from neurocompanion.core import RecordingError
+    from neurocompanion.worm_scaling import pool
+    simulated_files(own_cache / "mine", 3)
+    assert len(pool.pool(str(own_cache / "mine"), length=140)) == 2
+    with pytest.raises(RecordingError, match="no worm can be used.*more than 160 steps"):
+        pool.pool(str(own_cache / "mine"), length=160)
+
+
+@pytest.mark.parametrize("wrong", [dict(n_train=0), dict(epochs=0), dict(worms=99),
+                                   dict(source="zimmer"), dict(model="cnn"), dict(head="tail")])
+def test_wrong_parameters_are_told(wrong):
+    from neurocompanion.core import ParameterError
+    small = dict(worms=2, hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
+    with pytest.raises(ParameterError): rows(**small)
 
 
 def test_the_leak_on_real_worms(mirror):

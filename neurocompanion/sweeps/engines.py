@@ -216,7 +216,7 @@ def _sweep_into(spec, scale, runs, out, workers, retry, engine, options) -> Resu
     return Result(out, now["done"], {name: _reason(out, name) for name in now["failed"]},
                   now["missing"], len(todo), now["stale"], table)
 
-# %% ../../nbs/sweeps/engines.ipynb #b62ba1f5
+# %% ../../nbs/sweeps/engines.ipynb #bc6e7832
 def sweep(
     name: str | Path,               # PAPER/NAME, or the path of a YAML file
     *,
@@ -230,6 +230,7 @@ def sweep(
 ) -> Result:
     "Run what is missing of a sweep, and collect its table."
     spec = load(name)
+    fixed = {k: _place(v) for k, v in (fixed or {}).items()}
     runs = expand(spec, scale, fixed)  # a mistake in the grid shows before anything is written
     out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / scale
     if engine not in ENGINES:
@@ -242,3 +243,10 @@ def sweep(
         raise SweepError("this system cannot fork a process", fix="Work in WSL, or use papermill")
     try: return _sweep_into(spec, scale, runs, out, workers, retry, ENGINES[engine], options)
     except OSError as e: raise disk_error(e, e.filename or out) from e
+
+# %% ../../nbs/sweeps/engines.ipynb #46be6264
+def _place(value):
+    "A path that is given from where the caller stands, as one that holds in every run's folder."
+    looks = isinstance(value, str) and ("/" in value or os.sep in value or "." in value)
+    if not looks or not Path(value).expanduser().exists(): return value
+    return str(Path(value).expanduser().resolve())

@@ -22,7 +22,7 @@ from .pool import inputs  # noqa: F401  what a run reads, for `run`
 # %% ../../nbs/worm_scaling/experiments.ipynb #43c6f9c9
 _all_ = ["inputs"]
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #c0b23e33
+# %% ../../nbs/worm_scaling/experiments.ipynb #bb08e08b
 @torch.inference_mode()
 def errors(
     model,                # activity and mask -> prediction
@@ -33,7 +33,7 @@ def errors(
     model.eval()
     for (w, m), worm in zip(windows, windows.worm.split(windows.batch)):
         error = (model(w[:, :-1], m) - w[:, 1:]).square().mean(1)   # b n
-        total.index_add_(0, worm.cpu(), error.double().cpu())
+        total.index_add_(0, worm.cpu(), error.cpu().double())
     model.train(was_training)
     total /= windows.worm.bincount()[:, None].cpu()
     return total.where(windows.masks.cpu() > 0, torch.nan)
@@ -64,7 +64,7 @@ class Steady:
                           for _ in range(-(-need // n))])
         return (w.gather(r) for r in rows[:need].split(w.batch))
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #f53b6516
+# %% ../../nbs/worm_scaling/experiments.ipynb #a3b18dae
 class Trained(NamedTuple):
     "A trained model and what is said of it."
     net: torch.nn.Module
@@ -85,6 +85,10 @@ def train(
     seed: int = 0, out: str = "",           # folder for the checkpoint, "" for none
 ) -> Trained:
     "One model by the paper's protocol."
+    counts = dict(n_train=n_train, length=length, batch=batch, epochs=epochs, patience=patience)
+    for name, v in counts.items():
+        if not (isinstance(v, int) and v >= 1):
+            raise ParameterError(f"{name} is a number of things", expected="at least 1", found=v)
     windows = wd.Windows(worms, "train", n_train, length, batch=batch, seed=seed)
     own = OwnHistory(windows.gather(r) for r in torch.arange(len(windows.start)).split(batch))
     set_seed(seed)
@@ -110,7 +114,7 @@ def _facts(net, windows, rounds, done):
                 epochs_run=len(done.history), updates=len(done.history) * len(rounds),
                 flops=epoch * len(done.history), last_loss=float(done.history.valid_loss.iloc[-1]))
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #9f674ac5
+# %% ../../nbs/worm_scaling/experiments.ipynb #e4096acb
 def data_scaling(
     *,
     worms: int = 5,             # how many to train on; 0: all
@@ -126,8 +130,9 @@ def data_scaling(
     **how,                      # further arguments of `train`
 ) -> list:                      # tidy rows: one for each data set, and one for all
     "Train on some worms, judge on all: the loss on each data set, beside the naive one."
-    everyone = pools.pool(data, share=share, statistics=statistics)
-    chosen, length = draw(everyone, worms, seed, source), how.get("length", 100)
+    length = how.get("length", 100)
+    everyone = pools.pool(data, share=share, statistics=statistics, length=length)
+    chosen = draw(everyone, worms, seed, source)
     valid, stops = (wd.validation(everyone, n_valid, length, source=s).to(default_device())
                     for s in (None, source or None))
     made = train(chosen, stops, model=model, hidden=hidden, head=head, seed=seed, **how)
@@ -176,7 +181,7 @@ def cross_data_set(
     raise ParameterError("a model is trained on one data set", found="none",
                          expected="source = the name of a data set in the pool")
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #a08584eb
+# %% ../../nbs/worm_scaling/experiments.ipynb #32b0c0d9
 def free_running(
     *,
     worms: int = 0, model: str = "lstm", hidden: int = 64, head: str = "value",
@@ -187,8 +192,8 @@ def free_running(
     **how,              # further arguments of `train`
 ) -> list:              # a row for each second ahead, and example traces
     "Train a model, let it run, and compare at every second."
-    everyone = pools.pool(data, share=share, statistics=statistics)
     length = how.get("length", 100)
+    everyone = pools.pool(data, share=share, statistics=statistics, length=length)
     if not 0 < horizon < length:
         raise ParameterError("a window holds what is seen and what is foretold",
                              expected=f"horizon of 1 to {length - 1}", found=horizon)
@@ -198,7 +203,7 @@ def free_running(
     rows = _rollout(made.net, valid, horizon) + _example(made.net, valid, horizon)
     return [{**made.facts, **row} for row in rows]
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #f40dfa22
+# %% ../../nbs/worm_scaling/experiments.ipynb #67273245
 def _forecasts(net, w, m, horizon):
     "Truth and forecasts of the last `horizon` seconds of windows."
     seen, truth = w[:, :-horizon], w[:, -horizon:]                  # b t n
@@ -213,7 +218,7 @@ def _rollout(net, valid, horizon):
     for w, m in valid:
         truth, made = _forecasts(net, w, m, horizon)
         for k, f in made.items():
-            error = ((f - truth).square() * m[:, None]).sum((0, 2)).double().cpu()
+            error = ((f - truth).square() * m[:, None]).sum((0, 2)).cpu().double()
             total[k] = total.get(k, 0) + error
         entries += float(m.sum())
     return [dict(kind="error", ahead=h + 1, **{k: float(v[h]) / entries for k, v in total.items()})
@@ -230,7 +235,7 @@ def _example(net, valid, horizon):
     return past + [dict(kind="trace", ahead=h + 1, truth=float(truth[0, h, i]),
                         **{k: float(f[0, h, i]) for k, f in made.items()}) for h in range(horizon)]
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #48747343
+# %% ../../nbs/worm_scaling/experiments.ipynb #adf1a976
 def learning(
     *,
     source: str = "", worms: int = 0, model: str = "linear", hidden: int = 64,
@@ -238,8 +243,9 @@ def learning(
     statistics: str = "train", n_train: int = 32, n_valid: int = 16, seed: int = 0, **how,
 ) -> list:  # a row for each epoch
     "The learning curve of one model, trained and judged on one data set or on all."
-    everyone = pools.pool(data, share=share, statistics=statistics)
-    chosen, length = draw(everyone, worms, seed, source), how.get("length", 100)
+    length = how.get("length", 100)
+    everyone = pools.pool(data, share=share, statistics=statistics, length=length)
+    chosen = draw(everyone, worms, seed, source)
     valid = wd.validation(everyone, n_valid, length, source=source or None).to(default_device())
     seen = wd.Windows(chosen, "train", n_train, length, shuffle=False).to(default_device())
     made = train(chosen, valid, model=model, hidden=hidden, head=head, n_train=n_train, seed=seed,
@@ -249,7 +255,7 @@ def learning(
     curve = made.history[["epoch", "train_loss", "valid_loss"]].to_dict("records")
     return [{**made.facts, **lines, **row} for row in curve]
 
-# %% ../../nbs/worm_scaling/experiments.ipynb #fd56112a
+# %% ../../nbs/worm_scaling/experiments.ipynb #9f0b513d
 def baselines(
     *,
     data: str = "simulated", share: float = 1.0, statistics: str = "train",
@@ -257,7 +263,7 @@ def baselines(
     **_,      # the parameters of a model play no part
 ) -> list:    # a row for each data set
     "Losses of forecasts that need no network."
-    everyone = pools.pool(data, share=share, statistics=statistics)
+    everyone = pools.pool(data, share=share, statistics=statistics, length=length)
     valid = wd.validation(everyone, n_valid, length).to(default_device())
     own = OwnHistory(wd.Windows(everyone, "train", n_train, length))
     about = pools.overview(everyone).set_index("source").round(3)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LABELS', 'held', 'inputs', 'own_files', 'make_pool', 'pack', 'unpack', 'pool', 'left_out', 'overview']
 
-# %% ../../nbs/worm_scaling/pool.ipynb #f4cbad6f
+# %% ../../nbs/worm_scaling/pool.ipynb #d0418518
 from functools import lru_cache, partial
 from pathlib import Path
-import hashlib, json
+import hashlib, json, os, zipfile
 import numpy as np
 from ..core import ParameterError, RecordingError, atomic_path, cache_dir, sha256
 from ..recordings import sources
@@ -17,7 +17,7 @@ from ..recordings.standard import open_recording, traces
 from ..recordings.worm import read_worms
 from . import data as wd
 
-# %% ../../nbs/worm_scaling/pool.ipynb #84b2e353
+# %% ../../nbs/worm_scaling/pool.ipynb #07f4df81
 LABELS = "flavell2023/neuropal_labels"  # names of neurons, read together with the worms beside it
 
 
@@ -35,11 +35,14 @@ def inputs(
 ) -> dict:                    # SHA-256 by name
     "What a run reads: the checksums of its files. A simulated pool is decided by the code alone."
     if data == "simulated": return {}
-    if data != "real": return {p.name: sha256(p) for p in own_files(data)}
+    if data != "real":
+        files = own_files(data)
+        top = Path(os.path.commonpath([p.parent for p in files]))
+        return {p.relative_to(top).as_posix(): sha256(p) for p in files}
     rows = sources.registry()
     return {name: rows[name].sha256 or _checksum(name) for name in held()}
 
-# %% ../../nbs/worm_scaling/pool.ipynb #02eeebd5
+# %% ../../nbs/worm_scaling/pool.ipynb #17108ca2
 def _checksum(name):
     "The checksum of a file, or of a folder's files together, that the registry does not know."
     listed = [sha256(p) for p in _below(sources.fetch(name))]
@@ -48,22 +51,29 @@ def _checksum(name):
 
 def _below(path):
     "A file, or all files of a folder and its folders."
-    if path.is_file(): return [path]
-    return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if path.is_file(): return [path, *_labels(path)]
+    hidden = lambda p: any(part.startswith(".") for part in p.relative_to(path).parts)
+    return sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
 
-# %% ../../nbs/worm_scaling/pool.ipynb #16df486c
+
+def _labels(path):
+    "The names that a Flavell worm in HDF5 is read with: a file beside it."
+    found = path.parent / "neuropal_labels.json"
+    return [found] if path.suffix == ".h5" and found.is_file() else []
+
+# %% ../../nbs/worm_scaling/pool.ipynb #91b27a59
 def own_files(
     path: str,  # a file or a folder
 ) -> list:      # its files
     "The files behind a path that a run was given as its data."
-    path = Path(path).expanduser()
-    if path.exists(): return _below(path)
-    raise ParameterError("there are no such data", found=str(path),
+    place = Path(path).expanduser().resolve()
+    if str(path) and place.exists() and (found := _below(place)): return found
+    raise ParameterError("there are no such data", found=str(path) or "nothing",
                          expected="'real', 'simulated', or the path of your recordings",
                          fix="Correct the path")
 
-# %% ../../nbs/worm_scaling/pool.ipynb #2851b7bb
-def _prepare(ds, how):
+# %% ../../nbs/worm_scaling/pool.ipynb #6333da12
+def _prepare(ds, how, length=100):
     "One recording at one value a second, with the facts of its raw form; or why it is left out."
     subject, source = ds.attrs["subject"], ds.attrs["source"]
     if not ds.labelled.values.any(): return subject, source, "no neuron is labelled"
@@ -71,14 +81,16 @@ def _prepare(ds, how):
     facts = dict(recorded=ds.sizes["neuron"], seconds=float(time[-1] - time[0]),
                  frames=len(time), interval=float(np.diff(time).mean()))
     short = wd.standardise(ds, **how)
-    steps = short.attrs["half"], short.sizes["time"] - short.attrs["half"]
-    if min(steps) <= 100: return subject, source, f"a half of {min(steps)} seconds is too short"
+    try:
+        for part in ("train", "valid"): wd.window_starts(short, part, 1, length)
+    except (ParameterError, RecordingError) as e:
+        return subject, source, f"{e.what}: expected {e.expected}, found {e.found}"
     small = traces(short.trace.values, short.neuron.values, short.time.values, subject=subject,
                    source=source, units=short.attrs["units"])
     keep = {k: short.attrs[k] for k in ("half", "sampling_rate", "statistics", "residual")}
     return small.assign_attrs(**keep, **facts)
 
-# %% ../../nbs/worm_scaling/pool.ipynb #fbb28b0c
+# %% ../../nbs/worm_scaling/pool.ipynb #7b5e513d
 def _raw_paths(data):
     "The files to read, where nothing has to be simulated."
     if data == "real":
@@ -87,24 +99,32 @@ def _raw_paths(data):
         raise RecordingError("no real worm is at hand", found="none in the mirror or the cache",
                              expected="at least one public recording",
                              fix="Run `neurocompanion fetch kato2015_original`, or use simulated")
-    own_files(data)
-    return [Path(data).expanduser()]
+    files = own_files(data)
+    standard, place = [p for p in files if p.suffix == ".nc"], Path(data).expanduser()
+    if place.is_file(): return [place]
+    return standard + [place] * (len(standard) < len(files))
 
 
-def _read(path):
+def _read(path, alone=True):
     "The recordings of a file or folder: of the data standard, or of a published format."
-    if path.is_dir() and (nc := sorted(path.rglob("*.nc"))): return [open_recording(p) for p in nc]
-    return [open_recording(path)] if path.suffix == ".nc" else read_worms(path)
+    if path.suffix == ".nc" and path.is_file(): return [open_recording(path)]
+    try: return read_worms(path)
+    except RecordingError as e:
+        if alone or "no worm file" not in e.what: raise
+        return []                                # the folder's other files are no recordings
 
-# %% ../../nbs/worm_scaling/pool.ipynb #29af8081
+# %% ../../nbs/worm_scaling/pool.ipynb #d6a58a29
 def make_pool(
     data: str,         # "real", "simulated" or a path
     how: dict,         # how to standardise
     share: float = 1,  # of the simulated worms
+    length: int = 100, # seconds of a window, for which both halves must have room
 ) -> list:             # standardised worms; a tuple (subject, source, reason) for one left out
     "Read every worm and standardise it."
-    prepare = partial(_prepare, how=how)
-    if data != "simulated": return [prepare(w) for p in _raw_paths(data) for w in _read(p)]
+    prepare = partial(_prepare, how=how, length=length)
+    if data != "simulated":
+        paths = _raw_paths(data)
+        return [prepare(w) for p in paths for w in _read(p, len(paths) == 1)]
     import tempfile
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="simulated_worms.") as folder:
@@ -154,31 +174,45 @@ def _worm(x, names, time, attrs):
                        "labelled": ("neuron", np.ones(len(names), bool))},
                       {"neuron": names, "time": ("time", time, {"units": "s"})}, attrs)
 
-# %% ../../nbs/worm_scaling/pool.ipynb #2370150c
-def _key(data, how, share):
+# %% ../../nbs/worm_scaling/pool.ipynb #20dab872
+def _key(data, how, share, length):
     "A name for a standardised pool, that changes with what decides it."
     import neurocompanion
     root = Path(neurocompanion.__file__).parent
     files = [*sorted((root / "recordings").glob("*.py")), root / "core.py",
              *(root / "worm_scaling" / f"{m}.py" for m in ("data", "pool"))]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
-    asked = json.dumps([inputs(data), how, share if data == "simulated" else 1, code])
+    asked = json.dumps([inputs(data), how, share if data == "simulated" else 1, length, code])
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
+def _kept(place):
+    "A pool from the disk; None if it is not there, or damaged."
+    try:
+        with np.load(place) as packed: return _parted(unpack(packed))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile): return None
+
+# %% ../../nbs/worm_scaling/pool.ipynb #4a5d565c
 @lru_cache(maxsize=4)
-def _pool(data, share, how):
+def _pool(key, data, share, how, length):
     "A pool from the cache, or made and put there."
     from filelock import FileLock
-    place = cache_dir() / "pools" / f"{_key(data, dict(how), share)}.npz"
+    place = cache_dir() / "pools" / f"{key}.npz"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
-        if not place.is_file():
-            packed = pack(make_pool(data, dict(how), share))
-            with atomic_path(place) as tmp, open(tmp, "wb") as f: np.savez(f, **packed)
-    with np.load(place) as packed: return _parted(unpack(packed))
+        if found := _kept(place): return found
+        made = make_pool(data, dict(how), share, length)
+        with atomic_path(place) as tmp, open(tmp, "wb") as f: np.savez(f, **pack(made))
+        return _kept(place)
 
-# %% ../../nbs/worm_scaling/pool.ipynb #9fc65920
+
+def _ask(data="simulated", share=1.0, statistics="train", alpha=0.1, tau=None, length=100):
+    "The worms of a pool, and those left out."
+    if data not in ("real", "simulated"): data = str(own_files(data) and Path(data).resolve())
+    how = dict(statistics=statistics, alpha=alpha, tau=tau)
+    return _pool(_key(data, how, share, length), data, share, tuple(how.items()), length)
+
+# %% ../../nbs/worm_scaling/pool.ipynb #293f7af8
 def pool(
     data: str = "simulated",    # "real", "simulated" or the path of your recordings
     *,
@@ -186,20 +220,18 @@ def pool(
     statistics: str = "train",  # what normalises: "train" half, or "whole" recording (leaks)
     alpha: float = 0.1,         # smoothing per frame
     tau: float | None = None,   # smoothing by a time constant in seconds, in place of alpha
+    length: int = 100,          # seconds of a window, for which both halves must have room
 ) -> list:                      # standardised worms
     "The worms that an experiment draws from."
-    return list(_pool(data, share, _how(statistics, alpha, tau))[0])
+    kept, out = _ask(data, share, statistics, alpha, tau, length)
+    if kept: return list(kept)
+    raise RecordingError("no worm can be used", where=data, expected="at least one",
+                         found="; ".join(f"{subject}: {why}" for subject, _, why in out) or "none")
 
 
-def left_out(data: str = "simulated", *, share: float = 1.0, statistics: str = "train",
-             alpha: float = 0.1, tau: float | None = None) -> list:
-    "The worms that `pool` leaves out: (subject, source, reason)."
-    return list(_pool(data, share, _how(statistics, alpha, tau))[1])
-
-# %% ../../nbs/worm_scaling/pool.ipynb #942cf292
-def _how(statistics, alpha, tau):
-    "The arguments of `standardise`, hashable."
-    return tuple(dict(statistics=statistics, alpha=alpha, tau=tau).items())
+def left_out(data: str = "simulated", **how) -> list:
+    "The worms that `pool`, asked the same, leaves out: (subject, source, reason)."
+    return list(_ask(data, **how)[1])
 
 # %% ../../nbs/worm_scaling/pool.ipynb #cb692124
 def overview(

@@ -134,7 +134,7 @@ def scaling_curve(
     names = list(dict.fromkeys([*(order or []), *curves]))
     curves = {name: curves[name] for name in names if name in curves}
     fit = _laws(fit, curves)
-    look = {name: (COLOURS[i % 7], MARKERS[i % 7]) for i, name in enumerate(names)}
+    look = {name: (COLOURS[i % 7], MARKERS[(i + i // 7) % 7]) for i, name in enumerate(names)}
     for name, rows in curves.items():
         _curve(ax, over_seeds(rows, x, y, interval), *look[name], name)
     for axis in log: log_axis(ax, axis, data[x if axis == "x" else y].min())

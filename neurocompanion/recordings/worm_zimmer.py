@@ -36,7 +36,7 @@ def _filters(d):
     return (plan.get_chunk(), found) if plain and found in (
         [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]) else None
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #6f6f5998
+# %% ../../nbs/recordings/worm_zimmer.ipynb #414227b5
 _PIECE = 32 << 20   # bytes hashed in one call
 
 
@@ -67,21 +67,26 @@ class _Mapped:
             self.forget(start, min(start + _PIECE, N))
         return digest.hexdigest()
 
-    def fill(self):
-        "Fill all arrays that are due; what goes wrong in a thread is raised here."
-        others = [self.pool.submit(self.work) for _ in range(self.others)]
-        self.work()
-        for other in others: other.result()
+# %% ../../nbs/recordings/worm_zimmer.ipynb #870b7e3f
+def _fill(self: _Mapped):
+    "Fill all arrays that are due; what goes wrong in a thread is raised here."
+    others = [self.pool.submit(self.work) for _ in range(self.others)]
+    self.work()
+    for other in others: other.result()
 
-    def work(self):
-        "Decompress what is due until nothing is left."
-        while True:
-            try: out, chunks, shape, shuffled = self.due.pop()
-            except IndexError: return
-            size = out.dtype.itemsize * shape[0] * shape[1]
-            for at, start, n in chunks: _put(out, at, zlib.decompress(
-                self.bytes[start:start + n], bufsize=size), shape, shuffled)
-            self.forget(min(c[1] for c in chunks), max(c[1] + c[2] for c in chunks))
+
+def _work(self: _Mapped):
+    "Decompress what is due until nothing is left."
+    while True:
+        try: out, chunks, shape, shuffled = self.due.pop()
+        except IndexError: return
+        size = out.dtype.itemsize * shape[0] * shape[1]
+        for at, start, n in chunks: _put(out, at, zlib.decompress(
+            self.bytes[start:start + n], bufsize=size), shape, shuffled)
+        self.forget(min(c[1] for c in chunks), max(c[1] + c[2] for c in chunks))
+
+
+_Mapped.fill, _Mapped.work = _fill, _work
 
 # %% ../../nbs/recordings/worm_zimmer.ipynb #c196181e
 def _text(d) -> str:
@@ -109,12 +114,7 @@ def _texts(content, base, refs, d):
     return [content[a:b].tobytes().decode("utf-16-le") if same and b <= len(content) else None
             for same, (a, b) in zip(alike, ends)]
 
-# %% ../../nbs/recordings/worm_zimmer.ipynb #c69854f5
-_LARGE = 1 << 14   # numbers; smaller arrays are read directly
-_MANY = 8          # cells; fewer are read one by one
-_BATCH = 32        # chunks that a thread takes at a time
-
-
+# %% ../../nbs/recordings/worm_zimmer.ipynb #975273fd
 class Mat73:
     "The values of a MATLAB 7.3 file. Large arrays are filled by `wait`."
     def __init__(self, path): self.f, self.content = _hdf5(path), _Mapped(path)
@@ -127,20 +127,7 @@ class Mat73:
         self.content.close()
         self.f.close()
 
-    def array(self, d):
-        "An array; a large one is filled by `wait`."
-        plan = _filters(d) if d.get_space().get_simple_extent_npoints() > _LARGE else None
-        stored = []
-        if plan: d.chunk_iter(stored.append)
-        if not stored or any(c.filter_mask for c in stored): return h5py.Dataset(d)[()]
-        a, raw = stored[0].byte_offset, d.read_direct_chunk(stored[0].chunk_offset)[1]
-        there = self.content.bytes[a:a + len(raw)].tobytes() == raw
-        base = 0 if there else self.f.userblock_size   # versions of HDF5 differ
-        (shape, filters), out = plan, np.zeros(d.shape, d.dtype)
-        chunks = [(c.chunk_offset, c.byte_offset + base, c.size) for c in stored]
-        self.content.due += [(out, chunks[i:i + _BATCH], shape, len(filters) == 2)
-                             for i in range(0, len(chunks), _BATCH)]
-        return out
+    def open(self, ref): return h5r.dereference(ref, self.f.id)
 
     def cells(self, d):
         "References to the objects in a cell array."
@@ -148,32 +135,54 @@ class Mat73:
         if refs.size: d.read(h5s.ALL, h5s.ALL, refs)
         return refs
 
-    def open(self, ref): return h5r.dereference(ref, self.f.id)
-
-    def list(self, d):
-        "A cell array as a list; texts that are written alike are read at once."
-        refs = self.cells(d)
-        first, out = self.open(refs[0]) if len(refs) else None, [None] * len(refs)
-        if len(refs) >= _MANY and isinstance(first, h5d.DatasetID) and _is_text(first.get_type()):
-            at = np.empty(len(refs), "<u8")   # their addresses in the file
-            d.read(h5s.ALL, h5s.ALL, at, h5t.STD_REF_OBJ)
-            out = _texts(self.content.bytes, self.f.userblock_size, at, first)
-        return [self.value(self.open(r)) if t is None else t for r, t in zip(refs, out)]
+    def __getitem__(self, name): return self.value(h5o.open(self.f.id, name.encode()))
 
     def value(self, d):
         "A struct as a dict, a cell array as a list, text, or an array."
         if isinstance(d, h5g.GroupID): return {k.decode(): self.value(h5o.open(d, k)) for k in d}
         kind = d.get_type()
-        if isinstance(kind, h5t.TypeReferenceID): return self.list(d)
+        if isinstance(kind, h5t.TypeReferenceID): return _list(self, d)
         if _is_text(kind): return _text(d)
         if h5a.exists(d, b"MATLAB_empty"):
             return "" if h5py.Dataset(d).attrs.get("MATLAB_class") == b"char" else []
-        return self.array(d)
-
-    def __getitem__(self, name): return self.value(h5o.open(self.f.id, name.encode()))
+        return _array(self, d)
 
 
 def _is_text(kind): return kind.get_size() == 2 and isinstance(kind, h5t.TypeIntegerID)
+
+# %% ../../nbs/recordings/worm_zimmer.ipynb #9ab6e51b
+_LARGE = 1 << 14   # numbers; smaller arrays are read directly
+_BATCH = 32        # chunks that a thread takes at a time
+
+
+def _array(m, d):
+    "An array of a file; a large one is filled by `wait`."
+    plan = _filters(d) if d.get_space().get_simple_extent_npoints() > _LARGE else None
+    stored = []
+    if plan: d.chunk_iter(stored.append)
+    if not stored or any(c.filter_mask for c in stored): return h5py.Dataset(d)[()]
+    a, raw = stored[0].byte_offset, d.read_direct_chunk(stored[0].chunk_offset)[1]
+    there = m.content.bytes[a:a + len(raw)].tobytes() == raw
+    base = 0 if there else m.f.userblock_size   # versions of HDF5 differ
+    (shape, filters), out = plan, np.zeros(d.shape, d.dtype)
+    chunks = [(c.chunk_offset, c.byte_offset + base, c.size) for c in stored]
+    m.content.due += [(out, chunks[i:i + _BATCH], shape, len(filters) == 2)
+                      for i in range(0, len(chunks), _BATCH)]
+    return out
+
+# %% ../../nbs/recordings/worm_zimmer.ipynb #b2c4ecf1
+_MANY = 8   # cells; fewer are read one by one
+
+
+def _list(m, d):
+    "A cell array of a file as a list."
+    refs = m.cells(d)
+    first, out = m.open(refs[0]) if len(refs) else None, [None] * len(refs)
+    if len(refs) >= _MANY and isinstance(first, h5d.DatasetID) and _is_text(first.get_type()):
+        at = np.empty(len(refs), "<u8")   # their addresses in the file
+        d.read(h5s.ALL, h5s.ALL, at, h5t.STD_REF_OBJ)
+        out = _texts(m.content.bytes, m.f.userblock_size, at, first)
+    return [m.value(m.open(r)) if t is None else t for r, t in zip(refs, out)]
 
 # %% ../../nbs/recordings/worm_zimmer.ipynb #c3c6c681
 LAYOUTS = (  # names, traces, time

@@ -392,3 +392,19 @@ def test_seeds_and_data_of_the_wrong_kind(change, says):
     how = dict(data=(DATA[0].float(), DATA[1]), seeds=2, epochs=1) | change
     with pytest.raises(ParameterError, match=says):
         fit_population(perceptron, mean, **how)
+
+
+def test_a_parameter_without_dimensions():
+    "A lone number is a parameter like others."
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x): return self.scale * x
+
+    x = torch.linspace(-1, 1, 40)[:, None]
+    loss = lambda m, x, y: (m(x) - y).square().mean()
+    made = fit_population(Scaled, loss, (x, 3 * x), seeds=2, epochs=200, lr=0.05, batch=None,
+                          optimiser="adam")
+    assert all(abs(made.model(i).scale.item() - 3) < 0.01 for i in range(2))

@@ -90,7 +90,7 @@ def _split(weights, layout):
     parts = weights.split([math.prod(s) for s in layout.values()], 1)
     return {k: v.view(-1, *s) for (k, s), v in zip(layout.items(), parts)}
 
-# %% ../../nbs/training/population.ipynb #36ce03ae
+# %% ../../nbs/training/population.ipynb #1bc979fa
 def _flatten(models):
     "The skeleton of all, the layout of a row, the matrix, and what is not trained."
     params, buffers = stack_module_state(models)
@@ -101,7 +101,7 @@ def _flatten(models):
         raise ParameterError("the parameters are of several types", found=sorted(map(str, kinds)))
     layout = {k: tuple(v.shape[1:]) for k, v in trained.items()}
     fixed = {k: v.detach() for k, v in params.items() if k in names} | buffers
-    return models[0], layout, torch.cat([v.flatten(1) for v in trained.values()], 1), fixed
+    return models[0], layout, torch.cat([v.reshape(len(v), -1) for v in trained.values()], 1), fixed
 
 # %% ../../nbs/training/population.ipynb #6e559f3a
 @torch.no_grad()
@@ -219,7 +219,7 @@ class _Course:
     plan: list | None = None   # of an epoch of these members
     cache: list | None = None  # its batches, if they never change
 
-# %% ../../nbs/training/population.ipynb #3b6bcf06
+# %% ../../nbs/training/population.ipynb #61710ce7
 def _batches(course, stack):
     "The steps of an epoch: rows, batches, which entries count, whether all rows share them."
     plan = course.plan = course.plan or _plan(stack.sizes, course.batch, course.fill[0])
@@ -247,7 +247,7 @@ def _train_epoch(course, stack):
         mean, weight, params = _losses(course.lossof, course.layout, part, batch, counted, shared)
         g = torch.autograd.grad(mean.sum(), params, allow_unused=True, materialize_grads=True)
         factor = 1 if course.curves is None else course.curves[part.curve, part.taken]
-        _adam(part, torch.cat([v.flatten(1) for v in g], 1), factor, **course.update)
+        _adam(part, torch.cat([v.reshape(len(v), -1) for v in g], 1), factor, **course.update)
         if rows is not None: stack.put(rows, part)
         at = ... if rows is None else rows
         total[at] += mean.detach() * weight

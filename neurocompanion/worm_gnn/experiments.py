@@ -22,7 +22,7 @@ from . import data as wd, training as tr
 from .models import (GNN, LAYERS, MLP, PRESETS, RNN, SCALING, LayerGNN,
                                             NodeMLP)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #26f2a059
+# %% ../../nbs/worm_gnn/experiments.ipynb #76316dc5
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"      # worms: "real", "simulated", or the path of a file
@@ -42,6 +42,7 @@ class Setting(NamedTuple):
     look: int = 100              # steps that static edges are inferred from; 0: all
     connectome: str = "random"   # for the model "connectome"; several, with commas, for `edges`
     hidden: int = 0              # 0: the paper's, 16 for states and 256 for trajectories
+    edge_hidden: int = 0         # of the part that infers edges; 0: as many
     trained_on: int = 1          # worms; 0: one, two, … all
     k: int = 10                  # folds
     folds: int = 0               # how many of them are trained; 0: all
@@ -121,20 +122,20 @@ def _flavell(s):
         write_pool(folder, sources="flavell2023", worms=0.15, minutes=3, workers=1)
         return wd.load_flavell(Path(folder) / "flavell2023")
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #c5e85f03
+# %% ../../nbs/worm_gnn/experiments.ipynb #e6de694b
 def inputs(
     data: str = "simulated",   # "real", "simulated" or a path
     **how,                     # other fields of `Setting`; `experiment` is known too
 ) -> dict:                     # SHA-256 by name
     "What a run reads: the checksums of its files."
-    how.pop("experiment", None)
+    compared = how.pop("experiment", None) == "edges"
     s, found = setting(data=data, **how), {}
     if data == "real":
         known, starts = registry(), ("flavell2023/",) if "flavell" in (s.others, s.neurons) else ()
         names = ["kato2015"] + [n for n in known if starts and n.startswith(starts)]
         found = {n: known[n].sha256 or _checksum(fetch(n)) for n in names}
     elif data != "simulated": found = {Path(data).name: _checksum(Path(data))}
-    for name in _atlases(s):
+    for name in _atlases(s) if compared or s.model == "connectome" else ():
         if name in wiring.CONNECTOMES: found[name] = sha256(fetch(wiring.CONNECTOMES[name][0]))
     return found
 
@@ -170,7 +171,7 @@ def graph(
                              missing=missing).T
     return a / (np.nanmax(np.abs(a)) or 1)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #1d428fa5
+# %% ../../nbs/worm_gnn/experiments.ipynb #0924193f
 def reading(
     s: Setting,
 ) -> dict:        # self_path, scale, norm, scaling
@@ -197,7 +198,8 @@ def network(
         return lambda: GNN(n, 2, out, hidden, a, **how)
     if s.model == "gnn":
         return lambda: GNN(n, 2, out, hidden, s.edges if out else "dynamic", **how,
-                           sharpness=s.sharpness, look=s.look or None)
+                           sharpness=s.sharpness, look=s.look or None,
+                           edge_hidden=s.edge_hidden or None)
     raise ParameterError("this is no network", found=s.model, expected=" or ".join(KINDS[1:]))
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #afccfb6a
@@ -297,7 +299,7 @@ def over_worms(
             spread=group[value].std(), lowest=each.min()))
     return pd.DataFrame(found).set_index(by)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #ce69ca2e
+# %% ../../nbs/worm_gnn/experiments.ipynb #52bfa6a2
 def confusion(
     **how,        # fields of `Setting`
 ) -> list:        # a row for each part, worm, true and predicted state
@@ -307,7 +309,7 @@ def confusion(
     counts, scaling = {}, reading(s)["scaling"]
     for w, worm in enumerate([*own, *more]):
         for i, m in enumerate(made.members):
-            view, masks = tr._view(m, w, worm, parts, scaling)
+            view, masks = tr.as_seen(m, w, worm, parts, scaling)
             at = (worm.y >= 0) & (True if masks is None else masks.test)
             part = "other" if w >= len(own) else "unseen" if masks is None else "same"
             said = tr.probabilities(made, view.x, [i])[0].argmax(-1)
@@ -362,14 +364,14 @@ def mantel(
     return float(found), float(p) if np.isfinite(found) else np.nan, \
         int((np.isfinite(x) & np.isfinite(y)).sum())
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #1c9ee350
+# %% ../../nbs/worm_gnn/experiments.ipynb #899a5a18
 def _inferred(made, own, parts, scaling):
     "Edges that every network infers for every worm, from all steps.  # worm member to from"
     found = []
     for w, worm in enumerate(own):
         each = []
         for i, m in enumerate(made.members):
-            model, (view, _) = made.model(i), tr._view(m, w, worm, parts, scaling)
+            model, (view, _) = made.model(i), tr.as_seen(m, w, worm, parts, scaling)
             model.look = None
             with torch.no_grad(): a = model.infer(torch.as_tensor(view.x)[None])[0]
             each.append((a if a.ndim == 2 else a.mean(0)).numpy())

@@ -176,7 +176,7 @@ def _over_time(self: Edges, h, seen):
 
 Edges._over_time = _over_time
 
-# %% ../../nbs/worm_gnn/models.ipynb #372732f5
+# %% ../../nbs/worm_gnn/models.ipynb #2cbebfb9
 class GNN(_Model):
     "Equations (8) to (14): messages along inferred or given edges, then one block."
 
@@ -186,7 +186,8 @@ class GNN(_Model):
                  scale: str = "mean",         # of a message: "sum" (12), "mean" or "neighbours"
                  norm: str = "running",       # as for `MLP`
                  sharpness: float = 1.0,      # factor within the softmax (10)
-                 look: int | None = None):    # steps that static edges are inferred from; None: all
+                 look: int | None = None,     # steps that static edges are inferred from; None: all
+                 edge_hidden: int | None = None):  # units of (8) and (9); None: `hidden`
         _known(self_path=(self_path, ("none", "residual", "concat")),
                scale=(scale, ("sum", "mean", "neighbours")))
         wide = 2 if self_path == "concat" else 1
@@ -196,7 +197,8 @@ class GNN(_Model):
         if self.edges == "given": self.register_buffer("adjacency", _adjacency(edges, nodes))
         else:
             _known(edges=(edges, ("static", "dynamic", "chunk")))
-            self.encoder = Edges(features, hidden, norm=norm, per=edges, sharpness=sharpness)
+            self.encoder = Edges(features, edge_hidden or hidden, norm=norm, per=edges,
+                                 sharpness=sharpness)
 
     def infer(self, x, seen=None):                                            # b t n f
         "Edge weights from activity: b n n; of every step, b t n n, if dynamic or by chunk."
@@ -207,9 +209,10 @@ class GNN(_Model):
         return w
 
     def forward(self, x, seen=None, context=None):                            # b t n f
-        see, counts = (self._checked(x), seen) if context is None else context
-        a = self._scaled(self.infer(see, counts))
-        return self._answer(x, self.read(self._first(x, a), seen))            # b t out
+        own = context is None or self.edges != "static"     # only static edges look elsewhere
+        see, counts = (self._checked(x), seen) if own else context
+        a = self.adjacency[None] if self.edges == "given" else self.infer(see, counts)
+        return self._answer(x, self.read(self._first(x, self._scaled(a)), seen))  # b t out
 
 # %% ../../nbs/worm_gnn/models.ipynb #ef4b4e47
 def _known(**choices):
@@ -239,7 +242,7 @@ def thinned(
     at = torch.arange(look, device=x.device) * t // look
     return x[:, at], None if seen is None else seen[:, at]
 
-# %% ../../nbs/worm_gnn/models.ipynb #269e0b24
+# %% ../../nbs/worm_gnn/models.ipynb #d6fd5bfd
 def _scaled(self: GNN, a):
     "Edge weights as they act in the sum (12)."
     if self.scale == "mean": return a / self.nodes
@@ -262,15 +265,16 @@ def _first(self: GNN, x, a):
     own, sent = w.chunk(2, -1) if self.self_path == "concat" else (w, w)
     turned = a.mT[:, None] @ sent                                             # b h n f: (14)
     if self.self_path != "none": turned = own + turned
+    if len(a) == 1: return F.linear(x.flatten(2), turned[0].flatten(1), first.bias)  # one graph
     return x.flatten(2) @ turned.flatten(2).mT + first.bias
 
 
 GNN._scaled, GNN._messages, GNN._first = _scaled, _messages, _first
 
-# %% ../../nbs/worm_gnn/models.ipynb #98e107ee
+# %% ../../nbs/worm_gnn/models.ipynb #280ba9bc
 PRESETS = {"published text": dict(self_path="none", scale="sum", norm="running"),
            "default": dict(self_path="residual", scale="mean", norm="running"),
-           "best reading": dict(self_path="residual", scale="mean", norm="worm")}
+           "best reading": dict(self_path="residual", scale="mean", norm="running")}
 SCALING = {"published text": "whole", "default": "whole", "best reading": "standardised"}
 
 # %% ../../nbs/worm_gnn/models.ipynb #3b8bd75a

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'Member', 'cross_validation', 'cut', 'state_loss', 'Trained', 'train_states', 'train_alone', 'calibration',
-           'score', 'probabilities', 'evaluate_states', 'svm', 'evaluate_svm', 'windows', 'Sampled', 'trajectory_loss',
-           'train_trajectories', 'evaluate_trajectories']
+           'score', 'probabilities', 'evaluate_states', 'as_seen', 'svm', 'evaluate_svm', 'windows', 'Sampled',
+           'trajectory_loss', 'train_trajectories', 'evaluate_trajectories']
 
 # %% ../../nbs/worm_gnn/training.ipynb #24b1a575
 from typing import NamedTuple
@@ -272,7 +272,7 @@ def _asked(models, x):
     run = lambda p, b: functional_call(models[0], (p, b), (seen,))[0].softmax(-1)
     return vmap(run)(*stack_module_state(models)).cpu().numpy()
 
-# %% ../../nbs/worm_gnn/training.ipynb #af44783e
+# %% ../../nbs/worm_gnn/training.ipynb #933b79ee
 def evaluate_states(
     trained: Trained,
     worms: list,             # those that trained, in the same order
@@ -289,20 +289,24 @@ def evaluate_states(
         for i, m in enumerate(members): alike.setdefault(m.fold if w in m.worms else None,
                                                          []).append(i)
         for at in alike.values():
-            view, masks = _view(members[at[0]], w, worm, cuts, scaling)
+            view, masks = as_seen(members[at[0]], w, worm, cuts, scaling)
             steps = slice(None) if masks is None else masks.test
             for i, p in zip(at, probabilities(trained, view.x, at)):
                 rows.append(_row(members[i], i, worm, masks, score(p[steps], worm.y[steps])))
     return pd.DataFrame(rows).sort_values(["member", "worm"], ignore_index=True)
 
-# %% ../../nbs/worm_gnn/training.ipynb #5722a716
-def _view(member, w, worm, cuts, scaling):
-    "A worm as a member sees it, and its folds over steps if the member trained on it."
+# %% ../../nbs/worm_gnn/training.ipynb #7b788987
+def as_seen(
+    member: Member,
+    w: int, worm,            # a worm, and its place among the training worms or after them
+    cuts: list, scaling: str,
+) -> tuple:                  # the worm with its features, and its fold over steps or None
+    "A worm as a member sees it, and its fold if the member trained on it."
     if w not in member.worms: return _scaled(worm, scaling, None), None
     fold = cuts[w][member.fold].on(len(worm.y))
     return _scaled(worm, scaling, fold.train), fold
 
-
+# %% ../../nbs/worm_gnn/training.ipynb #d867e628
 def _row(member, i, worm, masks, result):
     "One line of a table."
     part = "unseen" if masks is None else "same"
@@ -310,7 +314,7 @@ def _row(member, i, worm, masks, result):
                fold=member.fold, seed=member.seed)
     return who | dict(worm=worm.name, source=worm.source, part=part) | result
 
-# %% ../../nbs/worm_gnn/training.ipynb #aaee3f02
+# %% ../../nbs/worm_gnn/training.ipynb #617c46a3
 def svm(
     train_x,            # activity  # step …
     train_y,            # states, -1 not known  # step
@@ -339,11 +343,11 @@ def evaluate_svm(
     import pandas as pd
     rows = []
     for i, m in enumerate(members):
-        own = [_view(m, w, worms[w], cuts, scaling) for w in m.worms]
+        own = [as_seen(m, w, worms[w], cuts, scaling) for w in m.worms]
         machine = svm(*(np.concatenate([getattr(v, k)[f.train] for v, f in own]) for k in "xy"),
                       **how)
         for w, worm in enumerate([*worms, *others]):
-            view, masks = _view(m, w, worm, cuts, scaling)
+            view, masks = as_seen(m, w, worm, cuts, scaling)
             at = (worm.y >= 0) & (True if masks is None else masks.test)
             right = machine.predict(view.x[at].reshape(at.sum(), -1)) == worm.y[at]
             result = dict(accuracy=float(right.mean()), nll=np.nan, ece=np.nan, steps=int(at.sum()))
@@ -430,7 +434,7 @@ def _window_samples(worms, cuts, role, steps, burn_in, scaling, kind):
     draws = torch.rand(*counts.shape, steps - 1, generator=torch.Generator().manual_seed(0))
     return _padded(found).to(kind), counts, draws
 
-# %% ../../nbs/worm_gnn/training.ipynb #391bba97
+# %% ../../nbs/worm_gnn/training.ipynb #17c7b521
 @torch.no_grad()
 def evaluate_trajectories(
     trained: Trained,
@@ -443,7 +447,7 @@ def evaluate_trajectories(
     for i, m in enumerate(trained.members):
         model = trained.model(i).model
         for w, worm in enumerate([*worms, *others]):
-            view, masks = _view(m, w, worm, cuts, scaling)
+            view, masks = as_seen(m, w, worm, cuts, scaling)
             chunks = None if masks is None else cuts[w][m.fold].test
             x = torch.as_tensor(windows(view.x, chunks, steps, burn_in))
             x = x.to(next(model.parameters()))

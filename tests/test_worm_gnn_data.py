@@ -258,3 +258,14 @@ def test_real_flavell_worms(mirror):
     (dict(scaling="max"), "no such scaling")])
 def test_wrong_arguments_say_so(wrong, says):
     with pytest.raises(ParameterError, match=says): simulated_worms(1, minutes=0.5, **wrong)
+
+
+@pytest.mark.parametrize("gap", [-1, 6, 1.5])
+def test_gaps_that_cannot_be(gap):
+    with pytest.raises(ParameterError, match="less than a fold"): folds(20, 5, False, gap=gap)
+
+
+def test_neurons_may_come_once():
+    "A generator is read once."
+    names = ("AVAL", "RID")
+    assert simulated_worms(2, 0, (n for n in names), minutes=1)[1].neurons == names

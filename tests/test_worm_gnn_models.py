@@ -1,6 +1,7 @@
 "Models of the worm GNN: readings of the text, relabelling, stacking, and PyTorch Geometric."
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
@@ -241,3 +242,27 @@ def test_attention_is_geometric(graph):
     ours = GlobalAttention(2, 8)
     theirs = AttentionalAggregation(ours.gate, ours.map)
     torch.testing.assert_close(ours(x), theirs(x, torch.zeros(NODES, dtype=torch.long)))
+
+
+def test_sizes_and_graphs_of_any_type():
+    "Whole numbers of numpy, graphs as lists, in the precision that is set."
+    assert MLP(np.int64(NODES)).nodes == NODES
+    with pytest.raises(ParameterError, match="nodes is out of range"): MLP(True)
+    x = torch.rand(1, 4, 2, 2)
+    for a in ([[0, 1], [1, 0]], np.eye(2, dtype=int), torch.eye(2, dtype=torch.bool)):
+        assert GNN(2, edges=a)(x).shape == (1, 4, 2)
+    for wrong in ([[0, 1], [1]], None, "none"):
+        with pytest.raises(ParameterError, match="edges|graph"): GNN(2, edges=wrong)
+    torch.set_default_dtype(torch.float64)
+    try: assert GNN(2, edges=[[0, 1], [1, 0]])(x.double()).dtype == torch.float64
+    finally: torch.set_default_dtype(torch.float32)
+
+
+def test_weighted_means():
+    "Neighbours' weights may be negative, or sum to less than 1."
+    model = GNN(2, edges=[[0.0, -1], [1, 0]], scale="neighbours")
+    assert model._scaled(model.adjacency).tolist() == [[0, -1], [1, 0]]
+    layer, x = SAGE(2, 4), torch.rand(2, 2)
+    small = torch.tensor([[0.0, 0.1], [0, 0]])
+    torch.testing.assert_close(layer(x, small)[0], layer.own(x[0]) + layer.sent(x[1]))
+    torch.testing.assert_close(layer(x, small)[1], layer.own(x[1]) + layer.sent.bias)

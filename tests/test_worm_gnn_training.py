@@ -217,3 +217,55 @@ def test_errors():
         train_states(MAKES["mlp"], WORMS, [], CUTS)
     with pytest.raises(ParameterError, match="one step at a time"):
         train_trajectories(lambda: GNN(NODES, 2, None), WORMS, [Member((0,), 0)], CUTS)
+
+
+def test_padded_windows_do_not_count():
+    "Batch normalisation of a rollout sees the windows that are there, and no others."
+    short, long = made_up(1, 240), made_up(2, 480)
+    make = lambda: MLP(NODES, 2, None, 8)
+    how = dict(epochs=3, ramp=2)
+    alone, beside = (train_trajectories(make, worms, [Member((0,), 0)], cut(worms, 5), **how)
+                     for worms in ([short], [short, long]))
+    a, b = (t.model(0).model.state_dict() for t in (alone, beside))
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)
+
+
+def test_training_context_with_training_scaling():
+    "With features scaled by training steps, nothing held back reaches the weights of a GNN."
+    worm, cuts = made_up(3), [data.folds(40, 5, False, gap=1)]
+    test = cuts[0][0].on(len(worm.y)).test
+    trace = worm.trace.copy()
+    trace[test] = 7 * np.random.default_rng(0).standard_normal(trace[test].shape)
+    other = data.scaled(worm._replace(trace=trace, slope=data.derivative(trace, worm.time)))
+    a, b = (train_states(lambda: GNN(NODES), [w], [Member((0,), 0)], cuts, epochs=3,
+                         scaling="train").model(0).state_dict() for w in (worm, other))
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+
+def test_edges_from_other_features_and_decay():
+    members, make, how = [Member((0,), 0)], lambda: GNN(NODES, look=50), dict(epochs=5)
+    train = lambda **more: train_states(make, WORMS, members, CUTS, **how, **more)
+    plain, same, decayed = train(), train(edge_scaling="whole"), train(decay=0.1)
+    edged = train(edge_scaling="standardised")
+    weights = lambda t: t.model(0).read.block.first.weight
+    assert torch.equal(weights(plain), weights(same))
+    assert not torch.equal(weights(plain), weights(edged))
+    assert weights(decayed).norm() < weights(plain).norm()
+    table = evaluate_states(edged, WORMS, CUTS, edge_scaling="standardised")
+    context = data.scaled(WORMS[1], "standardised").x
+    p = probabilities(edged, data.scaled(WORMS[1]).x, context=context)[0]
+    found = table[table.worm == "worm 1"].accuracy.item()
+    assert found == pytest.approx(score(p, WORMS[1].y)["accuracy"])
+
+
+def test_members_have_seeds_of_their_own():
+    found = [Member(w, f, s).number for w in ((0,), (10,), (0, 10)) for f in (0, 64, 1)
+             for s in (0, 1)]
+    assert len(set(found)) == len(found)
+
+
+def test_machine_without_known_test_states():
+    "A worm whose states are not known is no error."
+    worms = [WORMS[0], WORMS[1]._replace(y=np.full(len(WORMS[1].y), -1))]
+    table = evaluate_svm(worms, [Member((0,), 0)], CUTS[:2])
+    assert np.isnan(table[table.worm == "worm 1"].accuracy.item())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED_15', 'SHARED_3', 'STATES', 'IGNORED', 'CHUNK', 'neuron_list', 'class_names', 'class_codes', 'Worm',
-           'derivative', 'scaled', 'worm_of', 'load_worms', 'load_kato', 'load_nichols', 'simulated_worms',
+           'derivative', 'scaled', 'resloped', 'worm_of', 'load_worms', 'load_kato', 'load_nichols', 'simulated_worms',
            'simulated_nichols', 'chunks', 'Fold', 'folds', 'training_sets', 'unseen', 'velocity_states', 'neuron_table',
            'load_flavell']
 
@@ -24,7 +24,7 @@ from ..recordings.worm import clean_names, read_worms
 from ..recordings.worm_writers import write_zimmer
 from ..recordings.worm_zimmer import zimmer_root
 
-# %% ../../nbs/worm_gnn/data.ipynb #fd4e52d5
+# %% ../../nbs/worm_gnn/data.ipynb #88e301f7
 SHARED_15 = SHARED                    # identified in all five worms of Kato 2015
 SHARED_3 = ("AIBR", "AVAL", "VB2")    # and in all of Nichols 2017
 
@@ -33,13 +33,14 @@ def neuron_list(
     neurons,    # names, as VB1 or VB01
 ) -> tuple:     # canonical names, in the order given
     "Canonical names of a list of neurons."
-    names, report = clean_names([neurons] if isinstance(neurons, str) else list(neurons))
+    given = [neurons] if isinstance(neurons, str) else neurons if np.iterable(neurons) else []
+    names, report = clean_names([str(n) for n in given])
     wrong = [r for r in report if r["action"] != "renamed"]
     if names and not wrong: return tuple(names)
     raise ParameterError("this is no list of neurons", expected="distinct names, such as AVAL",
                          found=f"{wrong[0]['label']}, {wrong[0]['reason']}" if wrong else "none")
 
-# %% ../../nbs/worm_gnn/data.ipynb #64d5e31e
+# %% ../../nbs/worm_gnn/data.ipynb #520f74cb
 _FORWARD = dict.fromkeys(("forward", "fwd", "slow"), "forward")
 _REVERSAL = dict.fromkeys(("reversal", "rev1", "rev2", "revsus"), "reversal")
 STATES = {  # how many classes → a state's name in the file → its class, in the order of the codes
@@ -55,7 +56,8 @@ def class_names(
     states: int,   # 7, 4, 3 or 2
 ) -> tuple:        # the classes, in the order of their codes
     "The classes that a number of states stands for."
-    if states in STATES: return tuple(dict.fromkeys(STATES[states].values()))
+    if isinstance(states, (int, np.integer)) and states in STATES:
+        return tuple(dict.fromkeys(STATES[states].values()))
     raise ParameterError("there is no such set of states", found=repr(states),
                          expected=" or ".join(map(str, STATES)))
 
@@ -80,7 +82,7 @@ def class_codes(
     to = {s: classes.index(STATES[states][s]) if s in STATES[states] else -1 for s in present}
     return np.array([to[s] for s in names.tolist()], np.int64)
 
-# %% ../../nbs/worm_gnn/data.ipynb #0354236a
+# %% ../../nbs/worm_gnn/data.ipynb #4cf6e672
 class Worm(NamedTuple):
     "One animal: features and states, and the traces behind them."
     name: str            # its name in the file
@@ -92,22 +94,27 @@ class Worm(NamedTuple):
     trace: np.ndarray    # ΔF/F as recorded  # time node
     slope: np.ndarray    # its derivative, per second  # time node
     source: str          # data set, or "simulated"
+    slopes: str = "central"  # how the derivative was taken, see `derivative`
 
-# %% ../../nbs/worm_gnn/data.ipynb #dfd0d292
+# %% ../../nbs/worm_gnn/data.ipynb #bda72fdd
 def derivative(
     trace,      # traces  # t n
     time,       # seconds  # t
     part=None,  # a number for each frame: differences stay within a run of equal numbers  # t
+    kind="central",  # or "backward": the change since the frame before, at first 0
 ) -> np.ndarray:  # change per second  # t n
-    "Central differences along time, one-sided at the ends."
+    "Differences along time; central ones are one-sided at the ends."
+    if kind not in ("central", "backward"):
+        raise ParameterError("there is no such derivative", expected="central or backward",
+                             found=repr(kind))
     trace, time = np.asarray(trace, float), np.asarray(time, float)
     part, t = np.zeros(len(time)) if part is None else np.asarray(part), np.arange(len(time))
     goes_on = np.diff(part) == 0                          # into the next frame
-    left, right = t - np.r_[False, goes_on], t + np.r_[goes_on, False]
+    left, right = t - np.r_[False, goes_on], t + (np.r_[goes_on, False] & (kind == "central"))
     lasts = np.where(left < right, time[right] - time[left], 1.0)
     return (trace[right] - trace[left]) / lasts[:, None]
 
-# %% ../../nbs/worm_gnn/data.ipynb #f9507160
+# %% ../../nbs/worm_gnn/data.ipynb #d88d4711
 def scaled(
     worm: Worm,               # a worm
     scaling: str = "whole",   # "whole" (the paper's), "train" or "standardised"
@@ -122,7 +129,7 @@ def scaled(
                              expected="training=a mask over time", found=None,
                              fix="Use scaling='whole' for a worm that is not trained on")
     seen = _mask(worm, training if scaling != "whole" else None)
-    slope = worm.slope if seen.all() else derivative(worm.trace, worm.time, seen)
+    slope = worm.slope if seen.all() else derivative(worm.trace, worm.time, seen, worm.slopes)
     x = np.stack([worm.trace, slope], -1)                                    # t n f
     part = x[seen]
     z, low, width = scaling == "standardised", part.min(0), np.ptp(part, 0)
@@ -131,6 +138,15 @@ def scaled(
     return worm._replace(x=x.astype(np.float32))
 
 
+def resloped(
+    worm: Worm,
+    kind: str,     # "central" or "backward", see `derivative`
+) -> Worm:         # with another derivative, scaled over the whole recording
+    "A worm whose derivative is taken in another way."
+    slope = derivative(worm.trace, worm.time, None, kind)
+    return scaled(worm._replace(slope=slope, slopes=kind))
+
+# %% ../../nbs/worm_gnn/data.ipynb #64844415
 def _mask(worm, training):
     "Training frames as a mask; all where none are given."
     seen = np.ones(len(worm.y), bool) if training is None else np.asarray(training)
@@ -140,7 +156,7 @@ def _mask(worm, training):
                          found=f"{seen.sum() if seen.dtype == bool else seen.dtype} of "
                          f"{' × '.join(map(str, seen.shape))}")
 
-# %% ../../nbs/worm_gnn/data.ipynb #da1689db
+# %% ../../nbs/worm_gnn/data.ipynb #5097ae70
 def worm_of(
     ds,                        # a recording of kind traces, with states
     neurons=SHARED_15,         # which neurons, in which order
@@ -154,19 +170,21 @@ def worm_of(
     if "state" not in ds:
         raise RecordingError("the states are not known", where=where, expected="a variable `state`",
                              found=", ".join(ds.data_vars))
-    names, at = neuron_list(neurons), _columns(ds, neurons, where)
+    names = neuron_list(neurons)
+    at = _columns(ds, names, where)
     trace, time = ds["trace"].values[:, at].astype(float), ds["time"].values.astype(float)
-    own = slope is not None and np.shape(slope) == ds["trace"].shape and np.isfinite(slope).all()
+    own = slope is not None and np.shape(slope) == ds["trace"].shape
     slope = np.asarray(slope, float)[:, at] if own else derivative(trace, time)
+    if not np.isfinite(slope).all(): slope = derivative(trace, time)
     y = class_codes(state_names(ds), states, where)
     return scaled(Worm(str(ds.attrs["subject"]), None, y, time, names, class_names(states),
                        trace, slope, ds.attrs["source"]), scaling)
 
 
-def _columns(ds, neurons, where):
+def _columns(ds, names, where):
     "Where the neurons stand in a recording."
     named = ds["neuron"].values[ds["labelled"].values].tolist()
-    names, all_of = neuron_list(neurons), ds["neuron"].values.tolist()
+    all_of = ds["neuron"].values.tolist()
     if missing := [n for n in names if n not in named]:
         raise RecordingError("neurons are missing", where=where, found=f"all but "
                              f"{', '.join(missing)}", expected=f"{len(names)} neurons",
@@ -191,7 +209,7 @@ def _published(path, recordings):
     if len(slopes) != len(recordings): return none
     return [s if s.shape == ds["trace"].shape else s.T for s, ds in zip(slopes, recordings)]
 
-# %% ../../nbs/worm_gnn/data.ipynb #c96adc6b
+# %% ../../nbs/worm_gnn/data.ipynb #6ce2e76d
 def load_worms(
     path: str | Path,         # a file that `read_worms` knows
     neurons=SHARED_15,        # which neurons, in which order
@@ -200,8 +218,8 @@ def load_worms(
     scaling: str = "whole",   # as for `scaled`; scale again for each fold with `scaled`
 ) -> list:                    # a `Worm` for each animal
     "Read the worms of a file as features and states."
-    found = _marked(path)
-    return [worm_of(ds, neurons, states, slope=slope, scaling=scaling)
+    found, names = _marked(path), neuron_list(neurons)
+    return [worm_of(ds, names, states, slope=slope, scaling=scaling)
             for ds, slope in zip(found, _published(path, found))]
 
 
@@ -216,7 +234,7 @@ def _simulated(path):
     path = Path(path).absolute()
     return any((p / "SIMULATED.md").is_file() for p in (path, *path.parents))
 
-
+# %% ../../nbs/worm_gnn/data.ipynb #6c643488
 def load_kato(
     path: str | Path = None,  # `WT_NoStim.mat` of Kato 2015; None fetches it
     neurons=SHARED_15,        # which neurons, in which order
@@ -301,7 +319,7 @@ def chunks(
     x = np.asarray(x)
     return x[:len(x) // size * size].reshape(-1, size, *x.shape[1:])
 
-# %% ../../nbs/worm_gnn/data.ipynb #1d131f8f
+# %% ../../nbs/worm_gnn/data.ipynb #2a5a054e
 class Fold(NamedTuple):
     "Three masks that do not overlap; `on` lays them over the steps of a recording."
     train: np.ndarray        # chunk
@@ -325,6 +343,9 @@ def folds(
     if not (isinstance(k, (int, np.integer)) and 3 <= k <= n_chunks):
         raise ParameterError("the chunks cannot be dealt into folds", expected=f"k from 3 to "
                              f"{n_chunks}, the number of chunks", found=repr(k))
+    if not (isinstance(gap, (int, np.integer)) and 0 <= gap < n_chunks // k):
+        raise ParameterError("the gap is out of range", found=repr(gap),
+                             expected=f"0 to {n_chunks // k - 1}, less than a fold")
     if gap and shuffled:
         raise ParameterError("shuffled chunks leave no room for a gap", found=f"gap={gap}",
                              expected="gap=0, or shuffled=False")
@@ -373,7 +394,7 @@ def velocity_states(
     v = np.convolve(v, np.ones(smooth) / smooth, "valid")
     return np.select([v > threshold, v < -threshold], [0, 1], -1).astype(np.int64)
 
-# %% ../../nbs/worm_gnn/data.ipynb #7cc2421c
+# %% ../../nbs/worm_gnn/data.ipynb #489951fb
 def _read_all(paths):
     "The recordings of some files or folders; those read already as they are."
     many = isinstance(paths, (list, tuple))
@@ -394,7 +415,7 @@ def neuron_table(
                                      "velocity": "velocity" in ds}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("worm")
 
-
+# %% ../../nbs/worm_gnn/data.ipynb #00380475
 def load_flavell(
     paths=None,                # files, folders or recordings; None fetches what is registered
     neurons=None,              # which neurons; None: those of the 15 that all usable worms have

@@ -22,7 +22,7 @@ from . import data as wd, training as tr
 from .models import (GNN, LAYERS, MLP, PRESETS, RNN, SCALING, LayerGNN,
                                             NodeMLP)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #76316dc5
+# %% ../../nbs/worm_gnn/experiments.ipynb #d653a0bc
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"      # worms: "real", "simulated", or the path of a file
@@ -37,7 +37,9 @@ class Setting(NamedTuple):
     message: str = ""            # how messages are scaled: "sum", "mean" or "neighbours"
     norm: str = ""               # "running", "worm" or "none"
     scaling: str = ""            # "whole", "train" or "standardised"
-    edges: str = "static"        # "static", "dynamic" or "chunk"
+    derivative: str = ""         # "central" or "backward", which does not look ahead
+    edges: str = ""              # "static" (usual for states), "dynamic" (trajectories) or "chunk"
+    edge_scaling: str = ""       # of the features that static edges are inferred from
     sharpness: float = 1.0       # large: edges are 0 or 1
     look: int = 100              # steps that static edges are inferred from; 0: all
     connectome: str = "random"   # for the model "connectome"; several, with commas, for `edges`
@@ -51,9 +53,10 @@ class Setting(NamedTuple):
     epochs: int = 200
     patience: int = 0            # epochs without improvement before a member ends; 0: never
     lr: float = 1e-3
+    decay: float = 0.0           # weight decay
     seed: int = 0
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #fdf24569
+# %% ../../nbs/worm_gnn/experiments.ipynb #a41fd744
 KINDS = ("svm", "mlp", "gnn", "connectome", "node_mlp", "rnn", *LAYERS)
 
 
@@ -65,8 +68,14 @@ def setting(
         raise ParameterError("there is no such parameter", found=strange[0],
                              expected=", ".join(Setting._fields))
     s = Setting(**how)
-    for name, known in dict(model=KINDS, reading=tuple(PRESETS),
-                            others=("", "nichols_simulated", "flavell")).items():
+    scalings = ("", "whole", "train", "standardised")
+    for name, known in dict(model=KINDS, reading=tuple(PRESETS), scaling=scalings,
+                            others=("", "nichols_simulated", "flavell"), edge_scaling=scalings,
+                            self_path=("", "none", "residual", "concat"),
+                            message=("", "sum", "mean", "neighbours"),
+                            norm=("", "running", "worm", "none"),
+                            derivative=("", "central", "backward"),
+                            edges=("", "static", "dynamic", "chunk")).items():
         if getattr(s, name) not in known:
             raise ParameterError(f"there is no such {name}", found=repr(getattr(s, name)),
                                  expected=" or ".join(map(repr, known)))
@@ -74,7 +83,7 @@ def setting(
     raise ParameterError("this cannot be trained", found=f"{s.folds} of {s.k} folds, {s.epochs} "
                          "epochs", expected="folds from 0 to k, epochs above 0")
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #3522d620
+# %% ../../nbs/worm_gnn/experiments.ipynb #28344f8a
 def worms(
     s: Setting,
 ) -> tuple:       # lists of `Worm`: those of the study, and further ones
@@ -92,7 +101,9 @@ def worms(
     elif s.data == "simulated":
         own = wd.simulated_worms(5, 0, names, s.states, minutes=s.minutes)
     else: own = wd.load_worms(s.data, names, s.states)
-    return own, [_only(w, names) for w in more]
+    more = [_only(w, names) for w in more]
+    if not s.derivative: return own, more
+    return tuple([wd.resloped(w, s.derivative) for w in part] for part in (own, more))
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #25f0ed51
 def _only(worm, names):
@@ -122,7 +133,7 @@ def _flavell(s):
         write_pool(folder, sources="flavell2023", worms=0.15, minutes=3, workers=1)
         return wd.load_flavell(Path(folder) / "flavell2023")
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #e6de694b
+# %% ../../nbs/worm_gnn/experiments.ipynb #0e15a492
 def inputs(
     data: str = "simulated",   # "real", "simulated" or a path
     **how,                     # other fields of `Setting`; `experiment` is known too
@@ -134,7 +145,11 @@ def inputs(
         known, starts = registry(), ("flavell2023/",) if "flavell" in (s.others, s.neurons) else ()
         names = ["kato2015"] + [n for n in known if starts and n.startswith(starts)]
         found = {n: known[n].sha256 or _checksum(fetch(n)) for n in names}
-    elif data != "simulated": found = {Path(data).name: _checksum(Path(data))}
+    elif data != "simulated":
+        found = {Path(data).name: _checksum(Path(data))}
+        if "flavell" in (s.others, s.neurons):
+            found |= {n: r.sha256 or _checksum(fetch(n)) for n, r in registry().items()
+                      if n.startswith("flavell2023/")}
     for name in _atlases(s) if compared or s.model == "connectome" else ():
         if name in wiring.CONNECTOMES: found[name] = sha256(fetch(wiring.CONNECTOMES[name][0]))
     return found
@@ -171,12 +186,13 @@ def graph(
                              missing=missing).T
     return a / (np.nanmax(np.abs(a)) or 1)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #0924193f
+# %% ../../nbs/worm_gnn/experiments.ipynb #2d705cf3
 def reading(
     s: Setting,
 ) -> dict:        # self_path, scale, norm, scaling
     "The named reading, with what replaces parts of it."
     parts = PRESETS[s.reading] | {"scaling": SCALING[s.reading]}
+    if s.model == "connectome" and s.reading != "published text": parts["scale"] = "neighbours"
     asked = {k: getattr(s, "message" if k == "scale" else k) for k in parts}
     return parts | {k: v for k, v in asked.items() if v}
 
@@ -194,10 +210,12 @@ def network(
     if s.model in plain: return lambda: plain[s.model](n, 2, out, hidden, **norm)
     if s.model in LAYERS: return lambda: LayerGNN(n, 2, out, hidden, layer=s.model, **norm)
     if s.model == "connectome":
-        a = torch.as_tensor(np.nan_to_num(graph(_atlases(s)[0], neurons, s.seed)))
+        name = (_atlases(s) or [""])[0]
+        a = torch.as_tensor(np.nan_to_num(graph(name, neurons, s.seed)))
         return lambda: GNN(n, 2, out, hidden, a, **how)
     if s.model == "gnn":
-        return lambda: GNN(n, 2, out, hidden, s.edges if out else "dynamic", **how,
+        edges = s.edges or ("static" if out else "dynamic")
+        return lambda: GNN(n, 2, out, hidden, edges, **how,
                            sharpness=s.sharpness, look=s.look or None,
                            edge_hidden=s.edge_hidden or None)
     raise ParameterError("this is no network", found=s.model, expected=" or ".join(KINDS[1:]))
@@ -243,7 +261,7 @@ def _nearest(y, fold):
     closest = np.where(test - left <= train[right] - test, left, train[right])
     return (y[closest] == y[test]).mean()
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #47b0358f
+# %% ../../nbs/worm_gnn/experiments.ipynb #1ea131c8
 def _over_folds(table, more):
     "One row for each choice of training worms and each worm that is judged."
     names = {w.name for w in more}
@@ -260,11 +278,12 @@ def _trained(s):
     "Worms, folds and trained networks of a setting."
     own, more = worms(s)
     chosen, parts = members(s, len(own)), cuts(s, own)
-    how = dict(epochs=s.epochs, lr=s.lr, patience=s.patience or None, scaling=reading(s)["scaling"])
+    how = dict(epochs=s.epochs, lr=s.lr, patience=s.patience or None, decay=s.decay,
+               scaling=reading(s)["scaling"], edge_scaling=s.edge_scaling or None)
     made = network(s, own[0].neurons, len(own[0].state_names))
     return own, more, parts, tr.train_states(made, own, chosen, parts, **how)
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #869b851c
+# %% ../../nbs/worm_gnn/experiments.ipynb #01b3c96f
 def states(
     **how,        # fields of `Setting`
 ):                # DataFrame: a row for each choice of training worms and each worm judged
@@ -278,7 +297,8 @@ def states(
     else:
         own, more, parts, made = _trained(s)
         chosen = made.members
-        table = tr.evaluate_states(made, own, parts, more, scaling=scaling)
+        table = tr.evaluate_states(made, own, parts, more, scaling=scaling,
+                                   edge_scaling=s.edge_scaling or None)
     lines = _baselines(own, chosen, parts, more)
     return _over_folds(table.merge(lines, on=["member", "worm"]), more)
 
@@ -320,7 +340,7 @@ def confusion(
                  share=n / max(row.sum(), 1)) for (part, worm), table in counts.items()
             for t, row in enumerate(table) if row.sum() for p, n in enumerate(row)]
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #2410bf24
+# %% ../../nbs/worm_gnn/experiments.ipynb #e4975f52
 def trajectory(
     **how,        # fields of `Setting`
 ):                # DataFrame: a row for each worm judged and each step
@@ -336,9 +356,9 @@ def trajectory(
     table["part"] = np.where(table.worm.isin([w.name for w in more]), "other", table.part)
     by = table.rename(columns={"trained_on": "worms"}).groupby(
         ["worms", "part", "worm", "source", "step"], sort=False)
-    return by[["mse", "stay"]].mean().assign(networks=by.size()).reset_index()
+    return by[["mse", "stay", "own"]].mean().assign(networks=by.size()).reset_index()
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #4b2907ef
+# %% ../../nbs/worm_gnn/experiments.ipynb #8575ca12
 def mantel(
     a, b,                       # two matrices, NaN where unknown  # n n
     permutations: int = 1000,
@@ -346,23 +366,24 @@ def mantel(
 ) -> tuple:                     # rank correlation off the diagonal, its p value, pairs
     "Rank correlation of two graphs over the same nodes, tested by permuting nodes."
     from scipy.stats import rankdata
-    off = ~np.eye(len(a), dtype=bool)
-    def ranked(m):
-        use, r = off & np.isfinite(m), np.full(m.shape, np.nan)
-        r[use] = rankdata(m[use])
-        return r
-    x, y, draw = ranked(np.asarray(a, float)), ranked(np.asarray(b, float)), \
-        np.random.default_rng(seed)
-    def r(order):
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    off, draw = ~np.eye(len(x), dtype=bool), np.random.default_rng(seed)
+
+    def both(order):
         u = x[np.ix_(order, order)]
-        use = np.isfinite(u) & np.isfinite(y)
-        if use.sum() < 3 or not np.ptp(u[use]) or not np.ptp(y[use]): return np.nan
-        return np.corrcoef(u[use], y[use])[0, 1]
-    found = r(np.arange(len(x)))
+        use = off & np.isfinite(u) & np.isfinite(y)
+        return u[use], y[use]
+
+    def r(order):
+        u, v = both(order)
+        if len(u) < 3 or not np.ptp(u) or not np.ptp(v): return np.nan
+        return np.corrcoef(rankdata(u), rankdata(v))[0, 1]
+
+    as_is = np.arange(len(x))
+    found, pairs = r(as_is), len(both(as_is)[0])
     chance = np.array([r(draw.permutation(len(x))) for _ in range(permutations)])
     p = (1 + (np.abs(chance) >= abs(found) - 1e-12).sum()) / (1 + permutations)
-    return float(found), float(p) if np.isfinite(found) else np.nan, \
-        int((np.isfinite(x) & np.isfinite(y)).sum())
+    return float(found), float(p) if np.isfinite(found) else np.nan, pairs
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #899a5a18
 def _inferred(made, own, parts, scaling):

@@ -6,7 +6,8 @@
 __all__ = ['PRESETS', 'SCALING', 'LAYERS', 'Norm', 'Block', 'MLP', 'Edges', 'GNN', 'thinned', 'NodeMLP', 'RNN', 'rollout', 'Stay',
            'GIN', 'SAGE', 'GAT', 'GlobalAttention', 'LayerGNN']
 
-# %% ../../nbs/worm_gnn/models.ipynb #2215b4ab
+# %% ../../nbs/worm_gnn/models.ipynb #c13c91c8
+from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,14 +89,15 @@ class _Readout(nn.Module):
         h = self.block.rest(first)
         return _read(h, *self.block.norm(h, seen), self.head)
 
-# %% ../../nbs/worm_gnn/models.ipynb #f26102dc
+# %% ../../nbs/worm_gnn/models.ipynb #3a0aca02
 class _Model(nn.Module):
     "What every model has: its sizes, a read-out, and what its output means."
 
     def __init__(self, nodes, features, out, hidden, norm, inputs=None):
         super().__init__()
         for name, v in dict(nodes=nodes, features=features, hidden=hidden, out=out).items():
-            if name == "out" and v is None or isinstance(v, int) and v > 0: continue
+            if name == "out" and v is None or isinstance(v, Integral) and v > 0 and v is not True:
+                continue
             raise ParameterError(f"{name} is out of range", expected="a whole number above 0",
                                  found=v, fix="out=None predicts the next step")
         if norm not in ("running", "worm", "none"):
@@ -176,7 +178,7 @@ def _over_time(self: Edges, h, seen):
 
 Edges._over_time = _over_time
 
-# %% ../../nbs/worm_gnn/models.ipynb #2cbebfb9
+# %% ../../nbs/worm_gnn/models.ipynb #4f3fb0ca
 class GNN(_Model):
     "Equations (8) to (14): messages along inferred or given edges, then one block."
 
@@ -203,8 +205,9 @@ class GNN(_Model):
     def infer(self, x, seen=None):                                            # b t n f
         "Edge weights from activity: b n n; of every step, b t n n, if dynamic or by chunk."
         if self.edges == "given": return self.adjacency.expand(len(x), -1, -1)
+        x = self._checked(x)
         if self.edges == "static": return self.encoder(*thinned(x, seen, self.look))[:, 0]
-        w = self.encoder(self._checked(x), seen)                              # b s n n
+        w = self.encoder(x, seen)                                             # b s n n
         if self.edges == "chunk": w = w.repeat_interleave(self.encoder.chunk, 1)[:, :x.shape[1]]
         return w
 
@@ -214,7 +217,7 @@ class GNN(_Model):
         a = self.adjacency[None] if self.edges == "given" else self.infer(see, counts)
         return self._answer(x, self.read(self._first(x, self._scaled(a)), seen))  # b t out
 
-# %% ../../nbs/worm_gnn/models.ipynb #ef4b4e47
+# %% ../../nbs/worm_gnn/models.ipynb #d598f939
 def _known(**choices):
     "Every setting is one of those that exist."
     for name, (v, known) in choices.items():
@@ -224,7 +227,8 @@ def _known(**choices):
 
 def _adjacency(edges, nodes):
     "Weights of a given graph as a tensor."
-    a = torch.as_tensor(edges).float()
+    try: a = torch.as_tensor(edges, dtype=torch.get_default_dtype())
+    except (ValueError, TypeError, RuntimeError): a = torch.empty(0)
     if a.shape == (nodes, nodes) and a.isfinite().all(): return a.clone()
     raise ParameterError("the edges are no graph of the nodes", found=tuple(a.shape),
                          expected=f"finite weights of shape ({nodes}, {nodes}): row i, what i gets",
@@ -242,11 +246,11 @@ def thinned(
     at = torch.arange(look, device=x.device) * t // look
     return x[:, at], None if seen is None else seen[:, at]
 
-# %% ../../nbs/worm_gnn/models.ipynb #d6fd5bfd
+# %% ../../nbs/worm_gnn/models.ipynb #7e686f96
 def _scaled(self: GNN, a):
     "Edge weights as they act in the sum (12)."
     if self.scale == "mean": return a / self.nodes
-    if self.scale == "neighbours": return a / a.sum(-1, keepdim=True).clamp(min=1e-9)
+    if self.scale == "neighbours": return a / a.abs().sum(-1, keepdim=True).clamp(min=1e-9)
     return a
 
 
@@ -327,7 +331,7 @@ class RNN(_Model):
 
     def forward(self, x, seen=None, context=None): return self.advance(x, None, seen)[0]
 
-# %% ../../nbs/worm_gnn/models.ipynb #104b2ec3
+# %% ../../nbs/worm_gnn/models.ipynb #af00b99e
 def rollout(
     model: nn.Module,  # made with out=None
     x,                 # truth: burn-in, the start, and as many steps as forced ones need  # b t n f
@@ -335,19 +339,21 @@ def rollout(
     *,
     burn_in: int = 0,  # true steps before the start, which fill a memory
     forced=None,       # where step s reads the truth, s = 1 …; None: nowhere  # b steps-1
+    seen=None,         # windows that are there, for statistics of a batch; None: all  # b
 ) -> Tensor:           # the steps after the start  # b steps n f
     "Predict step after step from the model's own predictions."
     if x.ndim != 4 or x.shape[1] <= burn_in or steps < 1:
         raise ParameterError("a rollout needs a start", found=f"{tuple(x.shape)}, {steps} steps",
                              expected=f"(batch, time > {burn_in}, nodes, features), steps >= 1")
-    advance = getattr(model, "advance", lambda x, state: (model(x), None))
+    advance = getattr(model, "advance", lambda x, state, seen: (model(x, seen), None))
     recurrent, found, state = hasattr(model, "advance"), [], None
     for s in range(steps):
         if s == 0: now = x[:, 0 if recurrent else burn_in:burn_in + 1]
         elif forced is None: now = found[-1]
         else: now = torch.where(forced[:, s - 1, None, None, None], x[:, burn_in + s, None],
                                 found[-1])
-        y, state = advance(now, state)
+        there = None if seen is None else seen[:, None].expand(-1, now.shape[1])
+        y, state = advance(now, state, there)
         found.append(y[:, -1:])
     return torch.cat(found, 1)
 
@@ -356,7 +362,7 @@ class Stay(nn.Module):
     "The next step is this one."
     def forward(self, x, seen=None, context=None): return x
 
-# %% ../../nbs/worm_gnn/models.ipynb #590a7c73
+# %% ../../nbs/worm_gnn/models.ipynb #ab82a169
 class GIN(nn.Module):
     "MLP((1 + ε) x_i + Σ_j a_ij x_j); GIN-0 has ε = 0, GIN-ε learns it."
     def __init__(self, features, hidden, learn: bool = False):
@@ -375,7 +381,7 @@ class SAGE(nn.Module):
         self.sent = nn.Linear(features, hidden)
 
     def forward(self, x, a):
-        return self.own(x) + self.sent(a @ x / a.sum(-1, keepdim=True).clamp(min=1))
+        return self.own(x) + self.sent(a @ x / a.sum(-1, keepdim=True).clamp(min=1e-9))
 
 # %% ../../nbs/worm_gnn/models.ipynb #2fae43b9
 class GAT(nn.Module):

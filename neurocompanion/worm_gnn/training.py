@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RECIPE', 'Member', 'cross_validation', 'cut', 'state_loss', 'Trained', 'train_states', 'train_alone', 'calibration',
            'score', 'probabilities', 'evaluate_states', 'as_seen', 'svm', 'evaluate_svm', 'windows', 'Sampled',
-           'trajectory_loss', 'train_trajectories', 'evaluate_trajectories']
+           'trajectory_loss', 'train_trajectories', 'own_history', 'evaluate_trajectories']
 
-# %% ../../nbs/worm_gnn/training.ipynb #24b1a575
+# %% ../../nbs/worm_gnn/training.ipynb #63bddd7a
 from typing import NamedTuple
+from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from ..training.schedules import plateau
 from . import data
 from .models import Norm, rollout, thinned
 
-# %% ../../nbs/worm_gnn/training.ipynb #566fe980
+# %% ../../nbs/worm_gnn/training.ipynb #c8d0aff0
 class Member(NamedTuple):
     "One network of a cross-validation."
     worms: tuple    # places of the training worms
@@ -32,7 +33,7 @@ class Member(NamedTuple):
     @property
     def number(self):
         "A seed of its own, the same in whichever company the member is trained."
-        return (self.seed * 64 + self.fold) * 1024 + sum(1 << w for w in self.worms) % 1024
+        return crc32(repr((tuple(map(int, self.worms)), int(self.fold), int(self.seed))).encode())
 
 
 def cross_validation(
@@ -57,7 +58,7 @@ def cut(
     return [data.folds(len(w.y) // data.CHUNK, k, shuffled, (seed, i), **how)
             for i, w in enumerate(worms)]
 
-# %% ../../nbs/worm_gnn/training.ipynb #2a6c5282
+# %% ../../nbs/worm_gnn/training.ipynb #2cd40552
 class _Samples(NamedTuple):
     "One row for each worm and fold."
     x: torch.Tensor        # sample time node feature
@@ -72,8 +73,8 @@ def _padded(parts, value=0):
     rows = [torch.as_tensor(p) for p in parts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
-
-def _samples(worms, cuts, role, model, scaling, whole=False):
+# %% ../../nbs/worm_gnn/training.ipynb #846d7b61
+def _samples(worms, cuts, role, model, scaling, whole=False, edge_scaling=None):
     "The steps of every worm and fold that play a role: train, validation or test."
     xs, ys, looks = [], [], []
     look = getattr(model, "look", None) if _static(model) else 1
@@ -83,7 +84,9 @@ def _samples(worms, cuts, role, model, scaling, whole=False):
             own, at = _scaled(worm, scaling, fold.train), getattr(fold, role)
             xs.append(own.x if whole else own.x[at])
             ys.append(np.where(at, own.y, -1) if whole else own.y[at])
-            looks.append(thinned(torch.as_tensor(own.x)[None], None, look)[0][0])
+            whole_worm = own if edge_scaling is None else _scaled(worm, edge_scaling, fold.train)
+            context = whole_worm.x[fold.train] if scaling == "train" else whole_worm.x
+            looks.append(thinned(torch.as_tensor(context)[None], None, look)[0][0])
     seen, counts = (_padded([np.ones(len(v), bool) for v in part]) for part in (xs, looks))
     kind = next(model.parameters()).dtype
     return _Samples(_padded(xs).to(kind), _padded(ys, -1), seen, _padded(looks).to(kind), counts)
@@ -136,7 +139,7 @@ class Trained(NamedTuple):
         who = pd.DataFrame([m._asdict() for m in self.members])
         return pd.concat([who, table], axis=1)
 
-# %% ../../nbs/worm_gnn/training.ipynb #4649aa82
+# %% ../../nbs/worm_gnn/training.ipynb #917edb20
 RECIPE = dict(optimiser="adam", schedule=plateau(factor=0.25, patience=50), batch=None)
 
 
@@ -150,12 +153,14 @@ def train_states(
     lr: float = 1e-3,           # the paper's
     patience: int | None = None,# a member ends after so many epochs without improvement
     scaling: str = "whole",     # of the features, see `data.scaled`; or "as given"
+    edge_scaling: str | None = None,  # of what static edges are inferred from; None: the same
+    decay: float = 0.0,         # weight decay; the paper's text has none
     group: int | None = None,   # worms in one stack; None: what a cache can bear
     device=None,                # where to train; None: where the models are
 ) -> Trained:
     "Classifiers of states, one for each member, trained together."
     model = make()
-    parts = [_samples(worms, cuts, role, model, scaling, whole)
+    parts = [_samples(worms, cuts, role, model, scaling, whole, edge_scaling)
              for role, whole in (("train", False), ("validation", _own_statistics(model)))]
     short = [(p.y >= 0).sum(1) == 0 for p in parts]
     for m in members:
@@ -164,9 +169,9 @@ def train_states(
                              found=tuple(m), expected="known states in every fold",
                              fix="Use fewer folds, or shuffled ones")
     return _train(make, state_loss, parts, members, cuts, group or _bearable(model, parts[0]),
-                  epochs=epochs, lr=lr, patience=patience, device=device)
+                  epochs=epochs, lr=lr, patience=patience, weight_decay=decay, device=device)
 
-# %% ../../nbs/worm_gnn/training.ipynb #76fc1550
+# %% ../../nbs/worm_gnn/training.ipynb #e5ec1a6c
 def _own_statistics(model):
     "Whether a worm is normalised by its own statistics, so that all its steps are needed."
     return any(isinstance(m, Norm) and m.kind == "worm" for m in model.modules())
@@ -179,7 +184,7 @@ def _bearable(model, sample, bytes=16e6):
             "chunk": steps * nodes}.get(getattr(model, "edges", None), steps)
     return int(np.clip(bytes / (4 * hidden * max(rows, steps)), 1, 50))
 
-
+# %% ../../nbs/worm_gnn/training.ipynb #d5b4ab08
 def _rows(member, cuts):
     "The samples of a member's worms, as its fold sees them."
     starts = np.cumsum([0] + [len(c) for c in cuts])
@@ -249,12 +254,13 @@ def score(
     return dict(accuracy=float(right), nll=float(-np.log(told).mean()) if known.any() else np.nan,
                 ece=calibration(p, y)[0], steps=int(known.sum()))
 
-# %% ../../nbs/worm_gnn/training.ipynb #1959fbce
+# %% ../../nbs/worm_gnn/training.ipynb #e5eca29a
 @torch.no_grad()
 def probabilities(
     trained: Trained,
     x,               # activity of one worm  # t n f
     which=None,      # places of the members asked; None: all
+    context=None,    # what static edges are inferred from; None: the same  # s n f
 ) -> np.ndarray:     # member t k
     "What members say of one worm, all of a stack at once."
     which = range(len(trained.members)) if which is None else which
@@ -262,24 +268,28 @@ def probabilities(
     for population, at in zip(trained.populations, trained.places):
         rows = [r for r, i in enumerate(at) if i in which]
         if not rows: continue
-        for r, p in zip(rows, _asked([population.model(r) for r in rows], x)): found[at[r]] = p
+        models = [population.model(r) for r in rows]
+        for r, p in zip(rows, _asked(models, x, context)): found[at[r]] = p
     return np.stack([found[i] for i in which])
 
 
-def _asked(models, x):
+def _asked(models, x, context=None):
     "Probabilities of several networks of one shape.  # member t k"
-    seen = torch.as_tensor(x)[None].to(next(models[0].parameters()))
-    run = lambda p, b: functional_call(models[0], (p, b), (seen,))[0].softmax(-1)
+    own = lambda v: torch.as_tensor(v)[None].to(next(models[0].parameters()))
+    look = getattr(models[0], "look", None)
+    args = (own(x), None, None if context is None else thinned(own(context), None, look))
+    run = lambda p, b: functional_call(models[0], (p, b), args)[0].softmax(-1)
     return vmap(run)(*stack_module_state(models)).cpu().numpy()
 
-# %% ../../nbs/worm_gnn/training.ipynb #933b79ee
+# %% ../../nbs/worm_gnn/training.ipynb #f77b3017
 def evaluate_states(
     trained: Trained,
     worms: list,             # those that trained, in the same order
     cuts: list,              # their folds
     others: list = (),       # further worms, never seen
     *,
-    scaling: str = "whole",  # as in training
+    scaling: str = "whole",  # as in training, both
+    edge_scaling: str | None = None,
 ):                           # DataFrame: a row for each member and worm
     "Accuracy, likelihood and calibration on the training worms' test steps and on unseen worms."
     import pandas as pd
@@ -290,8 +300,9 @@ def evaluate_states(
                                                          []).append(i)
         for at in alike.values():
             view, masks = as_seen(members[at[0]], w, worm, cuts, scaling)
-            steps = slice(None) if masks is None else masks.test
-            for i, p in zip(at, probabilities(trained, view.x, at)):
+            steps, edges = slice(None) if masks is None else masks.test, None
+            if edge_scaling: edges = as_seen(members[at[0]], w, worm, cuts, edge_scaling)[0].x
+            for i, p in zip(at, probabilities(trained, view.x, at, edges)):
                 rows.append(_row(members[i], i, worm, masks, score(p[steps], worm.y[steps])))
     return pd.DataFrame(rows).sort_values(["member", "worm"], ignore_index=True)
 
@@ -314,7 +325,7 @@ def _row(member, i, worm, masks, result):
                fold=member.fold, seed=member.seed)
     return who | dict(worm=worm.name, source=worm.source, part=part) | result
 
-# %% ../../nbs/worm_gnn/training.ipynb #617c46a3
+# %% ../../nbs/worm_gnn/training.ipynb #5fe9fe49
 def svm(
     train_x,            # activity  # step …
     train_y,            # states, -1 not known  # step
@@ -334,7 +345,7 @@ def svm(
     return SVC(C=C, gamma=gamma).fit(np.asarray(train_x)[y >= 0].reshape((y >= 0).sum(), -1),
                                      y[y >= 0])
 
-
+# %% ../../nbs/worm_gnn/training.ipynb #325f675c
 def evaluate_svm(
     worms: list, members: list, cuts: list, others: list = (),   # as for `evaluate_states`
     *, scaling: str = "whole", **how,                            # C and gamma
@@ -349,8 +360,9 @@ def evaluate_svm(
         for w, worm in enumerate([*worms, *others]):
             view, masks = as_seen(m, w, worm, cuts, scaling)
             at = (worm.y >= 0) & (True if masks is None else masks.test)
-            right = machine.predict(view.x[at].reshape(at.sum(), -1)) == worm.y[at]
-            result = dict(accuracy=float(right.mean()), nll=np.nan, ece=np.nan, steps=int(at.sum()))
+            flat = view.x[at].reshape(int(at.sum()), view.x[0].size)
+            right = (machine.predict(flat) == worm.y[at]).mean() if len(flat) else np.nan
+            result = dict(accuracy=float(right), nll=np.nan, ece=np.nan, steps=int(at.sum()))
             rows.append(_row(m, i, worm, masks, result))
     return pd.DataFrame(rows)
 
@@ -368,7 +380,7 @@ def windows(
     begin = begin[(begin >= 0) & (begin + burn_in + 1 + steps <= len(x))]
     return np.asarray(x)[begin[:, None] + np.arange(burn_in + 1 + steps)]
 
-# %% ../../nbs/worm_gnn/training.ipynb #ee6a5d57
+# %% ../../nbs/worm_gnn/training.ipynb #ad13e712
 class Sampled(nn.Module):
     "A trajectory model in training: scheduled sampling, with its own count of epochs."
 
@@ -377,24 +389,24 @@ class Sampled(nn.Module):
         self.model, self.ramp, self.burn_in = model, ramp, burn_in
         self.register_buffer("epoch", torch.zeros(()))
 
-    def forward(self, x, draws):                                               # w t n f, w steps-1
+    def forward(self, x, draws, seen=None):                        # w t n f, w steps-1, w
         steps, forced = x.shape[1] - 1 - self.burn_in, None
         if self.training:
             share = (1 - self.epoch / self.ramp).clamp(min=0) if self.ramp else 0 * self.epoch
             forced = (draws + self.epoch * 0.6180339887) % 1 < share
             with torch.no_grad(): self.epoch.add_(1)
-        return rollout(self.model, x, steps, burn_in=self.burn_in, forced=forced)
+        return rollout(self.model, x, steps, burn_in=self.burn_in, forced=forced, seen=seen)
 
 
 def trajectory_loss(model, x, counts, draws):  # Sampled; b w t n f, b w, b w steps-1
     "Mean squared error over the windows that are there, and over how many."
     x, counts = x.flatten(0, 1), counts.flatten()
-    found = model(x, draws.flatten(0, 1))
+    found = model(x, draws.flatten(0, 1), counts)
     error = (found - x[:, -found.shape[1]:]).square().mean((1, 2, 3))          # w
     n = counts.sum()
     return torch.where(counts, error, 0).sum() / n, n
 
-# %% ../../nbs/worm_gnn/training.ipynb #85db176f
+# %% ../../nbs/worm_gnn/training.ipynb #eeb92306
 def train_trajectories(
     make,                       # make() -> a new model with out=None
     worms: list, members: list, cuts: list,  # as for `train_states`
@@ -408,7 +420,7 @@ def train_trajectories(
 ) -> Trained:
     "Trajectory models, one for each member, trained together."
     model = make()
-    if _static(model) or _own_statistics(model):
+    if getattr(model, "edges", None) in ("static", "chunk") or _own_statistics(model):
         raise ParameterError("a rollout sees one step at a time", found="edges or statistics of "
                              "a whole worm", fix="Use edges='dynamic' or given ones, and "
                              "norm='running' or 'none'")
@@ -419,7 +431,7 @@ def train_trajectories(
     return _train(wrapped, trajectory_loss, parts, members, cuts, group or 5, epochs=epochs,
                   lr=lr, patience=patience, device=device)
 
-# %% ../../nbs/worm_gnn/training.ipynb #267ef1fe
+# %% ../../nbs/worm_gnn/training.ipynb #15b09999
 def _window_samples(worms, cuts, role, steps, burn_in, scaling, kind):
     "Windows of every worm and fold, what counts, and the numbers that forcing is drawn from."
     found = []
@@ -431,10 +443,34 @@ def _window_samples(worms, cuts, role, steps, burn_in, scaling, kind):
     if not counts.any(1).all():
         raise ParameterError(f"a fold has no {role} window", expected=f"room for {steps} steps",
                              found="none", fix="Use longer recordings, fewer folds or fewer steps")
-    draws = torch.rand(*counts.shape, steps - 1, generator=torch.Generator().manual_seed(0))
-    return _padded(found).to(kind), counts, draws
+    draws = [torch.rand(len(w), steps - 1, generator=torch.Generator().manual_seed(i))
+             for i, w in enumerate(found)]
+    return _padded(found).to(kind), counts, _padded(draws)
 
-# %% ../../nbs/worm_gnn/training.ipynb #17c7b521
+# %% ../../nbs/worm_gnn/training.ipynb #a1d8702f
+def own_history(
+    x,       # windows that begin at the start  # window time n f
+):           # a function of the start, window n f, that gives window time-1 n f
+    "Each step from the start's own features, by least squares, alike for all neurons."
+    x = torch.as_tensor(x).double()
+    with_one = lambda v: torch.cat([v, torch.ones_like(v[..., :1])], -1).flatten(0, 1)  # … f+1
+    steps, features = x.shape[1] - 1, x.shape[3]
+    targets = x[:, 1:].transpose(1, 2).reshape(-1, steps * features)
+    weights = torch.linalg.lstsq(with_one(x[:, 0]), targets).solution
+
+    def foretell(start):
+        found = with_one(torch.as_tensor(start).double()) @ weights
+        return found.view(*start.shape[:2], steps, features).transpose(1, 2).to(start)
+
+    return foretell
+
+
+def _trained_windows(m, worms, cuts, steps, burn_in, scaling):
+    "The training windows of a member, with as many steps as are judged where there is room."
+    return np.concatenate([windows(as_seen(m, w, worms[w], cuts, scaling)[0].x,
+                                   cuts[w][m.fold].train, steps, burn_in) for w in m.worms])
+
+# %% ../../nbs/worm_gnn/training.ipynb #1d98ef58
 @torch.no_grad()
 def evaluate_trajectories(
     trained: Trained,
@@ -446,6 +482,7 @@ def evaluate_trajectories(
     rows = []
     for i, m in enumerate(trained.members):
         model = trained.model(i).model
+        line = own_history(_trained_windows(m, worms, cuts, steps, burn_in, scaling)[:, burn_in:])
         for w, worm in enumerate([*worms, *others]):
             view, masks = as_seen(m, w, worm, cuts, scaling)
             chunks = None if masks is None else cuts[w][m.fold].test
@@ -454,6 +491,7 @@ def evaluate_trajectories(
             truth = x[:, -steps:]
             off = (rollout(model, x, steps, burn_in=burn_in) - truth).square().mean((0, 2, 3))
             stay = (x[:, burn_in, None] - truth).square().mean((0, 2, 3))
-            rows += [_row(m, i, worm, masks, dict(step=s + 1, mse=e, stay=n, windows=len(x)))
-                     for s, (e, n) in enumerate(zip(off.tolist(), stay.tolist()))]
+            own = (line(x[:, burn_in]) - truth).square().mean((0, 2, 3))
+            rows += [_row(m, i, worm, masks, dict(step=s + 1, mse=e, stay=n, own=o, windows=len(x)))
+                     for s, (e, n, o) in enumerate(zip(*(v.tolist() for v in (off, stay, own))))]
     return pd.DataFrame(rows)

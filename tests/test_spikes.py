@@ -1,0 +1,373 @@
+"Tools on spikes: binning, smoothing, artefacts, events, and chop and merge against plain loops."
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings.spikes import (
+    align, chop, correlations, first_offset, kernel, merge, ramp, rebin, remove_correlated, smooth,
+    spike_counts)
+from neurocompanion.recordings.standard import check, spikes
+
+torch.set_num_threads(1)
+
+
+def made(counts, bin_size=0.01, **kw):
+    return spikes(counts, bin_size=bin_size, subject="s", source="made up", **kw)
+
+
+def test_import_needs_no_torch():
+    code = "import sys, neurocompanion.recordings.spikes as s; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# bins
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.001, 0.005, 0.02, 0.1]), st.integers(0, 5))
+def test_a_spike_on_an_edge_opens_its_bin(k, bin_size, shift):
+    start = shift * bin_size
+    counts = spike_counts([[start + (k % 500) * bin_size]], bin_size, start, 500 * bin_size)
+    assert counts.sum() == 1 and counts[k % 500, 0] == 1
+
+
+def test_windows_agree_with_one_long_count():
+    rng = np.random.default_rng(0)
+    times = [rng.uniform(0, 20, n) for n in (0, 5, 800)]
+    whole = spike_counts(times, 0.01, duration=20.0)
+    starts = np.array([0.0, 3.5, 3.6, 19.0])
+    parts = spike_counts(times, 0.01, starts, 1.0)
+    for s, part in zip(np.round(starts * 100).astype(int), parts):
+        assert np.array_equal(part, whole[s:s + 100])
+    assert whole.sum() == 805 and spike_counts(times, 0.01).shape[1] == 3
+
+
+def test_counts_larger_than_a_byte():
+    counts = spike_counts([np.linspace(0, 0.0999, 1000), [0.15]], 0.1, duration=0.2)
+    assert counts[0, 0] == 1000 and counts[1, 1] == 1
+
+
+def test_before_the_start_and_after_the_end():
+    assert spike_counts([[-1.0, 0.0, 0.5, 1.0]], 0.5, 0.0, 1.0).ravel().tolist() == [1, 1]
+    assert spike_counts([[], []], 0.5).shape == (1, 2)
+
+
+@pytest.mark.parametrize("call, text", [
+    (lambda: spike_counts([[0.1]], 0), "bin_size is out of range"),
+    (lambda: spike_counts([[0.1]], 0.1, [0.0, 1.0]), "windows need a duration"),
+    (lambda: spike_counts([[0.1]], 0.1, np.nan, 1.0), "start are not all numbers"),
+    (lambda: spike_counts([[np.inf]], 0.1), "unit 0"),
+    (lambda: rebin(np.ones((7, 2)), 3), "Leave the last 1 out"),
+    (lambda: rebin(np.ones((7, 2)), 0), "factor is out of range"),
+    (lambda: rebin(np.ones((7, 2)), True), "factor is out of range"),
+    (lambda: smooth(np.ones((7, 2)), -1, 0.01), "width_ms is out of range"),
+    (lambda: smooth(np.ones((7, 2)), 10), "an array has no bin size"),
+])
+def test_refused(call, text):
+    with pytest.raises(ParameterError, match=text): call()
+
+
+# wider bins
+
+
+def test_rebin_keeps_the_spikes_and_says_what_it_drops():
+    rng = np.random.default_rng(0)
+    x = rng.poisson(2, (4, 23, 3))
+    ds = made(x, rate=x * 100.0, behaviour={"v": rng.random((4, 23, 2)), "t": rng.random(23)})
+    out = rebin(ds, 5)
+    check(out)
+    assert out.spikes.values.sum() == x[:, :20].sum() and out.sizes["time"] == 4
+    assert np.allclose(out.rate, out.spikes / 0.05) and out.bin_size == 0.05
+    assert np.allclose(out.v[1, 2], ds.v[1, 10:15].mean("time"))
+    assert np.allclose(out.t, ds.t[:20].values.reshape(4, 5).mean(1))
+    assert out.report[-1]["time"] == "last 3 of 23 bins" and ds.report == []
+    assert rebin(ds, 1).report == [] and "last" not in str(rebin(made(x[:, :20]), 5).report)
+
+
+def test_rebin_does_not_overflow():
+    x = np.full((300, 1), 200, np.uint8)
+    assert rebin(made(x), 300).spikes.item() == 60_000
+    assert rebin(x, 300).item() == 60_000
+
+
+def test_rebin_keeps_gaps():
+    x = np.ones((6, 2), np.float32)
+    x[1, 0] = np.nan
+    assert np.isnan(rebin(made(x), 2).spikes.values).tolist() == [
+        [True, False], [False, False], [False, False]]
+
+
+# smoothing
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_smooth_is_the_weighted_mean_of_neighbours(causal):
+    rng = np.random.default_rng(0)
+    x = rng.poisson(1, (2, 60, 3)).astype(float)
+    x[0, 20:25, 1] = np.nan
+    out = smooth(x, 25, 0.01, causal=causal)
+    j = np.arange(-10, 1 if causal else 11)
+    k = np.exp(-0.5 * (j / 2.5) ** 2)
+    for b, t, n in ((0, 0, 0), (0, 26, 1), (1, 30, 2), (1, 59, 0), (0, 5, 1)):
+        at = [(t + i, w) for i, w in zip(j, k) if 0 <= t + i < 60 and not np.isnan(x[b, t + i, n])]
+        assert np.isclose(out[b, t, n], sum(w * x[b, i, n] for i, w in at) / sum(w for _, w in at))
+    assert np.array_equal(np.isnan(out), np.isnan(x))
+
+
+def test_half_gaussian_never_looks_ahead():
+    x = np.random.default_rng(0).poisson(1, (200, 4)).astype(float)
+    y = x.copy()
+    y[90:] = 50
+    for width in (1, 9, 10, 33.3, 200):
+        a, b = (smooth(v, width, 0.01, causal=True) for v in (x, y))
+        assert np.array_equal(a[:90], b[:90]) and not np.allclose(a[90], b[90])
+
+
+def test_kernel():
+    assert np.isclose(kernel(50, 0.001).sum(), 1) and len(kernel(50, 0.001)) == 401
+    assert len(kernel(50, 0.001, causal=True)) == 201
+    assert kernel(0, 0.001).tolist() == [1]
+    assert np.all(np.diff(kernel(50, 0.001, causal=True)) > 0)
+
+
+def test_smooth_keeps_float32_and_takes_one_trace():
+    assert smooth(np.ones((5, 2), np.float32), 30, 0.01).dtype == np.float32
+    assert np.allclose(smooth([0, 0, 3, 3, 3], 0, 0.01), [0, 0, 3, 3, 3])
+    assert smooth(np.ones((2, 0)), 10, 0.01).shape == (2, 0)
+
+
+def test_smooth_a_recording_gives_hz():
+    y = smooth(made(np.full((3, 40, 2), 2)), 30)
+    assert isinstance(y, xr.DataArray) and np.allclose(y, 200) and y.attrs["units"] == "Hz"
+
+
+# artefacts
+
+
+def test_correlations_are_pearsons():
+    x = np.random.default_rng(0).poisson(1, (3, 200, 6))
+    want = np.corrcoef(x.reshape(-1, 6).T)
+    np.fill_diagonal(want, 0)
+    assert np.allclose(correlations(x), want, atol=1e-5)
+
+
+def test_silent_and_unobserved_units_correlate_with_nobody():
+    x = np.random.default_rng(0).poisson(1, (200, 4)).astype(float)
+    x[:, 1], x[:, 2] = 0, np.nan
+    c = correlations(x)
+    assert np.isfinite(c).all() and not c[1].any() and not c[2].any()
+
+
+def test_the_unit_in_most_pairs_goes_first():
+    rng = np.random.default_rng(0)
+    x = (rng.random((20_000, 8)) < 0.02).astype(np.uint8)
+    where = rng.integers(3, size=20_000)
+    for u, k in ((1, 0), (2, 1), (5, 2)): x[:, u] |= x[:, 7] & (where == k)
+    by_pairs = remove_correlated(made(x), 0.15)
+    assert [e["unit"] for e in by_pairs.report] == ["7"]
+    assert by_pairs.unit.values.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    for partner in ("1 (", "2 (", "5 ("): assert partner in by_pairs.report[0]["reason"]
+    by_rate = remove_correlated(made(x), 0.15, by="rate")
+    assert not (correlations(by_rate.spikes.values) > 0.15).any() and len(by_rate.report) == 3
+    assert remove_correlated(made(x), 0.9).report == []
+
+
+def test_ties_go_to_the_one_that_fires_most():
+    rng = np.random.default_rng(1)
+    x = (rng.random((20_000, 3)) < 0.02).astype(np.uint8)
+    x[:, 0] = x[:, 2] | (rng.random(20_000) < 0.005)
+    assert [e["unit"] for e in remove_correlated(made(x), 0.2).report] == ["0"]
+
+
+def test_first_seconds_and_lags():
+    rng = np.random.default_rng(2)
+    x = (rng.random((20_000, 3)) < 0.02).astype(np.uint8)
+    x[10_000:, 1] = x[10_000:, 0]
+    assert remove_correlated(made(x), 0.2, seconds=100).report == []
+    assert len(remove_correlated(made(x), 0.2).report) == 1
+    x[3:, 2] = x[:-3, 0]
+    assert correlations(x, 2)[0, 2] < 0.1 < 0.9 < correlations(x, 3)[0, 2]
+
+
+@pytest.mark.parametrize("kw", [{"threshold": 0}, {"threshold": 2}, {"by": "name"}, {"lag": -1}])
+def test_bad_arguments_of_removal(kw):
+    with pytest.raises(ParameterError): remove_correlated(made(np.ones((50, 3))), **kw)
+
+
+# events
+
+
+def test_align_is_a_slice():
+    x = np.random.default_rng(0).poisson(1, (1000, 4))
+    events = np.array([0.05, 1.234, 5.0, 9.95, 20.0, np.nan])
+    ds = made(x, behaviour={"v": x[:, 0] * 1.0, "go": ("event", events),
+                            "side": ("event", list("abcdef"))})
+    out = align(ds, "go", 0.1, 0.2)
+    check(out)
+    assert out.trial.values.tolist() == [1, 2] and out.side.values.tolist() == ["b", "c"]
+    for row, at in enumerate((123, 500)):
+        assert np.array_equal(out.spikes[row], x[at - 10:at + 20])
+        assert np.array_equal(out.v[row], x[at - 10:at + 20, 0])
+    assert np.allclose(out.time, (np.arange(30) - 10) * 0.01)
+    assert {e["trial"] for e in out.report} == {"0", "3", "4", "5"}
+    assert np.array_equal(align(ds, events[1:3], 0.1, 0.2).spikes, out.spikes)
+    assert np.array_equal(align(ds, events[1:3], -0.1, 0.2).spikes, out.spikes[:, 20:])
+
+
+def test_align_within_trials():
+    x = np.random.default_rng(0).poisson(1, (3, 100, 2))
+    ds = made(x, trial=["a", "b", "c"], time=np.arange(100) * 0.01 - 0.5,
+              trial_info={"go": [0.0, 0.1, 0.49], "side": [1, 2, 3]})
+    out = align(ds, "go", 0.1, 0.2)
+    assert out.trial.values.tolist() == ["a", "b"] and out.side.values.tolist() == [1, 2]
+    assert np.array_equal(out.spikes[1], x[1, 50:80]) and out.report[0]["trial"] == "c"
+    assert "after the recording ends" in out.report[0]["reason"]
+
+
+def test_align_drops_what_was_not_observed():
+    x = np.ones((100, 2), np.float32)
+    x[40:60] = np.nan
+    out = align(made(x), [0.1, 0.5], 0.05, 0.05)
+    assert out.trial.values.tolist() == [0] and "nothing was observed" in out.report[0]["reason"]
+
+
+def test_align_errors_name_what_is_there():
+    ds = made(np.ones((2, 50, 2)))
+    with pytest.raises(RecordingError, match="one time for each of 2 trials"):
+        align(ds, [0.1], 0.1, 0.1)
+    with pytest.raises(RecordingError, match="no event has a window"): align(ds, [5, 6], 0.1, 0.1)
+    with pytest.raises(ParameterError, match="the window is empty"): align(ds, [0.1, 0.1], 0, 0)
+    with pytest.raises(RecordingError, match="no recording of spikes"): align(None, [1], 0.1, 0.1)
+
+
+# chop and merge
+
+
+def slowly(chops, overlap, power, total):
+    "Merge by the definition, sample by sample."
+    length, step = chops.shape[1], chops.shape[1] - overlap
+    x = np.linspace(1 / overlap, 1 - 1 / overlap, overlap) if overlap > 1 else np.full(overlap, .5)
+    out = list(chops[0].astype(float))
+    for i in range(1, len(chops)):
+        for j in range(length):
+            at = i * step + j
+            if j < overlap: out[at] = (1 - x[j]**power) * out[at] + x[j]**power * chops[i, j]
+            else: out.append(chops[i, j])
+    return np.array(out)[:total]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_round_trip_loses_nothing(data):
+    T, length = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 40))
+    overlap = data.draw(st.integers(0, length - 1))
+    offset = data.draw(st.integers(0, min(5, T - 1)))
+    weighting = data.draw(st.sampled_from(["linear", "quadratic"]))
+    x = np.random.default_rng(T).standard_normal((T, 2)).astype(np.float32)
+    c = chop(x, length, overlap, offset=offset)
+    y = merge(c, overlap, weighting, total=T, offset=offset)
+    assert y.dtype == x.dtype and np.array_equal(y[offset:], x[offset:])
+    assert np.isnan(y[:offset]).all()
+    bare = merge(c, overlap, weighting)
+    assert len(bare) == (length - overlap) * len(c) + overlap >= T - offset
+    assert len(bare) - (T - offset) < max(length, length - overlap + 1)
+    t = chop(torch.from_numpy(x), length, overlap, offset=offset)
+    assert np.array_equal(t.numpy(), c)
+    assert np.array_equal(merge(t, overlap, weighting).numpy(), bare)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 20), st.data())
+def test_merge_is_the_definition(k, length, data):
+    overlap = data.draw(st.integers(0, length - 1))
+    c = np.random.default_rng(k).standard_normal((k, length, 3))
+    for name, power in (("linear", 1), ("quadratic", 2), (3.5, 3.5)):
+        n = (length - overlap) * k + overlap
+        assert np.allclose(merge(c, overlap, name), slowly(c, overlap, power, n), atol=1e-12)
+
+
+def test_number_of_chops():
+    x = np.zeros((1000, 3))
+    assert chop(x, 100, 20, tail="drop").shape == (12, 100, 3)
+    assert chop(x, 100, 20).shape == (13, 100, 3)
+    assert chop(x[:980], 100, 20).shape == (12, 100, 3)         # it fits: no tail
+    assert chop(x, 1000).shape == (1, 1000, 3) and chop(x, 1001).shape == (1, 1001, 3)
+
+
+def test_the_paper_s_segments():
+    "600 ms at 2 ms, sharing 200 ms."
+    x = np.arange(300 + 1320 * 200)
+    c = chop(x, 300, 100)
+    assert len(c) == 1321 and np.array_equal(c[1:, :100], c[:-1, -100:])
+
+
+def test_the_tail_is_mirrored():
+    assert chop(np.arange(5), 4, 0).tolist() == [[0, 1, 2, 3], [4, 4, 3, 2]]
+    assert chop(np.arange(2), 7, 0).tolist() == [[0, 1, 1, 0, 0, 1, 1]]
+
+
+def test_ends_count_more_than_beginnings():
+    assert np.all(ramp(50, "quadratic") < ramp(50, "linear"))
+    for w in ("linear", "quadratic"):
+        v = ramp(50, w)
+        assert np.all(np.diff(v) > 0) and 0 < v[0] and v[-1] < 1
+    assert np.allclose(ramp(50, "linear") + ramp(50, "linear")[::-1], 1)
+
+
+def test_kinds_of_numbers_and_of_axes():
+    counts = np.random.default_rng(0).poisson(3, 50).astype(np.uint8)
+    assert np.array_equal(merge(chop(counts, 10, 4), 4)[:50], counts)
+    five = np.random.default_rng(0).standard_normal((50, 2, 3, 1))
+    assert np.array_equal(merge(chop(five, 10, 4), 4)[:50], five)
+    odd = np.array([0.0, np.inf, -np.inf, 3.0, np.inf, 1.0])[:, None]
+    assert np.array_equal(merge(chop(odd, 3, 2), 2)[:6], odd)
+    assert merge(chop(torch.arange(20), 5, 2), 2).dtype == torch.get_default_dtype()
+    assert np.array_equal(merge([[1, 2], [2, 3]], 1), [1, 2, 3])
+
+
+def test_what_one_chop_does_not_know_comes_from_the_other():
+    c = np.array([[1.0, np.nan, 3], [2, 5, 7]])
+    assert merge(c, 2, "linear").tolist() == [1.0, 2.0, 4.0, 7.0]
+    c = np.array([[1.0, 2, 4], [np.nan, 5, 7]])
+    assert np.allclose(merge(c, 1, "linear"), [1, 2, 4, 5, 7])
+
+
+def test_chop_copies():
+    x = np.zeros(10)
+    chop(x, 5, 2)[...] = 1
+    c = chop(x, 5, 2)
+    merge(c, 2)[...] = 1
+    assert not x.any() and not c.any()
+
+
+def test_offsets():
+    draws = {first_offset(10, seed=0, trial=i) for i in range(200)}
+    assert draws == set(range(11)) and first_offset(10, 1) == first_offset(10, 1)
+    with pytest.raises(ParameterError): first_offset(-1)
+
+
+@pytest.mark.parametrize("call, text", [
+    (lambda: chop(np.zeros(10), 0), "length is out of range"),
+    (lambda: chop(np.zeros(10), 5.0), "length is out of range"),
+    (lambda: chop(np.zeros(10), 5, 5), "expected a whole number from 0 to 4"),
+    (lambda: chop(np.zeros(10), 5, -1), "overlap is out of range"),
+    (lambda: chop(np.zeros(0), 5), "there is nothing to chop"),
+    (lambda: chop(3.0, 5), "there is nothing to chop"),
+    (lambda: chop(np.zeros(10), 5, offset=10), "offset is out of range"),
+    (lambda: chop(np.zeros(10), 5, tail="zeros"), "tail is not known"),
+    (lambda: merge(np.zeros(5), 1), "these are no chops"),
+    (lambda: merge(np.zeros((0, 5)), 1), "these are no chops"),
+    (lambda: merge(np.zeros((2, 5)), 5), "overlap is out of range"),
+    (lambda: merge(np.zeros((2, 5)), 2, "cubic"), "weighting is not known"),
+    (lambda: merge(np.zeros((2, 5)), 2, -1), "weighting is not known"),
+    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range"),
+])
+def test_chop_and_merge_refuse(call, text):
+    with pytest.raises(ParameterError, match=text): call()

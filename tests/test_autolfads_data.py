@@ -1,0 +1,187 @@
+"Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurocompanion.autolfads.data import (
+    Pair, Spikes, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
+    withhold)
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings.simulate import worms
+from neurocompanion.recordings.spikes import merge
+from neurocompanion.recordings.standard import open_recording, save, spikes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 200), st.floats(0.1, 0.5), st.integers(0, 5),
+       st.sampled_from(["random", "blocks", "repeats", "conditions"]))
+def test_halves_are_disjoint_and_whole(n, valid, seed, how):
+    pair = split(n, valid, how, condition=np.arange(n) % 4, seed=seed)
+    both = np.sort(np.concatenate(pair))
+    assert (both == np.arange(n)).all()
+    assert abs(len(pair.valid) - valid * n) <= (3 if how in ("random", "blocks") else n / 4)
+
+
+def test_blocks_of_three_touch_training_only_at_their_ends():
+    pair = split(1321, how="blocks", seed=3)
+    held = np.isin(np.arange(1321), pair.valid)
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[0, held, 0])))[::2]
+    assert len(pair.valid) == 264 and (runs % 3 == 0).all()
+    apart = split(1321, how="blocks", gap=1, seed=3)
+    assert (apart.valid == pair.valid).all()
+    assert np.abs(apart.train[:, None] - apart.valid).min() == 2
+
+
+def test_the_synthetic_data_set_has_the_sizes_of_the_paper():
+    d = chaotic(400, 10, steps=5)
+    assert d.train.shape == (3200, 5, 50) and d.valid.shape == (800, 5, 50)
+    assert (np.bincount(d.condition.valid) == 2).all()
+    assert d.train.dtype == d.truth.train.dtype == np.float32
+    assert 0 <= d.truth.train.min() and d.truth.train.max() == 30
+
+
+def test_lorenz_is_the_public_file_where_it_is(mirror):
+    d = lorenz()
+    assert d.name == "Lorenz" and d.train.shape == (640, 100, 60) and len(d.valid) == 160
+    found = bounds(d)
+    assert found["true"] == pytest.approx(0.0775, abs=1e-4)          # the public numbers
+    assert found["null"] == pytest.approx(0.0896, abs=1e-4)
+    assert lorenz("simulated").name == "Lorenz, simulated"
+    again = lorenz(mirror / "lorenz_synthetic" / "lfads_lorenz.h5")
+    assert (again.train == d.train).all() and (again.truth.valid == d.truth.valid).all()
+
+
+def test_lorenz_without_the_file_is_simulated(monkeypatch, tmp_path):
+    monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
+    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path))
+    assert lorenz().name == "Lorenz, simulated"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecordingError, match="nothing.h5"): lorenz(tmp_path / "nothing.h5")
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(RecordingError, match="text.h5"): lorenz(tmp_path / "text.h5")
+
+
+def recording(**more):
+    rng = np.random.default_rng(0)
+    return spikes(rng.poisson(0.2, (30, 12, 5)), bin_size=0.02, subject="s", source="made up",
+                  unit=list("abcde"), **more)
+
+
+def test_a_recording_comes_back_from_its_file_as_the_same_data(tmp_path):
+    ds = recording(trial_info={"condition": np.arange(30) % 3},
+                   behaviour={"hand": (("trial", "time", "axis"), np.ones((30, 12, 2)))})
+    d = from_recording(ds, external="hand", how="conditions", seed=1)
+    save(ds, tmp_path / "a.nc")
+    e = from_recording(open_recording(tmp_path / "a.nc"), external=["hand"], how="conditions",
+                       seed=1)
+    for a, b in ((d.train, e.train), (d.external.valid, e.external.valid)): assert (a == b).all()
+    assert d.sizes == dict(neurons=5, steps=12, encoded=5, read_steps=12, external=2)
+    assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 1
+
+
+def test_a_recording_without_trials_is_chopped_and_can_be_merged():
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.5, (400, 4))
+    ds = spikes(x, bin_size=0.01, subject="s", source="made up")
+    d = from_recording(ds, length=60, overlap=20)
+    assert d.train.shape[1:] == (60, 4) and len(d.train) + len(d.valid) == 9
+    chops = np.empty((9, 60, 4))
+    chops[d.rows.train], chops[d.rows.valid] = d.train, d.valid
+    assert np.allclose(merge(chops, 20), x[:9 * 40 + 20])
+    assert (np.diff(d.rows.valid) == 1).all() and len(d.rows.valid) % 3 == 0
+
+
+def test_worms_are_scaled_by_their_training_chops():
+    ds = worms(1, seed=0, duration=200, frame_rate=3)[0]
+    d = from_recording(ds, length=50, overlap=10, how="blocks")
+    assert d.kind == "traces" and d.sizes["head"] == "gaussian"
+    x = ds["trace"].values
+    back = d.valid[0] * d.scale.spread + d.scale.mean
+    assert np.allclose(back, x[40 * d.rows.valid[0]:][:50], atol=1e-4)
+    flat = ds.copy(deep=True)
+    flat["trace"][:, 7] = 1.0
+    with pytest.raises(RecordingError, match="constant in training") as e:
+        from_recording(flat, length=50, overlap=10)
+    assert str(ds["neuron"].values[7]) in str(e.value)
+
+
+def test_test_trials_of_a_benchmark_are_left_out_even_where_they_are_not_numbers():
+    x = np.random.default_rng(0).poisson(0.2, (10, 8, 4)).astype(np.float32)
+    x[8:, :, 2:] = np.nan
+    ds = recording().isel(trial=slice(0, 10), time=slice(0, 8), unit=slice(0, 4)).assign(
+        spikes=(("trial", "time", "unit"), x),
+        split=("trial", ["train"] * 6 + ["val"] * 2 + ["test"] * 2),
+        forward=("time", np.arange(8) >= 6))
+    ds = ds.assign_coords(heldout=("unit", [False, False, True, True]))
+    try: d = from_recording(ds)
+    except RecordingError as e:
+        if "NaN" in str(e) or "not finite" in str(e): pytest.skip(f"the standard refuses NaN: {e}")
+        raise
+    assert d.rows.valid.tolist() == [6, 7] and d.withheld == 2 and d.forward == 2
+    assert d.part().x.shape == (6, 6, 2) and d.part().y.shape == (6, 8, 4)
+
+
+def test_choosing_trials_and_units_keeps_count_of_them():
+    ds = recording()
+    d = from_recording(ds, trials=[20, 3, 7, 9, 11, 28], units=["d", "a"], seed=2)
+    x = ds["spikes"].values
+    assert (d.train == x[d.rows.train][..., [3, 0]]).all()
+    assert set(d.rows.train) | set(d.rows.valid) == {20, 3, 7, 9, 11, 28}
+
+
+def test_subsets_lie_inside_one_another_and_keep_the_share():
+    d = from_arrays(np.arange(2000.0).reshape(200, 5, 2), split(200), 0.01)
+    rows = [set(subset(d, n, 5).rows.train) for n in (20, 50, 100, 200)]
+    assert all(a < b for a, b in zip(rows, rows[1:]))
+    assert [len(r) for r in rows] == [16, 40, 80, 160]
+    assert len(subset(d, 2).train) == len(subset(d, 2).valid) == 1
+    part = subset(d, 0.3, 1)
+    assert (part.train[:, 0, 0] == part.rows.train * 10).all()
+
+
+def test_withheld_units_and_steps():
+    d = from_recording(recording())
+    w = withhold(d, ["b", "d"], steps=4)
+    assert w.units == ("a", "c", "e", "b", "d")
+    assert (w.part().y[..., 3:] == d.train[..., [1, 3]]).all() and w.part().x.shape[1:] == (8, 3)
+    assert sorted(withhold(d, 2, seed=4).units) == sorted(d.units)
+
+
+def test_bounds():
+    from scipy.stats import poisson
+    rng = np.random.default_rng(1)
+    rate, y = rng.gamma(2, 10, (4, 6, 3)), rng.poisson(0.3, (4, 6, 3))
+    assert poisson_nll(rate, y, 0.01) == pytest.approx(-poisson.logpmf(y, rate * 0.01).mean())
+    silent = np.zeros((10, 5, 2))
+    silent[..., 0] = 1
+    found = bounds(from_arrays(silent, split(10), 0.01))
+    assert np.isfinite(found["null"]) and list(found) == ["null"]
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: split(1), "trials is out of range"),
+    (lambda: split(10, 0.0), "valid is out of range"),
+    (lambda: split(10, how="repeats", condition=[0] * 9), "do not fit the trials"),
+    (lambda: split(10, how="conditions", condition=[0] * 10), "one half of the split is empty"),
+    (lambda: split(5, how="repeats", condition=range(5)), "one half of the split is empty"),
+    (lambda: from_recording(recording(), length=5), "this recording has trials"),
+    (lambda: from_recording(recording(), external="hand"), "there is no such variable"),
+    (lambda: from_recording(recording(), trials=[40]), "there is no such trial"),
+    (lambda: from_recording(recording(), how="given"), "no split of its own"),
+    (lambda: from_arrays(np.zeros((3, 4, 0)), Pair([0], [1]), 0.1), "is empty"),
+    (lambda: from_arrays(np.full((3, 4, 1), "a"), Pair([0], [1]), 0.1), "must be numbers"),
+    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), -0.1), "bin_size is out of range"),
+    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind"),
+])
+def test_bad_input_is_named(call, words):
+    with pytest.raises((ParameterError, RecordingError), match=words): call()
+
+
+def test_a_data_set_is_not_copied_into_its_parts():
+    d = from_recording(recording())
+    assert isinstance(d, Spikes) and np.shares_memory(d.part().x, d.train)
+    assert not isinstance(d.train, xr.DataArray)

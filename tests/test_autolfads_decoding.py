@@ -1,0 +1,339 @@
+"Decoding: the benchmark's numbers, scikit-learn's ridge, and that test trials stay out."
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
+
+from neurocompanion.autolfads import decoding as D
+from neurocompanion.core import ParameterError
+from neurocompanion.training.metrics import bits_per_spike, pseudo_r2, relative_pseudo_r2
+
+
+@pytest.fixture(scope="module")
+def gold():
+    with np.load(Path(__file__).parent / "golden" / "nlb_metrics.npz", allow_pickle=False) as z:
+        return dict(z)
+
+
+@pytest.fixture
+def data():
+    "Rates that lead behaviour by three bins.  # trial time unit"
+    rng = np.random.default_rng(0)
+    rates = np.cumsum(rng.standard_normal((30, 40, 12)), 1) * 0.1
+    behaviour = np.full((30, 40, 2), np.nan)
+    behaviour[:, 3:] = (rates @ rng.standard_normal((12, 2)))[:, :-3]
+    return rates, behaviour + 0.2 * rng.standard_normal(behaviour.shape)
+
+
+def same(a, b):
+    "Are two decoders the same to the last bit?"
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b))
+
+
+# ---------------------------------------------------------------- the benchmark's numbers
+def test_golden_velocity(gold):
+    args = gold["pred"], gold["beh_nan"], gold["pred"], gold["beh"]
+    assert D.velocity_r2(*args, gold["dm"], gold["dm"]) == pytest.approx(gold["out_vel"], abs=1e-10)
+    assert D.velocity_r2(*args, gold["dm"]) == pytest.approx(gold["out_vel"], abs=1e-10)
+    one = D.velocity_r2(gold["pred"], gold["beh"], gold["pred"], gold["beh"], alpha=1e-2)
+    assert one == pytest.approx(gold["out_vel1"], abs=1e-10)
+
+
+def test_golden_psth(gold):
+    every = [np.arange(i, 24, 4) for i in range(4)]
+    for condition in (every, np.arange(24) % 4, list(np.arange(24) % 4)):
+        r = D.psth_r2(gold["pred"], gold["psth"], condition)
+        assert r == pytest.approx(gold["out_psth"], abs=1e-10)
+
+
+def test_golden_speed(gold):
+    bdm, spikes, out = gold["bdm"], gold["sp_nan"], gold["out_tp"]
+    r = D.speed_interval_correlation
+    assert r(gold["pred"], bdm, when=spikes) == pytest.approx(out, abs=1e-10)
+    epoch = np.isfinite(spikes).all(-1)
+    assert r(gold["pred"], bdm[:, -1], bdm[:, :3], epoch) == pytest.approx(out, abs=1e-10)
+    hidden = np.where(epoch[..., None], gold["pred"], np.nan)
+    assert r(hidden, bdm[:, -1], bdm[:, 0]) == pytest.approx(out, abs=1e-10)
+
+
+def test_golden_bits(gold):
+    for key in ("", "_nan"):
+        spikes = gold["sp_nan" if key else "spikes"]
+        want = pytest.approx(gold["out_bps" + key], abs=1e-10)
+        assert bits_per_spike(gold["pred"], spikes) == want
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bins, units", [(211, 8), (60, 45), (30, 60)])
+def test_velocity_is_scikit_learns(seed, bins, units):
+    "Any number of bins, folds of unequal size, more units than bins of a fold."
+    rng = np.random.default_rng(seed)
+    X, U = rng.gamma(2, 1, (2, bins, units))
+    W = rng.standard_normal((units, 3))
+    Y, V = X @ W + rng.standard_normal((bins, 3)), U @ W + rng.standard_normal((bins, 3))
+    Y[rng.random(bins) < 0.1] = np.nan
+    ok = ~np.isnan(Y[:, 0])
+    ref = GridSearchCV(Ridge(), {"alpha": np.logspace(-4, 0, 9)}).fit(X[ok], Y[ok])
+    got = D.velocity_r2(X, Y, U, V)
+    if units < 40: assert got == pytest.approx(ref.score(U, V), abs=1e-10)
+    np.testing.assert_allclose(got, ref.score(U, V), atol=1e-7)
+
+
+def test_wrong_order_is_an_error(gold):
+    p, b, dm = gold["pred"], gold["beh"], gold["dm"]
+    for call in (lambda: D.velocity_r2(p, b, dm, p, b, dm),
+                 lambda: D.psth_r2(gold["psth"], p, np.arange(24) % 4),
+                 lambda: D.psth_r2(gold["psth"], p, [np.arange(i, 24, 4) for i in range(4)]),
+                 lambda: D.speed_interval_correlation(gold["sp_nan"], p, gold["bdm"])):
+        with pytest.raises(ParameterError): call()
+
+
+# ---------------------------------------------------------------- ridge with delay
+@pytest.mark.parametrize("alpha", [0.0, 1e-3, 1.0, 50.0])
+def test_ridge_closed_form(data, alpha):
+    rates, behaviour = data
+    d = D.fit_decoder(rates, behaviour, alpha=alpha, delay=3)
+    X, Y = rates[:, :-3].reshape(-1, 12), behaviour[:, 3:].reshape(-1, 2)
+    ref = Ridge(alpha=alpha).fit(X, Y)
+    np.testing.assert_allclose(d.weight, ref.coef_.T, atol=1e-9)
+    np.testing.assert_allclose(d.bias, ref.intercept_, atol=1e-9)
+    assert d.score(rates, behaviour) == pytest.approx(r2_score(Y, ref.predict(X)), abs=1e-10)
+    assert np.isnan(d.predict(rates)[:, :3]).all()
+
+
+@pytest.mark.parametrize("lead", [-4, 0, 5])
+def test_finds_the_delay(lead):
+    rng = np.random.default_rng(1)
+    rates = np.cumsum(rng.standard_normal((20, 50, 6)), 1)
+    behaviour = D._delayed(rates, lead) @ rng.standard_normal((6, 1))
+    d = D.fit_decoder(rates, behaviour, delay=range(-6, 7))
+    assert d.delay == lead and d.score(rates, behaviour) > 0.999999
+    assert d.scores.shape == (13, 9)
+
+
+def test_every_delay_is_scored_on_the_same_bins():
+    "Behaviour that is easy at the trial's start favours no delay that keeps those bins."
+    x = np.zeros((6, 9, 1))
+    ok = D._known(x, x, None, [-2, 0, 3])
+    assert ok[:, 3:7].all() and ok.sum() == 6 * 4
+
+
+def test_folds_hold_whole_trials(data):
+    "Trials that are exact copies of themselves would be told apart only if they were cut."
+    rng = np.random.default_rng(2)
+    rates = np.repeat(rng.standard_normal((10, 1, 40)), 30, 1)      # constant within a trial
+    behaviour = np.repeat(rng.standard_normal((10, 1, 1)), 30, 1)   # nothing to learn
+    assert D.fit_decoder(rates, behaviour, alpha=[1e-6, 1e-5]).scores.max() < 0.2
+
+
+def test_one_long_recording_and_one_output(data):
+    rates, behaviour = data
+    long, b = rates.reshape(-1, 12), behaviour[..., 0].reshape(-1)
+    d = D.fit_decoder(long, b, delay=[0, 3])
+    assert d.weight.shape == (12, 1) and d.predict(long).shape == (1200, 1)
+    assert d.delay == 3
+
+
+def test_mask_and_nan_leave_bins_out(data):
+    rates, behaviour = data
+    mask = np.zeros(rates.shape[:2], bool); mask[:, 5:30] = True
+    a = D.fit_decoder(rates, behaviour, delay=3, mask=mask)
+    hidden = np.where(mask[..., None], behaviour, np.nan)
+    assert same(a, D.fit_decoder(rates, hidden, delay=3))
+    broken = np.where(np.roll(mask, -3, 1)[..., None], rates, np.nan)
+    assert same(a, D.fit_decoder(broken, hidden, delay=3))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda r, b: D.fit_decoder(r, b[:, :-1]), "do not belong together"),
+    (lambda r, b: D.fit_decoder(r, b, delay=40), "between -40 and 40"),
+    (lambda r, b: D.fit_decoder(r, b, delay=[]), "delay is not"),
+    (lambda r, b: D.fit_decoder(r, b, alpha=np.nan), "alpha is not a penalty"),
+    (lambda r, b: D.fit_decoder(r, b, alpha=[]), "alpha is not a penalty"),
+    (lambda r, b: D.fit_decoder(r, b * np.nan), "nothing to fit"),
+    (lambda r, b: D.fit_decoder(r, b, folds=1), "these folds cannot be made"),
+    (lambda r, b: D.fit_decoder(r, b, mask=np.ones((3, 3))), "the mask does not fit"),
+    (lambda r, b: D.fit_decoder(r, np.ones_like(b)), "Is the behaviour constant?"),
+    (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool)), "group 0"),
+    (lambda r, b: D.velocity_r2(r, b, r[:9], b[:9], np.ones(30, bool)), "test_mask is missing"),
+    (lambda r, b: D.velocity_r2(r, b, r, b, np.ones((30, 2)) * 0.5), "train_mask does not fit"),
+    (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers"),
+])
+def test_errors(data, call, words):
+    with pytest.raises(ParameterError, match=words): call(*data)
+
+
+# ---------------------------------------------------------------- test trials stay out
+def test_test_trials_cannot_touch_a_fit(data):
+    "Whatever the test trials hold, decoders, penalties and delays come out the same."
+    rates, behaviour = data
+    wild = rates.copy(), behaviour.copy()
+    for x in wild: x[20:] = 1e3 * np.random.default_rng(5).standard_normal(x[20:].shape)
+    how = dict(sizes=(8, 20), seeds=range(2), delay=[0, 3], alpha=[1e-2, 1, 100])
+    a, b = (D.size_curve(*pair, slice(20, None), **how) for pair in (data, wild))
+    keep = lambda rows: [(r["trials"], r["seed"], r["alpha"], r["delay"]) for r in rows]
+    assert keep(a) == keep(b) and a[0]["r2"] != b[0]["r2"]
+
+
+def test_scores_follow_the_training_fit_only(data):
+    "Scoring trial by trial gives the predictions of one fit, however test trials are grouped."
+    rates, behaviour = data
+    r, b = rates[:, :-3], behaviour[:, 3:]
+    whole = D.velocity_r2(r[:20], b[:20], r[20:], b[20:], each=True)
+    half = [D.velocity_r2(r[:20], b[:20], r[s], b[s], each=True) for s in
+            (slice(20, 25), slice(25, 30))]
+    ref = GridSearchCV(Ridge(), {"alpha": D.ALPHAS}).fit(r[:20].reshape(-1, 12),
+                                                         b[:20].reshape(-1, 2))
+    for got, s in zip((whole, *half), (slice(20, 30), slice(20, 25), slice(25, 30))):
+        y = ref.predict(r[s].reshape(-1, 12))
+        want = r2_score(b[s].reshape(-1, 2), y, multioutput="raw_values")
+        np.testing.assert_allclose(got[0], want, atol=1e-9)
+
+
+def test_method_sees_training_spikes_and_test_spikes_apart(data):
+    rates, behaviour = data
+    seen = []
+    def method(train, test):
+        seen.append((train.shape, test.shape))
+        return train, test
+    rows = D.size_curve(rates, behaviour, [28, 29], [4, 8], method=method, seeds=[0], alpha=1,
+                        delay=3)
+    assert seen == [((4, 40, 12), (2, 40, 12)), ((8, 40, 12), (2, 40, 12))]
+    assert [r["trials"] for r in rows] == [4, 8]
+    assert rows == D.size_curve(rates, behaviour, [28, 29], [4, 8], seeds=[0], alpha=1, delay=3)
+
+
+def test_cross_decode_scores_trials_that_were_left_out():
+    "Nothing to learn: R² below 0 on every split, though a fit to all trials would find much."
+    rng = np.random.default_rng(0)
+    rates = np.repeat(rng.standard_normal((20, 1, 15)), 10, 1)
+    behaviour = np.repeat(rng.standard_normal((20, 1, 2)), 10, 1)
+    r = D.cross_decode(rates, behaviour, alpha=[1e-3, 1e-1])
+    assert r.shape == (5, 2) and r.mean() < 0
+    assert D.fit_decoder(rates, behaviour, alpha=1e-3).score(rates, behaviour) > 0.3
+
+
+# ---------------------------------------------------------------- PSTHs
+def test_psth_by_hand():
+    rates = np.arange(24.0).reshape(4, 3, 2)
+    rates[0, 0, 0] = np.nan
+    p = D.psth(rates, [1, 0, 1, -1])
+    assert p.shape == (2, 3, 2) and p[1, 0, 0] == 12 and p[1, 0, 1] == 7
+    np.testing.assert_array_equal(p[0], rates[1])
+    assert D.psth_r2(np.nan_to_num(rates), p, [1, 0, 1, np.nan]) < 1
+    clean = np.nan_to_num(rates)
+    assert D.psth_r2(clean, D.psth(clean, [1, 0, 1, -1]), [1, 0, 1, np.nan]) == 1
+
+
+def test_psth_averages(gold):
+    members = [np.arange(i, 24, 4) for i in range(4)]
+    mean = np.stack([gold["pred"][m].mean(0) for m in members])
+    ok = ~np.isnan(gold["psth"]).any(-1)
+    both = [r2_score(t[k], m[k], multioutput="raw_values")
+            for t, m, k in zip(gold["psth"], mean, ok)]
+    got = D.psth_r2(gold["pred"], gold["psth"], members, average="both", each=True)
+    np.testing.assert_allclose(got, both, atol=1e-10)
+    skipped = D.psth_r2(gold["pred"], gold["psth"], [*members[:3], []])
+    want = r2_score(np.concatenate([t[k] for t, k in zip(gold["psth"][:3], ok[:3])]),
+                    np.concatenate([m[k] for m, k in zip(mean[:3], ok[:3])]))
+    assert skipped == pytest.approx(want, abs=1e-10)
+    holes = np.where(np.arange(20)[:, None] == 2, np.nan, gold["pred"])
+    with pytest.raises(ParameterError, match="NaN"): D.psth_r2(holes, gold["psth"], members)
+
+
+# ---------------------------------------------------------------- pseudo-R²
+def test_bootstrap_draws_are_scores_of_drawn_trials():
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(-1, 0.7, (12, 15, 5)))
+    spikes = rng.poisson(rate).astype(float)
+    spikes[rng.random(spikes.shape) < 0.1] = np.nan
+    other = rate * np.exp(rng.normal(0, 0.3, rate.shape))
+    draws = np.random.default_rng(7).multinomial(12, [1 / 12] * 12, 40)
+    rows = [np.repeat(np.arange(12), t) for t in draws]
+    for ref, score in ((None, lambda i: pseudo_r2(rate[i], spikes[i], per_neuron="each")),
+                       (other, lambda i: relative_pseudo_r2(rate[i], other[i], spikes[i], "each"))):
+        b = D.bootstrap_pseudo_r2(rate, spikes, ref, resamples=40, seed=7, level=0.9)
+        each = np.array([score(i) for i in rows])
+        np.testing.assert_allclose(b.value, score(slice(None)), atol=1e-12)
+        limits = np.quantile(each, [0.05, 0.95], axis=0)
+        np.testing.assert_allclose([b.low, b.high], limits, atol=1e-10)
+        np.testing.assert_allclose(b.above, (each > 0).mean(0))
+
+
+def test_bootstrap_verdict():
+    rng = np.random.default_rng(1)
+    rate = np.exp(rng.normal(0, 0.8, (40, 20, 3)))
+    spikes = rng.poisson(rate)
+    flat = np.full_like(rate, 1.4)
+    assert D.bootstrap_pseudo_r2(rate, spikes, flat).better().tolist() == [1, 1, 1]
+    assert D.bootstrap_pseudo_r2(flat, spikes, rate).better().tolist() == [-1, -1, -1]
+    assert D.bootstrap_pseudo_r2(rate, spikes, rate).better().tolist() == [0, 0, 0]
+    spikes[..., 0] = 2                                                     # never changes
+    b = D.bootstrap_pseudo_r2(rate, spikes)
+    assert np.isnan([b.value[0], b.low[0]]).all() and b.better()[0] == 0
+    with pytest.raises(ParameterError, match="rates are negative"):
+        D.bootstrap_pseudo_r2(-rate, spikes)
+
+
+# ---------------------------------------------------------------- subspaces and speed
+def test_subspaces():
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.standard_normal((20, 20)))
+    x = (rng.standard_normal((300, 20)) * np.r_[5, 4, 3, np.full(17, 0.1)]) @ q.T
+    assert D.principal_angles(D.principal_axes(x, 3), q[:, :3]).max() < 2
+    assert D.alignment_index(x, x, 3) == pytest.approx(1)
+    assert D.alignment_index(x, 3 * x[:, ::-1] - 7, 3) < 1
+    one = D.alignment_index(x @ q, 5 * (x @ q) + 2, 3)
+    assert one == pytest.approx(1)                                         # shift and scale
+    np.testing.assert_allclose(D.principal_angles(q[:, :2], q[:, 1:4]), [0, 90], atol=1e-5)
+    train = x[:200]
+    a = D.soft_normalise(train, train)
+    np.testing.assert_allclose(D.soft_normalise(x, train)[:200], a)
+    assert abs(a.mean(0)).max() < 1e-12
+    with pytest.raises(ParameterError, match="not the same units"): D.principal_angles(q, q[:5])
+
+
+def test_speed_scales_and_gaps():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 30, 5))
+    v = D.neural_speed(x)
+    np.testing.assert_allclose(D.neural_speed(2 * x + 3, bin_size=0.5), 4 * v)
+    q, _ = np.linalg.qr(rng.standard_normal((5, 5)))
+    np.testing.assert_allclose(D.neural_speed(x @ q), v)
+    when = np.ones((4, 30), bool); when[:, 10:20] = False
+    steps = np.linalg.norm(np.diff(x, axis=1), axis=-1)
+    np.testing.assert_allclose(D.neural_speed(x, when), np.c_[steps[:, :9], steps[:, 20:]].mean(1))
+    with pytest.raises(ParameterError, match="trial 2"):
+        x[2, 3] = np.nan; D.neural_speed(x, when)
+
+
+def test_speed_correlation_conditions():
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((30, 12, 4)), rng.random(30)
+    label = np.arange(30) % 3
+    each = D.speed_interval_correlation(x, t, label, average="each")
+    v = D.neural_speed(x)
+    want = [np.corrcoef(v[label == k], t[label == k])[0, 1] for k in range(3)]
+    np.testing.assert_allclose(each, want)
+    median = D.speed_interval_correlation(x, t, label, average="median")
+    assert median == pytest.approx(np.median(want))
+    alone = np.r_[label[:-1], 9]                                           # one trial
+    assert np.isnan(D.speed_interval_correlation(x, t, alone, average="each")[-1])
+    assert np.isfinite(D.speed_interval_correlation(x, t, alone))
+    assert np.isnan(D.speed_interval_correlation(x[:1], t[:1]))
+
+
+# ---------------------------------------------------------------- real recordings
+def test_reaches_of_a_monkey(mirror):
+    "DAD: velocity from 71 neurons of motor cortex, on the part that was not fitted."
+    from scipy.io import loadmat
+    from scipy.ndimage import gaussian_filter1d
+    m = loadmat(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")
+    smooth = lambda x: gaussian_filter1d(x.astype(float), 1.0, axis=0)
+    d = D.fit_decoder(smooth(m["Ytr"]), m["Xtr"], alpha=np.logspace(-1, 4, 11), delay=range(-2, 3))
+    score = d.score(smooth(m["Yte"]), m["Xte"])
+    bench = D.velocity_r2(smooth(m["Ytr"]), m["Xtr"], smooth(m["Yte"]), m["Xte"])
+    assert 0.3 < score < 1 and 0.3 < bench < 1

@@ -1,0 +1,467 @@
+"LFADS: agreement with reference values and plain loops, gradients, shapes, what is refused."
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from neurocompanion.autolfads import cells
+from neurocompanion.autolfads import models as M
+from neurocompanion.core import ParameterError
+
+GOLDEN = Path(__file__).parent / "data" / "lfads_golden.npz"
+SMALL = dict(ic_encoder=5, ic=4, generator=6, factors=3)
+CONTROLLED = SMALL | dict(ci_encoder=4, controller=5, inputs=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["fused", "plain"])
+def product(request, monkeypatch):
+    "With the fused product, where there is one, and without."
+    if request.param == "plain": monkeypatch.setattr(cells, "_FUSED", None)
+
+
+def counts(*shape, rate=0.7): return torch.poisson(torch.full(shape, rate))
+
+
+def plain_read(x, h0, weights, backwards=False):
+    states = cells.read_plain(x.flip(0) if backwards else x, h0, weights)
+    return states.flip(0) if backwards else states, states[-1]
+
+
+# ---- reference values
+
+def test_golden_outputs(product):
+    model, inputs, expected = M.load_reference(GOLDEN)
+    assert not model.training
+    with torch.no_grad(): out = model(*inputs)
+    assert set(expected) == {"output_params", "factors", "ic_mean", "ic_std", "co_means", "co_stds",
+                             "gen_states", "gen_init", "gen_inputs", "con_states"}
+    for name, value in expected.items():
+        assert out[name].shape == value.shape
+        torch.testing.assert_close(getattr(out, name), value, atol=1e-5, rtol=0)
+
+
+def test_golden_by_keyword():
+    model, (x, external), expected = M.load_reference(str(GOLDEN))
+    with torch.no_grad(): out = model(x=x, external=external)
+    torch.testing.assert_close(out.log_rates, expected["output_params"][..., 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.rates, out.log_rates.exp())
+
+
+def test_golden_losses():
+    model, inputs, _ = M.load_reference(GOLDEN)
+    z = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN).items()}
+    with torch.no_grad():
+        out = model(*inputs)
+        ar = M.ar_log_prob(z["ar_sample"], model.co_prior_logtau, model.co_prior_lognvar)
+        pairs = [(M.kl_ic(model, out.ic_mean, out.ic_std), z["kl_ic"]),
+                 (M.l2(model, 2, 1, 0.5, 0.25), z["l2"]), (ar, z["ar_log_prob"]),
+                 (M.normal_log_prob(z["ar_sample"], out.co_mean, out.co_std),
+                  z["co_log_q_of_sample"]), (M.element_nll(out, z["y"]), z["recon_all"])]
+    for found, expected in pairs: torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_golden_coordinated_dropout(monkeypatch):
+    z = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN).items()}
+    drawn = (1 - z["cd_grad_mask"]) / 0.7                    # the reference's draw instead of ours
+    monkeypatch.setattr(M, "_keep", lambda *a, **k: drawn)
+    read, learn = M.coordinated(z["enc"], 0.3)
+    torch.testing.assert_close(read, z["cd_input"], atol=1e-6, rtol=0)
+    assert torch.equal(learn, z["cd_grad_mask"])
+
+
+# ---- files of other sizes, written by an independent, slow implementation
+
+def sigmoid(x): return 1 / (1 + np.exp(-x))
+
+
+def slow_gru(x, h, sd, name):
+    w, u, b = (sd[f"{name}.cell.{k}"] if f"{name}.cell.{k}" in sd else sd[f"{name}.{k}"]
+               for k in ("weight_ih", "weight_hh", "bias_ih"))
+    k = h.shape[1]
+    a = x @ w.T + b
+    zr = sigmoid(a[:, :2 * k] + h @ u[:2 * k].T)
+    z, r = zr[:, :k], zr[:, k:]
+    n = np.tanh(a[:, 2 * k:] + (r * h) @ u[2 * k:].T)
+    return np.clip(z * h + (1 - z) * n, -5, 5)
+
+
+def slow_both(x, h0, sd, name):
+    b, t, _ = x.shape
+    forth, back, h = [None] * t, [None] * t, np.repeat(h0[0], b, 0)
+    for i in range(t): h = forth[i] = slow_gru(x[:, i], h, sd, f"{name}.fwd_gru")
+    h = np.repeat(h0[1], b, 0)
+    for i in reversed(range(t)): h = back[i] = slow_gru(x[:, i], h, sd, f"{name}.bwd_gru")
+    return np.stack(forth, 1), np.stack(back, 1)
+
+
+def write_reference(path, *, n=4, read=3, t=6, t_read=5, e=0, controlled=True, params=1, b=2):
+    "A file laid out as the golden one, of any sizes."
+    rng = np.random.default_rng(0)
+    draw = lambda *s: rng.standard_normal(s) * 0.5
+    ic, ice, cie, c, u, g, f = 3, 4, 5, 6, 2 * controlled, 7, 2
+    cell = "decoder.rnn.cell"
+    sizes = {"encoder.ic_enc.fwd_gru.cell": (read, ice), "encoder.ic_enc.bwd_gru.cell": (read, ice),
+             f"{cell}.gen_cell": (u + e, g)}
+    sd = {"encoder.ic_enc_h0": draw(2, 1, ice), "encoder.ic_linear.weight": draw(2 * ic, 2 * ice),
+          "encoder.ic_linear.bias": draw(2 * ic), "decoder.con_h0": draw(1, c),
+          "decoder.ic_to_g0.weight": draw(g, ic), "decoder.ic_to_g0.bias": draw(g),
+          f"{cell}.fac_linear.weight": draw(f, g), "readout.0.weight": draw(n * params, f),
+          "readout.0.bias": draw(n * params), "ic_prior.mean": draw(ic),
+          "ic_prior.logvar": draw(ic)}
+    if controlled:
+        sizes |= {f"encoder.ci_enc.{d}_gru.cell": (read, cie) for d in ("fwd", "bwd")}
+        sizes[f"{cell}.con_cell"] = (2 * cie + f, c)
+        sd |= {"encoder.ci_enc_h0": draw(2, 1, cie), f"{cell}.co_linear.weight": draw(2 * u, c),
+               f"{cell}.co_linear.bias": draw(2 * u), "co_prior.logtaus": draw(u),
+               "co_prior.lognvars": draw(u)}
+    for name, (i, k) in sizes.items():
+        sd |= {f"{name}.weight_ih": draw(3 * k, i), f"{name}.weight_hh": draw(3 * k, k),
+               f"{name}.bias_ih": draw(3 * k), f"{name}.bias_hh": np.zeros(3 * k)}
+    x, y, ext = rng.poisson(1, (b, t_read, read)), rng.poisson(1, (b, t, n)), draw(b, t, e)
+    forth, back = slow_both(x, sd["encoder.ic_enc_h0"], sd, "encoder.ic_enc")
+    last = np.concatenate([forth[:, -1], back[:, 0]], 1)
+    moments = last @ sd["encoder.ic_linear.weight"].T + sd["encoder.ic_linear.bias"]
+    out = {"ic_mean": moments[:, :ic], "ic_std": np.sqrt(np.exp(moments[:, ic:]) + 1e-4)}
+    state = out["gen_init"] = (out["ic_mean"] @ sd["decoder.ic_to_g0.weight"].T
+                               + sd["decoder.ic_to_g0.bias"])
+    w = sd[f"{cell}.fac_linear.weight"]
+    w = w / np.linalg.norm(w, axis=1, keepdims=True)
+    if controlled:
+        forth, back = slow_both(x, sd["encoder.ci_enc_h0"], sd, "encoder.ci_enc")
+        ci = np.zeros((b, t, 2 * cie))
+        ci[:, 1:t_read, :cie], ci[:, :t_read - 1, cie:] = forth[:, :-1], back[:, 1:]
+    con, fac, rows = np.repeat(sd["decoder.con_h0"], b, 0), state @ w.T, []
+    for i in range(t):
+        mean = std = np.zeros((b, 0))
+        if controlled:
+            con = slow_gru(np.concatenate([ci[:, i], fac], 1), con, sd, f"{cell}.con_cell")
+            m = con @ sd[f"{cell}.co_linear.weight"].T + sd[f"{cell}.co_linear.bias"]
+            mean, std = m[:, :u], np.exp(m[:, u:] / 2)
+        given = np.concatenate([mean, ext[:, i]], 1)
+        state = slow_gru(given, state, sd, f"{cell}.gen_cell")
+        fac = state @ w.T
+        rows.append((mean, std, state, given, fac, con))
+    names = ("co_means", "co_stds", "gen_states", "gen_inputs", "factors", "con_states")
+    out |= {k: np.stack(v, 1) for k, v in zip(names, zip(*rows))}
+    if not controlled: out["con_states"] = out["con_states"][..., :0]
+    p = out["factors"] @ sd["readout.0.weight"].T + sd["readout.0.bias"]
+    out["output_params"] = np.stack(np.split(p, params, -1), -1)
+    arrays = {"enc": x, "y": y} | ({"ext": ext} if e else {})
+    arrays |= {f"sd/{k}": v for k, v in sd.items()} | {f"out/{k}": v for k, v in out.items()}
+    np.savez(path, **{k: v.astype("float32") for k, v in arrays.items()})
+    return path
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+@pytest.mark.parametrize("e", [0, 2])
+@pytest.mark.parametrize("params", [1, 2])
+@pytest.mark.parametrize("shape", [dict(), dict(n=3, t_read=6), dict(t=1, t_read=1, b=1)])
+def test_files_of_other_sizes(tmp_path, controlled, e, params, shape):
+    path = write_reference(tmp_path / "r.npz", e=e, controlled=controlled, params=params, **shape)
+    model, inputs, expected = M.load_reference(path)
+    assert len(inputs) == 1 + (e > 0)
+    assert (model.head == "gaussian") == (params == 2)
+    with torch.no_grad(): out = model(*inputs)
+    for name, value in expected.items():
+        torch.testing.assert_close(out[name], value, atol=1e-5, rtol=1e-5)
+
+
+# ---- fast loops against plain ones
+
+def gradients(model, x, y, external=None, **kwargs):
+    model.zero_grad()
+    draw = torch.Generator().manual_seed(3)
+    total, parts = M.loss(model, x, y, external, generator=draw, **kwargs)
+    total.backward()
+    return total.detach(), parts, {k: p.grad.clone() for k, p in model.named_parameters()
+                                   if p.grad is not None}
+
+
+@pytest.mark.parametrize("sizes", [SMALL, CONTROLLED])
+@pytest.mark.parametrize("external", [0, 2])
+@pytest.mark.parametrize("head", ["poisson", "gaussian"])
+def test_training_step_equals_plain_loops(monkeypatch, sizes, external, head):
+    model = M.LFADS(6, 9, encoded=4, read_steps=7, external=external, head=head, **sizes).double()
+    x, y = counts(3, 7, 4).double(), counts(3, 9, 6).double()
+    ext = torch.randn(3, 8, external).double() if external else None
+    fast = gradients(model, x, y, ext, hyper=M.Hyper(kl_co=0.1, kl_ic=0.1))
+    monkeypatch.setattr(cells, "read", plain_read)
+    monkeypatch.setattr(cells, "chain", cells.chain_plain)
+    plain = gradients(model, x, y, ext, hyper=M.Hyper(kl_co=0.1, kl_ic=0.1))
+    assert fast[1].keys() == plain[1].keys() and fast[2].keys() == plain[2].keys()
+    torch.testing.assert_close(fast[0], plain[0], rtol=1e-10, atol=0)
+    for name, g in plain[2].items():
+        eps = 1e-8 * (1 + g.norm().item())
+        torch.testing.assert_close(fast[2][name], g, rtol=1e-7, atol=eps)
+
+
+def test_training_step_in_single_precision(monkeypatch, product):
+    model = M.LFADS(20, 25, **CONTROLLED | dict(generator=40, ic_encoder=30))
+    x = counts(16, 25, 20)
+    fast = gradients(model, x, x)
+    monkeypatch.setattr(cells, "read", plain_read)
+    monkeypatch.setattr(cells, "chain", cells.chain_plain)
+    plain = gradients(model, x, x)
+    torch.testing.assert_close(fast[0], plain[0], rtol=1e-6, atol=0)
+    for name, g in plain[2].items():
+        torch.testing.assert_close(fast[2][name], g, rtol=1e-3, atol=2e-5 * g.norm().item())
+
+
+def test_loops_against_differences():
+    net = cells.GRU(2, 3).double()
+    x, h = torch.randn(4, 2, 2).double().requires_grad_(), 4 * torch.randn(2, 3).double()
+    leaves = [x, h.requires_grad_(), *net.weights()]
+    for backwards in (False, True):
+        assert gradcheck(lambda x, h, *w: cells.read(x, h, w, backwards), leaves)  # noqa: B023
+
+
+def test_states_beyond_the_clamp(product):
+    net, h0 = cells.GRU(2, 3), torch.tensor([[90.0, -90, 0.5]])
+    with torch.no_grad():                                    # a network that remembers
+        net.w_h *= 0.01
+        net.bias += 3
+    x = torch.randn(5, 1, 2)
+    fast, plain = cells.read(x, h0, net.weights())[0], cells.read_plain(x, h0, net.weights())
+    assert plain[0].abs().max() == cells.CLIP
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_backward_twice():
+    x = torch.randn(3, 2, 2, requires_grad=True)
+    total = cells.read(x, torch.zeros(2, 3), cells.GRU(2, 3).weights())[0].sum()
+    first, = torch.autograd.grad(total, x, retain_graph=True)
+    second, = torch.autograd.grad(total, x, retain_graph=True)
+    assert torch.equal(first, second)
+    total.backward()
+    with pytest.raises(RuntimeError, match="second time"): total.backward()
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch):
+    kept = []
+    step = cells._Cell.step
+    monkeypatch.setattr(cells._Cell, "step", lambda *a: kept.append(step(*a)) or kept[-1])
+    model = M.LFADS(5, 6, **CONTROLLED)
+    with torch.no_grad(): out = model(counts(2, 6, 5))
+    assert out.log_rates.grad_fn is None and kept
+
+
+# ---- the loss
+
+def test_coordinated_dropout_learns_from_hidden_elements_only():
+    torch.manual_seed(1)
+    model = M.LFADS(6, 8, encoded=4, read_steps=5, **SMALL).train()
+    y, seen = counts(3, 8, 6), {}
+
+    def watch(out, y, learn, weight):
+        seen["learn"] = learn
+        return _mean_nll(out, y, learn, weight)
+
+    _mean_nll, M._mean_nll = M._mean_nll, watch
+    try:
+        M.loss(model, y[:, :5, :4], y, hyper=M.Hyper(cd_rate=0.9, dropout=0))
+        learn = seen["learn"]                                           # t b n
+        assert learn[5:].all() and learn[..., 4:].all()
+        assert 0 < learn[:5, :, :4].mean() < 1
+        M.loss(model.eval(), y[:, :5, :4], y, hyper=M.Hyper(cd_rate=0.9))
+        assert seen["learn"] is None
+        M.loss(model.train(), y[:, :5, :4], y, hyper=M.Hyper(cd_rate=0.0))
+        assert seen["learn"] is None
+    finally: M._mean_nll = _mean_nll
+
+
+def test_value_does_not_depend_on_where_gradients_flow():
+    log_rates, y = torch.randn(4, 3, 5), counts(4, 3, 5, rate=2.0)
+    for weight in (None, torch.rand(4, 3, 5)):
+        full = M._PoissonMean.apply(log_rates, y, None, weight)
+        half = M._PoissonMean.apply(log_rates, y, (torch.rand(4, 3, 5) < 0.5).float(), weight)
+        each = torch.nn.functional.poisson_nll_loss(log_rates, y, full=True, reduction="none")
+        torch.testing.assert_close(full, half)
+        torch.testing.assert_close(full, (each if weight is None else each * weight).mean())
+
+
+def test_parts_and_ramp():
+    model = M.LFADS(5, 6, **CONTROLLED).eval()
+    x, hyper = counts(4, 6, 5), M.Hyper(kl_co=0.1, kl_ic=0.2, l2_gen=3, l2_con=4)
+    draw = lambda: torch.Generator().manual_seed(0)
+    free, parts = M.loss(model, x, x, hyper=hyper, ramp=0.0, generator=draw())
+    full, same = M.loss(model, x, x, hyper=hyper, ramp=1.0, generator=draw())
+    assert set(parts) == {"nll", "kl_ic", "kl_co", "l2"}
+    assert all(parts[k] == same[k] and not parts[k].requires_grad for k in parts)
+    torch.testing.assert_close(free.detach(), 1e4 * parts["nll"])
+    penalty = 0.2 * parts["kl_ic"] + 0.1 * parts["kl_co"] + parts["l2"]
+    torch.testing.assert_close((full - free).detach(), 1e4 * penalty, rtol=1e-4, atol=1e-2)
+
+
+def test_hyperparameters_act_at_once():
+    model = M.LFADS(5, 6, **CONTROLLED)
+    x = counts(4, 6, 5)
+    grads = [gradients(model, x, x, hyper=M.Hyper(l2_gen=s))[2]["generator.w_h"] for s in (0.1, 10)]
+    assert (grads[0] - grads[1]).abs().max() > 0
+
+
+def test_l2_counts_scaled_networks_only():
+    model = M.LFADS(5, 6, **CONTROLLED)
+    w = model.generator.w_h
+    torch.testing.assert_close(M.l2(model, generator=2.0), w.square().mean())
+    assert M.l2(model) == 0 and M.l2(M.LFADS(5, 6, **SMALL), controller=1.0) == 0
+
+
+def test_sample_validation_hides_and_reports():
+    model = M.LFADS(5, 6, **SMALL).eval()
+    x, held = counts(4, 6, 5), M.sample_mask((4, 6, 5), 0.4, seed=1)
+    assert torch.equal(held, M.sample_mask((4, 6, 5), 0.4, seed=1))
+    assert not torch.equal(held, M.sample_mask((4, 6, 5), 0.4, seed=2))
+    draw = lambda: torch.Generator().manual_seed(0)
+    total, parts = M.loss(model, x, x, held=held, generator=draw())
+    other = torch.where(held, x + 3, x)                       # what is held out cannot be seen
+    again, moved = M.loss(model, other, other, held=held, generator=draw())
+    torch.testing.assert_close(parts["nll"], moved["nll"])
+    assert parts["held_nll"] != moved["held_nll"]
+
+
+def test_seeds_decide():
+    model = M.LFADS(5, 6, **CONTROLLED)
+    x = counts(4, 6, 5)
+    one, two = (gradients(model, x, x)[0] for _ in range(2))
+    assert one == two
+    assert one != M.loss(model, x, x, generator=torch.Generator().manual_seed(4))[0]
+
+
+def test_initial_weights():
+    model = M.LFADS(60, 10, ci_encoder=80, controller=80, inputs=4)
+    for cell, scales in [(model.ic_encoder[0], (160, 160)), (model.generator, (4, 100)),
+                         (model.controller, (200, 80))]:
+        for w, scale in zip((cell.w_in, cell.w_h), scales):
+            assert abs(w.std().item() * scale**0.5 - 1) < 0.06
+        k = cell.w_h.shape[1]
+        assert (cell.bias[:2 * k] == 1).all() and (cell.bias[2 * k:] == 0).all()
+    assert not model.readout.bias.any()
+    assert not model.ic_prior_logvar.requires_grad
+
+
+# ---- averages
+
+@pytest.mark.parametrize("head", ["poisson", "gaussian"])
+def test_average_does_not_depend_on_batches(head):
+    model = M.LFADS(5, 6, head=head, external=1, **CONTROLLED).train()
+    x, ext = counts(7, 6, 5), torch.randn(7, 6, 1)
+    one = M.average(model, x, ext, samples=5)
+    assert model.training
+    for batch in (1, 12, 35):
+        for a, b in zip(one, M.average(model, x, ext, samples=5, batch=batch)):
+            assert (a is None) == (b is None)
+            if a is not None: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert (one.rates_sd > 0).all() and one.inputs.shape == (7, 6, 2)
+    assert (one.noise_var is None) == (head == "poisson")
+    assert (one.rates != M.average(model, x, ext, samples=5, seed=1).rates).any()
+
+
+def test_average_of_many_samples_is_the_mean_of_single_passes():
+    model = M.LFADS(5, 6, **CONTROLLED).eval()
+    with torch.no_grad():                                    # narrow posteriors: tame moments
+        model.ic_linear.bias[4:] -= 4
+        model.co_linear.bias[2:] -= 4
+    x = counts(2, 6, 5)
+    many = M.average(model, x, samples=4000)
+    with torch.no_grad():
+        singles = torch.stack([model(x, sample=True).rates for _ in range(1500)])
+    assert ((many.rates - singles.mean(0)).abs() < 5 * singles.std(0) / 1500**0.5 + 1e-4).all()
+    torch.testing.assert_close(many.rates_sd, singles.std(0), rtol=0.15, atol=1e-3)
+
+
+def test_nll_of_masks():
+    model = M.LFADS(5, 6, **SMALL)
+    x = counts(3, 6, 5)
+    mask = torch.rand(3, 6, 5) < 0.5
+    parts = [M.nll(model, x, x, mask=m, samples=3) for m in (mask, ~mask)]
+    share = mask.float().mean().item()
+    assert abs(share * parts[0] + (1 - share) * parts[1] - M.nll(model, x, x, samples=3)) < 1e-5
+    assert M.nll(model, x, x, mask=torch.ones(5, dtype=torch.bool)) == M.nll(model, x, x)
+    with pytest.raises(ParameterError, match="leaves no element"):
+        M.nll(model, x, x, mask=torch.zeros(3, 6, 5, dtype=torch.bool))
+
+
+# ---- use
+
+def test_counts_of_any_type_and_copies():
+    model = M.LFADS(5, 6, **CONTROLLED).eval()
+    x = counts(3, 6, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.to(torch.uint8)).factors, model(x).factors)
+        twin = copy.deepcopy(model)
+        other = M.LFADS(5, 6, **CONTROLLED).eval()
+        other.load_state_dict(model.state_dict())
+        for m in (twin, other): assert torch.equal(m(x).log_rates, model(x).log_rates)
+
+
+def test_evaluation_has_no_dropout():
+    model = M.LFADS(5, 6, **CONTROLLED)
+    x = counts(3, 6, 5)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x, dropout=0.5).factors, model(x).factors)
+        assert not torch.equal(model.train()(x, dropout=0.5).factors, model(x).factors)
+
+
+@pytest.mark.parametrize("head", ["poisson", "gaussian"])
+def test_learns(head):
+    phase = 6.28 * torch.rand(40, 1, 1)
+    rates = (1.5 * torch.cos(torch.arange(20.0)[:, None] / 3 + phase + torch.arange(8.0) / 2)).exp()
+    y = torch.poisson(rates) if head == "poisson" else rates.log() + 0.1 * torch.randn(40, 20, 8)
+    model = M.LFADS(8, 20, head=head, ic_encoder=16, ic=8, generator=16, factors=4)
+    adam, hyper = torch.optim.Adam(model.parameters(), 1e-2), M.Hyper(dropout=0.0, cd_rate=0.2)
+    before = M.nll(model, y, y, samples=0)
+    for _ in range(150):
+        adam.zero_grad()
+        M.loss(model, y, y, hyper=hyper)[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 200)
+        adam.step()
+    assert M.nll(model, y, y, samples=0) < before - 0.1
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(neurons=0), "neurons is not a size"), (dict(steps=2.5), "steps is not a size"),
+    (dict(encoded=9), "more than it reconstructs"),
+    (dict(read_steps=9), "more than it reconstructs"), (dict(inputs=2), "ci_encoder is not a size"),
+    (dict(inputs=2, ci_encoder=3), "controller is not"),
+    (dict(head="laplace"), "no such head"), (dict(external=-1), "external is not a size"),
+])
+def test_sizes_that_are_refused(wrong, message):
+    with pytest.raises(ParameterError, match=message): M.LFADS(**dict(neurons=5, steps=6) | wrong)
+
+
+def test_data_that_are_refused():
+    model = M.LFADS(5, 6, external=1, **SMALL)
+    x, ext = counts(3, 6, 5), torch.randn(3, 6, 1)
+    for call, message in [
+        (lambda: model(x), "external inputs are missing"),
+        (lambda: model(x[..., :4], ext), "found \\(3, 6, 4\\)"),
+        (lambda: model(x[0], ext), "found \\(6, 5\\)"),
+        (lambda: model(x, ext[:2]), "external inputs of the wrong shape"),
+        (lambda: model(x, torch.randn(3, 7, 1)), "too long"),
+        (lambda: model(x[:0], ext[:0]), "no trials"),
+        (lambda: M.loss(model, x, x[:, :5], ext), "data to reconstruct"),
+        (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(cd_rate=1.0)), "cd_rate is a share"),
+        (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(dropout=-0.1)), "dropout is a share"),
+        (lambda: M.average(model, x, ext, samples=-1), "samples is not a size"),
+        (lambda: M.sample_mask((2, 3), 1.5), "share of held-out"),
+    ]:
+        with pytest.raises(ParameterError, match=message): call()
+
+
+def test_short_external_inputs_end_in_zeros():
+    model = M.LFADS(5, 6, external=1, **SMALL).eval()
+    x, ext = counts(3, 6, 5), torch.randn(3, 6, 1)
+    ext[:, 4:] = 0
+    with torch.no_grad(): assert torch.equal(model(x, ext).factors, model(x, ext[:, :4]).factors)

@@ -1,0 +1,286 @@
+"Population-based training: decisions, engines that agree, and searches that survive a kill."
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neurocompanion.autolfads import pbt as room
+from neurocompanion.autolfads.pbt import (
+    SPACE, Range, draw, has_settled, manual, parents, pbt, perturb, random_search)
+from neurocompanion.core import ParameterError, TrainingError, atomic_path
+
+
+class Stream:
+    "Estimates of many means; the learning rate is the hyperparameter, NaN above its `wall`."
+    wall = math.inf
+    pause = 0.0
+
+    def __init__(self, hyper, seed):
+        self.hyper, self.seed, self.at, self.p = dict(hyper), seed, 0, np.full(50, 3.0)
+
+    def update(self, hyper): self.hyper.update(hyper)
+
+    @property
+    def score(self): return float(np.mean(self.p ** 2))
+
+    def save(self, path):
+        with atomic_path(path) as tmp:
+            tmp.write_text(json.dumps([self.at, self.hyper, self.p.tolist()]))
+
+    def load(self, path):
+        self.at, self.hyper, p = json.loads(Path(path).read_text())
+        self.p = np.array(p)
+
+    def run(self, epochs):
+        rows = []
+        for _ in range(epochs):
+            time.sleep(self.pause)
+            noise = np.random.default_rng((self.seed, self.at)).standard_normal(50)
+            self.p, self.at = self.p + self.hyper["lr"] * (noise - self.p), self.at + 1
+            if self.hyper["lr"] > self.wall: self.p[:] = np.nan
+            rows.append({"epoch": self.at, "lr": self.hyper["lr"]})
+        return rows
+
+
+class Walled(Stream):
+    wall = 0.3
+
+
+ONE = {"lr": Range(1e-3, 1.0, "log", 0.8, True)}
+HOW = dict(members=6, epochs=3, lead=2, generations=5, seed=3, window=None)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return pbt(Stream, ONE, engine="serial", **HOW)
+
+
+def test_every_copy_is_of_a_better_one_and_only_copies_are_perturbed(expected):
+    table = expected.table.set_index(["generation", "member"])
+    copies = 0
+    for (g, m), row in table.iterrows():
+        if g == 0:
+            assert row["parent"] == m and not row["copied"]
+            continue
+        source, own = table.loc[(g - 1, row["parent"])], table.loc[(g - 1, m)]
+        if not row["copied"]:
+            assert row["lr"] == source["lr"]
+            continue
+        copies += 1
+        assert source["score"] < own["score"] and row["lr"] != source["lr"]
+        assert abs(math.log(row["lr"] / source["lr"])) <= math.log(1.8) + 1e-12
+    assert copies == 4 * 3                                   # a pair has one loser
+    assert expected.epochs.groupby(["generation", "member"]).size().tolist() == [5] * 6 + [3] * 24
+
+
+def test_epochs_continue_through_copies(expected):
+    assert (expected.epochs.groupby("generation")["epoch"].max() == [5, 8, 11, 14, 17]).all()
+
+
+@pytest.mark.parametrize("how", [dict(workers=1), dict(workers=4), dict(workers=2, start="spawn")])
+def test_processes_give_what_one_process_gives(expected, how):
+    assert pbt(Stream, ONE, **HOW, **how).table.equals(expected.table)
+
+
+def test_ray_gives_what_one_process_gives(expected, monkeypatch):
+    pytest.importorskip("ray.tune", reason="needs Ray Tune, the extra `scale`")
+    root = str(Path(room.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, str(Path(__file__).parent)]))
+    found = pbt(Stream, ONE, engine="ray", workers=2, **HOW)
+    assert found.table.equals(expected.table)
+
+
+def test_more_generations_are_added_to_a_finished_search(expected, tmp_path):
+    first = pbt(Stream, ONE, out=tmp_path, engine="serial", **{**HOW, "generations": 2})
+    assert first.stopped == "generations" and len(first.past) == 2
+    again = pbt(Stream, ONE, out=tmp_path, engine="serial", **HOW)
+    assert again.table.equals(expected.table)
+    calls = []
+    once_more = pbt(lambda *a: calls.append(a) or Stream(*a), ONE, out=tmp_path, **HOW)
+    assert once_more.table.equals(expected.table) and not calls    # nothing was trained again
+    kept = sorted(p.name for p in (tmp_path / "states").glob("*.pt"))
+    assert kept == [f"0004-{i:03d}.pt" for i in range(6)]
+
+
+def test_half_a_generation_is_kept(expected, tmp_path):
+    "A member that fails in generation 2 costs nobody else's work."
+    class Fails(Stream):
+        def run(self, epochs):
+            if self.at == 8 and fail and self.seed == bad: raise TrainingError("the disk is full")
+            return super().run(epochs)
+
+    bad, fail = json.loads(json.dumps(expected.past[0]["tasks"][4]["seed"])), True
+    with pytest.raises(TrainingError, match="the disk is full") as e:
+        pbt(Fails, ONE, out=tmp_path, engine="serial", **HOW)
+    notes = getattr(e.value, "__notes__", None)               # Python 3.11 and later
+    assert notes is None or "member 4, generation 2" in notes[0]
+    done = sorted(p.name for p in (tmp_path / "states").glob("0002-*.json"))
+    assert done
+    fail = False
+    assert pbt(Fails, ONE, out=tmp_path, engine="serial", **HOW).table.equals(expected.table)
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from test_autolfads_pbt import HOW, ONE, Stream, pbt
+    Stream.pause = 0.01
+    pbt(Stream, ONE, out=sys.argv[1], workers=2, **HOW)
+"""
+
+
+def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(expected, tmp_path):
+    script = tmp_path / "search.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent))))
+    out, kills = tmp_path / "out", 0
+    seen = lambda: len(list(out.glob("generation-*.json")))
+    states = lambda: len(list(out.glob("states/*.json"))) + 10 * seen()
+    while seen() < 4:
+        before = states()
+        run = subprocess.Popen([sys.executable, str(script), str(out)], start_new_session=True)
+        end = time.time() + 60
+        while states() < before + 4 and run.poll() is None and time.time() < end: time.sleep(0.01)
+        time.sleep(0.013 * kills)
+        children = _children(run.pid)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        kills += 1
+        _gone(children)
+    found = pbt(Stream, ONE, out=out, engine="serial", **HOW)
+    assert kills >= 2 and found.table.equals(expected.table)
+    assert found.member().score == expected.member().score == expected.best["score"]
+    assert not list(out.rglob("*.tmp")) or all(p.name.startswith(".") for p in out.rglob("*.tmp"))
+
+
+def _children(pid):
+    try: return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError: return []
+
+
+def _gone(pids):
+    "Workers die with their parent."
+    end = time.time() + 10
+    while any(Path(f"/proc/{p}").exists() and "Z" not in Path(f"/proc/{p}/stat").read_text().split()
+              [2:3] for p in pids):
+        assert time.time() < end, "a worker outlives its parent"
+        time.sleep(0.02)
+
+
+def test_members_that_diverge_lose_and_come_back():
+    found = pbt(Walled, ONE, **{**HOW, "members": 8}, engine="serial")
+    table = found.table
+    lost = table[table["score"].isna()]
+    assert len(lost)
+    for _, row in lost[lost["generation"] < 4].iterrows():
+        after = table[(table["generation"] == row["generation"] + 1)
+                      & (table["member"] == row["member"])].iloc[0]
+        assert after["copied"]
+        parent = table[(table["generation"] == row["generation"])
+                       & (table["member"] == after["parent"])].iloc[0]
+        assert not math.isnan(parent["score"])
+    assert not math.isnan(found.best["score"])
+
+
+def test_all_diverged_is_an_error():
+    with pytest.raises(TrainingError, match="every member has diverged"):
+        pbt(Walled, {"lr": (0.5, 0.9, "log", 0.3, True)}, **HOW, engine="serial")
+
+
+def test_a_search_stops_when_it_has_settled():
+    class Flat(Stream):
+        score = 1.0
+    found = pbt(Flat, ONE, members=3, epochs=1, generations=50, engine="serial")
+    assert found.stopped == "no improvement" and len(found.past) == 5
+    long = random_search(Flat, ONE, members=3, epochs=1, generations=8, engine="serial")
+    assert long.stopped == "generations" and len(long.past) == 8 and not long.table["copied"].any()
+
+
+def test_the_same_start_for_the_same_seed():
+    a = pbt(Stream, ONE, **HOW, engine="serial").table
+    b = random_search(Stream, ONE, members=6, epochs=3, lead=2, generations=5, seed=3).table
+    first = lambda t: t[t["generation"] == 0].reset_index(drop=True)
+    assert first(a).equals(first(b))
+    assert b.groupby("member")["lr"].nunique().eq(1).all()
+
+
+def test_fixed_hyperparameters_are_the_same_for_all_and_are_never_perturbed():
+    found = pbt(Stream, ONE, fixed={"kl": 0.5}, **HOW, engine="serial")
+    assert (found.table["kl"] == 0.5).all()
+
+
+def test_population_beats_random_search_where_a_schedule_is_needed():
+    how = dict(members=8, epochs=4, generations=20, engine="serial")
+    for seed in range(2):
+        a = pbt(Stream, ONE, window=None, seed=seed, **how).best["score"]
+        b = random_search(Stream, ONE, seed=seed, **how).best["score"]
+        assert a < 0.8 * b
+
+
+def test_draws_and_steps_follow_their_laws():
+    many = draw(SPACE, 2000, seed=5)
+    assert all(m["lr"] == 4e-3 and m["cd_rate"] == 0.5 for m in many)
+    u = np.array([m["dropout"] for m in many]) / 0.6
+    v = (np.log10([m["kl_co"] for m in many]) + 6) / 2
+    for x in (u, v): assert abs(np.sort(x) - np.linspace(0, 1, 2000)).max() < 0.04
+    rng = np.random.default_rng(0)
+    m = np.array([abs(math.log(perturb(1.0, Range(0, 9, 1.0, 0.3), rng))) for _ in range(4000)])
+    low, high = math.log1p(6e-4), math.log1p(0.3)
+    assert low <= m.min() and m.max() <= high
+    assert abs(np.sort((m - low) / (high - low)) - np.linspace(0, 1, 4000)).max() < 0.03
+
+
+def test_parents_are_never_worse():
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        s = rng.standard_normal(7)
+        s[rng.random(7) < 0.3] = np.nan
+        for rivals in ("pairs", "random"):
+            found = parents(s, rng, rivals)
+            if np.isnan(s).all(): continue
+            for i, c in enumerate(found):
+                assert not math.isnan(s[c]) and (c == i or math.isnan(s[i]) or s[c] < s[i])
+
+
+def test_settling_counts_from_the_generation_before_the_window():
+    assert not has_settled([2, 1, 1, 1, 1]) and has_settled([2, 1, 1, 1, 1, 1])
+    assert not has_settled([math.inf, math.inf, 3, 2, 1, 0.9])
+    assert not has_settled([-1.0, -1.1, -1.2, -1.3, -1.4])
+
+
+@pytest.mark.parametrize("bad, words", [
+    (dict(members=0), "members is out of range"), (dict(epochs=0), "epochs is out of range"),
+    (dict(generations=0), "generations is out of range"), (dict(seed=-1), "seed is out of range"),
+    (dict(workers=0), "workers is out of range"), (dict(engine="slurm"), "there is no such engine"),
+    (dict(rivals="best"), "there is no such rivals")])
+def test_bad_arguments_are_named(bad, words):
+    with pytest.raises(ParameterError, match=words): pbt(Stream, ONE, **{**HOW, **bad})
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ParameterError, match="out is no folder"):
+        pbt(Stream, ONE, out=tmp_path / "x", **HOW)
+
+
+def test_a_damaged_generation_is_named(tmp_path):
+    pbt(Stream, ONE, out=tmp_path, engine="serial", **{**HOW, "generations": 2})
+    (tmp_path / "generation-0001.json").write_text("{")
+    with pytest.raises(TrainingError, match="generation-0001.json"):
+        pbt(Stream, ONE, out=tmp_path, engine="serial", **HOW)
+
+
+def test_other_settings_are_refused(tmp_path):
+    pbt(Stream, ONE, out=tmp_path, engine="serial", **{**HOW, "generations": 1})
+    for other in (dict(members=5), dict(epochs=4), dict(seed=9)):
+        with pytest.raises(TrainingError, match="another search"):
+            pbt(Stream, ONE, out=tmp_path, engine="serial", **{**HOW, **other})
+    with pytest.raises(TrainingError, match="another search"):
+        manual(Stream, [{"lr": 0.1}], out=tmp_path, engine="serial")

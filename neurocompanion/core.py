@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'home',
            'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'set_seed', 'use_deterministic',
-           'default_device', 'keep_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'default_device', 'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions',
+           'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -196,6 +197,20 @@ def keep_memory() -> bool:  # whether it does: False without glibc, and where it
     except (AttributeError, OSError): return False
     mmap_threshold, trim_threshold = -3, -1                     # their numbers in malloc.h
     return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 256 << 20))
+
+# %% ../nbs/core.ipynb #16dbc9b9
+_trimmed = [0.0]  # when idle memory was handed back last
+
+
+def trim_memory(
+    seconds: float = 1.0,  # do nothing if the last time is not that long ago
+) -> bool:                 # whether it did
+    "Hand back freed memory that lies idle, in a process that keeps it."
+    if not (keep_memory.cache_info().currsize and keep_memory()): return False
+    if time.monotonic() - _trimmed[0] < seconds: return False
+    done = bool(ctypes.CDLL(None).malloc_trim(0))
+    _trimmed[0] = time.monotonic()
+    return done
 
 # %% ../nbs/core.ipynb #f46f299b
 def quiet() -> bool:

@@ -166,3 +166,10 @@ def test_other_systems_keep_their_own_ways(platform):
 def test_a_c_library_that_knows_no_such_setting(monkeypatch):
     monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())
     assert core.keep_memory.__wrapped__() is False
+
+
+def test_idle_memory_is_handed_back():
+    "At most so often, and only where memory is kept."
+    kept = core.keep_memory()
+    assert core.trim_memory(0) is kept
+    assert core.trim_memory(60) is False

@@ -343,7 +343,7 @@ def _brief(row):
     return {"epoch": row["epoch"], "train": f"{row['train_loss']:.4g}",
             "valid": f"{row['valid_loss']:.4g}"}
 
-# %% ../../nbs/training/fit.ipynb #4f694d38
+# %% ../../nbs/training/fit.ipynb #aedc7e40
 def _close_epoch(state, plan, train_loss):
     "Validate, note the row, keep the best, move a plateau."
     row = dict(epoch=state.epoch, step=state.step, train_loss=train_loss, valid_loss=math.nan,
@@ -353,6 +353,7 @@ def _close_epoch(state, plan, train_loss):
         judged = row["valid_loss"] = evaluate(
             plan.model, plan.valid_loss or plan.loss, plan.valid, plan.batch, plan.precision)
     state.history.append(row | _measured(state, plan.measure))
+    core.trim_memory()
     judge(state, judged, plan.patience, plan.keep, plan.keep_from)
     if isinstance(state.schedule, ReduceLROnPlateau): state.schedule.step(judged)
     if not state.stopped and state.epoch >= plan.epochs: state.stopped = "epochs"

@@ -501,7 +501,7 @@ def _threads(weights, samples):
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../../nbs/training/population.ipynb #917fa65a
+# %% ../../nbs/training/population.ipynb #8e376368
 def _train(pop, course, stack, plateaus, epochs, keep, patience, desc):
     "Epoch after epoch, until no member is left."
     bar = core.progress(range(1, epochs + 1), desc=desc, unit="epoch")
@@ -510,6 +510,7 @@ def _train(pop, course, stack, plateaus, epochs, keep, patience, desc):
             for epoch in bar:
                 train = _train_epoch(course, stack)
                 on = _close(pop, course, stack, plateaus, epoch, train, keep, patience)
+                core.trim_memory()
                 if not on.all():
                     stack, course.plan, course.cache = stack.rows(np.flatnonzero(on)), None, None
                 if not on.any(): break

@@ -278,24 +278,7 @@ def test_bootstrap_verdict():
         D.bootstrap_pseudo_r2(-rate, spikes)
 
 
-# ---------------------------------------------------------------- subspaces and speed
-def test_subspaces():
-    rng = np.random.default_rng(0)
-    q, _ = np.linalg.qr(rng.standard_normal((20, 20)))
-    x = (rng.standard_normal((300, 20)) * np.r_[5, 4, 3, np.full(17, 0.1)]) @ q.T
-    assert D.principal_angles(D.principal_axes(x, 3), q[:, :3]).max() < 2
-    assert D.alignment_index(x, x, 3) == pytest.approx(1)
-    assert D.alignment_index(x, 3 * x[:, ::-1] - 7, 3) < 1
-    one = D.alignment_index(x @ q, 5 * (x @ q) + 2, 3)
-    assert one == pytest.approx(1)                                         # shift and scale
-    np.testing.assert_allclose(D.principal_angles(q[:, :2], q[:, 1:4]), [0, 90], atol=1e-5)
-    train = x[:200]
-    a = D.soft_normalise(train, train)
-    np.testing.assert_allclose(D.soft_normalise(x, train)[:200], a)
-    assert abs(a.mean(0)).max() < 1e-12
-    with pytest.raises(ParameterError, match="not the same units"): D.principal_angles(q, q[:5])
-
-
+# ---------------------------------------------------------------- speed
 def test_speed_scales_and_gaps():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 30, 5))

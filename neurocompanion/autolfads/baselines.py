@@ -49,7 +49,7 @@ def _neighbours(x, k, causal):
                      (x, np.ones_like(x[:1, :, :1])))
     return np.divide(total, weight, out=np.full_like(x, np.nan), where=weight > 1e-12)
 
-# %% ../../nbs/autolfads/baselines.ipynb #59175492
+# %% ../../nbs/autolfads/baselines.ipynb #c0ea623b
 class Smoother(NamedTuple):
     "A kernel, and how its width was chosen."
     width_ms: float        # standard deviation
@@ -64,7 +64,7 @@ class Smoother(NamedTuple):
         return _as_given([smooth(v, self.width_ms, self.bin_size, causal=self.causal)
                           for v in x], whole)
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #ea30a98d
 def smoothing(
     spikes,                    # of the training trials  # trial time unit
     bin_size: float,           # seconds
@@ -95,7 +95,7 @@ def smoothing(
     best = widths[int(np.nanargmax(scores))]
     return Smoother(float(best), bin_size, causal, widths, np.array(scores))
 
-# %% ../../nbs/autolfads/baselines.ipynb #04b8ed97
+# %% ../../nbs/autolfads/baselines.ipynb #337a31c0
 class PCA(NamedTuple):
     "Leading directions of smoothed spikes."
     mean: np.ndarray      # unit
@@ -116,7 +116,7 @@ class PCA(NamedTuple):
         return _as_given([np.maximum(v @ self.axes.T + self.mean, 0) for v in self.transform(x)],
                          whole)
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #e50c8359
 def pca(
     spikes,                      # of the training trials  # trial time unit
     components=0.75,             # how many, or the share of the variance that they must explain
@@ -135,7 +135,7 @@ def pca(
                              expected=f"1 to {len(share)}, or between 0 and 1")
     return PCA(mean, vectors[:int(n)].T, share, width_ms, bin_size)
 
-# %% ../../nbs/autolfads/baselines.ipynb #b1aca924
+# %% ../../nbs/autolfads/baselines.ipynb #19dd6640
 def _halves(steps):
     "Orthonormal bases of what is symmetric and antisymmetric in time.  # time half"
     h, c = steps // 2, steps % 2
@@ -157,7 +157,7 @@ def _fold(k, half):
     K[..., h, :h] = K[..., :h, h] = math.sqrt(2) * k[..., h - t]
     return K
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #222545f0
 def _smoothness(tau, g, noise):
     "Covariance of each latent over time in one half, and its slope in log τ; τ in bins."
     t = np.arange(g.steps)
@@ -165,7 +165,7 @@ def _smoothness(tau, g, noise):
     k = (1 - noise) * np.exp(-0.5 * lag2)
     return _fold(k + noise * (t == 0), g.half), _fold(k * lag2, g.half)
 
-# %% ../../nbs/autolfads/baselines.ipynb #fb19357e
+# %% ../../nbs/autolfads/baselines.ipynb #843929b7
 class _Half(NamedTuple):
     "One half of all trials of one length."
     where: list          # which trials
@@ -181,7 +181,7 @@ def _split(y, where):
     return [_Half(where, y.shape[1], i, U, U.sum(0), np.einsum("nti,th->nhi", y, U, optimize=True))
             for i, U in enumerate(_halves(y.shape[1]))]
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #87475d44
 def _posterior(g, C, *rest):
     "Means (trial, latent, h), their covariance (latent h latent h), log likelihood of one half."
     with _threads(C.shape[1] * len(g.one)): return _conditioned(g, C, *rest)
@@ -206,7 +206,7 @@ def _conditioned(g, C, d, R, tau, noise):
     loglik = -0.5 * (n * logdet + (r**2 / R).sum() - (u * mean).sum())
     return mean.reshape(n, q, h), cov, float(loglik)
 
-# %% ../../nbs/autolfads/baselines.ipynb #2e6038f8
+# %% ../../nbs/autolfads/baselines.ipynb #24f552c5
 class _Sums(NamedTuple):
     "What the M-step needs of the E-step."
     yx: np.ndarray       # Σ y [x; 1]ᵀ  # unit latent+1
@@ -232,7 +232,7 @@ def _expect(groups, parameters, targets=None):
         total += loglik
     return total, _Sums(yx, xx, yy, bins, P)
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #d7af6b58
 def _readout(sums, floor=0.0):
     "C, d and R."
     W = np.linalg.solve(sums.xx, sums.yx.T).T                      # unit latent+1
@@ -307,7 +307,7 @@ def _learn(groups, tau, latents, noise, iterations, tolerance, warm=8):
             C, d, R, tau = _unpack(found.x, len(d))
     return (C, d, R, tau), np.array(history)
 
-# %% ../../nbs/autolfads/baselines.ipynb #e0a9317b
+# %% ../../nbs/autolfads/baselines.ipynb #3c3f8e17
 @dataclass
 class GPFA:
     "A fitted model, with latents and rates of the trials that it was fitted to."
@@ -332,12 +332,6 @@ class GPFA:
             for i, v in zip(g.where, m): out[i] = out[i] + g.U @ v.T
         return _as_given(out, whole)
 
-    def covariance(self, steps):
-        "Posterior covariance in a trial of `steps` bins.  # latent time latent time"
-        g = _split(np.zeros((1, steps, len(self.d))), [0])
-        return sum(np.einsum("th,ahbk,sk->atbs", v.U, _posterior(v, *self._parameters())[1], v.U,
-                             optimize=True) for v in g)
-
     def predict(self, spikes):
         "Rates given all spikes of the trial, in spikes per bin; not below 0.  # trial time unit"
         x, whole = _trials(self.transform(spikes)), hasattr(spikes, "data_vars") or \
@@ -345,18 +339,31 @@ class GPFA:
         return _as_given([np.maximum(v @ self.counts[:, :-1].T + self.counts[:, -1], 0)
                           for v in x[0]], whole)
 
-    def log_likelihood(self, spikes):
-        "Log likelihood of trials (of the roots of counts, if the model is of them)."
-        groups, *_ = _halved(spikes, self.root, len(self.d))
-        return sum(_posterior(g, *self._parameters())[2] for g in groups)
-
-    def orthonormal(self, latents):
-        "Latents turned so that distances are those among units' activities, by falling variance."
-        _, s, vectors = np.linalg.svd(self.C, full_matrices=False)
-        x, whole = _trials(latents, self.C.shape[1])
-        return _as_given([v @ (s[:, None] * vectors).T for v in x], whole)
-
     def _parameters(self): return self.C, self.d, self.R, self.tau / self.bin_size, self.noise
+
+# %% ../../nbs/autolfads/baselines.ipynb #c8b4c61f
+def _covariance(self, steps):
+    "Posterior covariance in a trial of `steps` bins.  # latent time latent time"
+    g = _split(np.zeros((1, steps, len(self.d))), [0])
+    return sum(np.einsum("th,ahbk,sk->atbs", v.U, _posterior(v, *self._parameters())[1], v.U,
+                         optimize=True) for v in g)
+
+
+def _log_likelihood(self, spikes):
+    "Log likelihood of trials (of the roots of counts, if the model is of them)."
+    groups, *_ = _halved(spikes, self.root, len(self.d))
+    return sum(_posterior(g, *self._parameters())[2] for g in groups)
+
+
+def _orthonormal(self, latents):
+    "Latents turned so that distances are those among units' activities, by falling variance."
+    _, s, vectors = np.linalg.svd(self.C, full_matrices=False)
+    x, whole = _trials(latents, self.C.shape[1])
+    return _as_given([v @ (s[:, None] * vectors).T for v in x], whole)
+
+
+GPFA.covariance, GPFA.log_likelihood = _covariance, _log_likelihood
+GPFA.orthonormal = _orthonormal
 
 # %% ../../nbs/autolfads/baselines.ipynb #afc5d098
 def _halved(spikes, root, units=None):
@@ -419,7 +426,7 @@ def _behaviour(covariates, x):
                              found=f"{np.shape(covariates)}" if good is False else "NaN")
     return z
 
-# %% ../../nbs/autolfads/baselines.ipynb #f837b250
+# %% ../../nbs/autolfads/baselines.ipynb #4cef45f9
 class GLM(NamedTuple):
     "Poisson regression of every unit, on behaviour and on its own last spikes."
     weight: np.ndarray   # of scaled covariates, now and before  # unit feature·lag
@@ -443,7 +450,7 @@ class GLM(NamedTuple):
         for lag, w in enumerate(self.own.T, start=1): eta = eta + w * _lagged(x, [lag], 0)
         return np.exp(np.minimum(eta + self.bias, 20))
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #6cca0e8c
 def glm(
     spikes,                # of the training trials  # trial time unit
     covariates=None,       # trial time feature
@@ -470,7 +477,7 @@ def glm(
         weight[i], bias[i] = fit.coef_, fit.intercept_
     return GLM(weight[:, :k], weight[:, k:], bias, mean, spread, lags)
 
-# %% ../../nbs/autolfads/baselines.ipynb #ddfaa18b
+# %% ../../nbs/autolfads/baselines.ipynb #cf2ee144
 class DPCA(NamedTuple):
     "Axes for what all conditions share (`time`) and for what tells them apart (`condition`)."
     mean: np.ndarray     # unit
@@ -482,13 +489,13 @@ class DPCA(NamedTuple):
         "Components of one part.  # … component"
         return (np.asarray(rates, float) - self.mean) @ self.decoder[part]
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #c1e6fbe7
 def _parts(x):
     "What all conditions share, and the rest.  # condition time unit"
     time = np.broadcast_to(x.mean(0), x.shape)
     return {"time": time, "condition": x - time}
 
-
+# %% ../../nbs/autolfads/baselines.ipynb #257df749
 def dpca(
     psth,                      # averages over trials  # condition time unit
     components: int = 3,       # of each part

@@ -134,7 +134,7 @@ class _Cell:
         torch.lerp(n, h, z, out=out)
         return zr, n
 
-# %% ../../nbs/autolfads/cells.ipynb #a1433e5e
+# %% ../../nbs/autolfads/cells.ipynb #c2690edd
 class _BackCell:
     "One network on the way back: what several steps read, their gradients, and those of weights."
 
@@ -154,24 +154,6 @@ class _BackCell:
     @property
     def x(self): return self.slots[self.at][0]
 
-    def back(self, dh, h, kept):
-        "Gradients by [x h] of the step whose input `self.x` holds."
-        (zr, n), (_, at_h, at_rh, dzr, dz, dr, dn) = kept, self.slots[self.at]
-        z, r = zr[:, :self.k], zr[:, self.k:]
-        at_h.copy_(h)
-        torch.mul(r, h, out=at_rh)
-        through = dh * z
-        torch.ops.aten.tanh_backward.grad_input(dh - through, n, grad_input=dn)
-        d = _linear(dn, self.n_t)
-        drh = d[:, -self.k:]
-        torch.mul(h - n, dh, out=dz)
-        torch.mul(drh, h, out=dr)
-        torch.ops.aten.sigmoid_backward.grad_input(dzr, zr, grad_input=dzr)
-        torch.addcmul(through, drh, r, out=drh)
-        self.at += 1
-        if self.at == self.held: self.gather()
-        return _plus(d, dzr, self.zr_t)
-
     def gather(self):
         "Add what is held to the gradients of the weights."
         (a, r), dzr, dn = [x.flatten(-3, -2) for x in (self.both[:, :self.at], self.dzr[:self.at],
@@ -186,50 +168,84 @@ class _BackCell:
         d = torch.cat([self.d_zr, self.d_n])
         return d[:, :self.reads], d[:, self.reads:], self.bias
 
-# %% ../../nbs/autolfads/cells.ipynb #50fb7323
+# %% ../../nbs/autolfads/cells.ipynb #0adc8544
+def _back(self, dh, h, kept):
+    "Gradients by [x h] of the step whose input `self.x` holds."
+    (zr, n), (_, at_h, at_rh, dzr, dz, dr, dn) = kept, self.slots[self.at]
+    z, r = zr[:, :self.k], zr[:, self.k:]
+    at_h.copy_(h)
+    torch.mul(r, h, out=at_rh)
+    through = dh * z
+    torch.ops.aten.tanh_backward.grad_input(dh - through, n, grad_input=dn)
+    d = _linear(dn, self.n_t)
+    drh = d[:, -self.k:]
+    torch.mul(h - n, dh, out=dz)
+    torch.mul(drh, h, out=dr)
+    torch.ops.aten.sigmoid_backward.grad_input(dzr, zr, grad_input=dzr)
+    torch.addcmul(through, drh, r, out=drh)
+    self.at += 1
+    if self.at == self.held: self.gather()
+    return _plus(d, dzr, self.zr_t)
+
+
+_BackCell.back = _back
+
+# %% ../../nbs/autolfads/cells.ipynb #8c43fd40
 def _clamped(d, after):
     "The gradient before the first step's clamp."
     return d * (after.abs() < CLIP)
 
 
+def _read_forth(x, h0, weights, backwards, keep):
+    "All states, the last one, and what is needed to walk back."
+    out = x.new_empty(*x.shape[:2], weights[1].shape[1])
+    cell, h, steps = _Cell(weights, x.shape[1]), h0, []
+    pairs = list(zip(x.unbind(0), out.unbind(0)))
+    for i, (x_t, out_t) in enumerate(reversed(pairs) if backwards else pairs):
+        cell.x.copy_(x_t)
+        kept = cell.step(h, out_t)
+        if i == 0: out_t.clamp_(-CLIP, CLIP)
+        if keep: steps += kept
+        h = out_t
+    return out, h.clone(), steps
+
+# %% ../../nbs/autolfads/cells.ipynb #e88c2a23
+def _read_back(x, h0, weights, out, steps, d_out, d_last, backwards, wants):
+    "Gradients by `x` (if it wants them), `h0` and the weights."
+    d_x = torch.empty_like(x) if wants else None
+    cell = _BackCell(weights, x.shape[1], 0 if wants else x.shape[2])
+    dh = torch.zeros_like(h0) if d_last is None else d_last
+    order = range(len(x))[::-1] if backwards else range(len(x))
+    xs, outs, d_outs = x.unbind(0), out.unbind(0), d_out if d_out is None else d_out.unbind(0)
+    for i in reversed(range(len(x))):
+        t = order[i]
+        if d_outs is not None: dh = dh + d_outs[t]
+        if i == 0: dh = _clamped(dh, outs[t])
+        cell.x.copy_(xs[t])
+        d = cell.back(dh, outs[order[i - 1]] if i else h0, steps[2 * i:2 * i + 2])
+        dh = d[:, -cell.k:]
+        if wants: d_x[t] = d[:, :cell.reads]
+    return d_x, dh, *cell.gradients()
+
+# %% ../../nbs/autolfads/cells.ipynb #be661fb7
 class _Read(torch.autograd.Function):
     "`read_plain`, forwards or backwards in time: all states, and the last one."
 
     @staticmethod
     def forward(ctx, x, h0, w_in, w_h, bias, backwards, keep):
-        out = x.new_empty(*x.shape[:2], w_h.shape[1])
-        cell, h, steps = _Cell((w_in, w_h, bias), x.shape[1]), h0, []
-        pairs = list(zip(x.unbind(0), out.unbind(0)))
-        for i, (x_t, out_t) in enumerate(reversed(pairs) if backwards else pairs):
-            cell.x.copy_(x_t)
-            kept = cell.step(h, out_t)
-            if i == 0: out_t.clamp_(-CLIP, CLIP)
-            if keep: steps += kept
-            h = out_t
+        out, last, steps = _read_forth(x, h0, (w_in, w_h, bias), backwards, keep)
         ctx.backwards = backwards
         ctx.save_for_backward(x, h0, w_in, w_h, bias, out, *steps)
         ctx.set_materialize_grads(False)
-        return out, h.clone()
+        return out, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out, d_last):
         x, h0, w_in, w_h, bias, out, *steps = ctx.saved_tensors
-        wants = ctx.needs_input_grad[0]
-        d_x = torch.empty_like(x) if wants else None
-        cell = _BackCell((w_in, w_h, bias), x.shape[1], 0 if wants else x.shape[2])
-        dh = torch.zeros_like(h0) if d_last is None else d_last
-        order = range(len(x))[::-1] if ctx.backwards else range(len(x))
-        xs, outs, d_outs = x.unbind(0), out.unbind(0), d_out if d_out is None else d_out.unbind(0)
-        for i in reversed(range(len(x))):
-            t = order[i]
-            if d_outs is not None: dh = dh + d_outs[t]
-            if i == 0: dh = _clamped(dh, outs[t])
-            cell.x.copy_(xs[t])
-            d = cell.back(dh, outs[order[i - 1]] if i else h0, steps[2 * i:2 * i + 2])
-            dh = d[:, -cell.k:]
-            if wants: d_x[t] = d[:, :cell.reads]
-        return d_x, dh, *cell.gradients(), None, None
+        found = _read_back(x, h0, (w_in, w_h, bias), out, steps, d_out, d_last, ctx.backwards,
+                           ctx.needs_input_grad[0])
+        return *found, None, None
 
 # %% ../../nbs/autolfads/cells.ipynb #da9d2034
 def read(
@@ -269,7 +285,7 @@ def _chain_forward(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keep_f, keep_
     moments, us, fs = (torch.stack(s) for s in zip(*seen))
     return (cs, moments, us, gs, fs), kept
 
-# %% ../../nbs/autolfads/cells.ipynb #5255c976
+# %% ../../nbs/autolfads/cells.ipynb #1d67c0ed
 def _add(a, rest, t):
     "`a` and a step of `rest`, either of which may be None: nothing."
     if rest is None: return a
@@ -290,49 +306,55 @@ class _Back:
         self.d_ci, self.d_ext = torch.empty_like(self.ci), torch.empty_like(self.ext)
         self.at_moments, self.at_factors = torch.zeros_like(moments), torch.empty_like(self.fs)
 
-    def generator(self, t, dg, df, by_g):
-        "From factors and state to the state before, and to u."
-        self.at_factors[t] = df
-        into = _linear(df, self.fac_t)
-        dg = dg + into if self.keep_g is None else torch.addcmul(dg, into, self.keep_g[t])
-        dg = _add(dg, self.d_gs, t)
-        if t == 0: dg = _clamped(dg, self.gs[0])
-        k_u = self.us.shape[2]
-        self.gen.x[..., :k_u].copy_(self.us[t])
-        if self.ext.shape[2]: self.gen.x[..., k_u:].copy_(self.ext[t])
-        d = self.gen.back(dg, self.gs[t - 1] if t else self.g0, by_g)
-        if self.ext.shape[2]: self.d_ext[t] = d[:, k_u:self.gen.reads]
-        return d[:, self.gen.reads:], _add(d[:, :k_u], self.d_us, t)
+# %% ../../nbs/autolfads/cells.ipynb #882c4911
+def _back_generator(self, t, dg, df, by_g):
+    "From factors and state to the state before, and to u."
+    self.at_factors[t] = df
+    into = _linear(df, self.fac_t)
+    dg = dg + into if self.keep_g is None else torch.addcmul(dg, into, self.keep_g[t])
+    dg = _add(dg, self.d_gs, t)
+    if t == 0: dg = _clamped(dg, self.gs[0])
+    k_u = self.us.shape[2]
+    self.gen.x[..., :k_u].copy_(self.us[t])
+    if self.ext.shape[2]: self.gen.x[..., k_u:].copy_(self.ext[t])
+    d = self.gen.back(dg, self.gs[t - 1] if t else self.g0, by_g)
+    if self.ext.shape[2]: self.d_ext[t] = d[:, k_u:self.gen.reads]
+    return d[:, self.gen.reads:], _add(d[:, :k_u], self.d_us, t)
 
-    def controller(self, t, dc, du, by_c, spread):
-        "From u and state to the state before, and to the factors before."
-        d_moments, k_u, k_ci = self.at_moments[t], du.shape[1], self.ci.shape[2]
-        if self.d_moments is not None: d_moments.copy_(self.d_moments[t])
-        d_moments[:, :k_u] += du
-        if spread is not None: d_moments[:, k_u:].addcmul_(du, spread, value=0.5)
-        dc = _add(_plus(dc, d_moments, self.out_t), self.d_cs, t)
-        if t == 0: dc = _clamped(dc, self.cs[0])
-        f = self.fs[t - 1] if t else self.f0
-        x = self.con.x
-        x[..., :k_ci].copy_(self.ci[t])
-        x[..., k_ci:].copy_(f if self.keep_f is None else f * self.keep_f[t])
-        d = self.con.back(dc, self.cs[t - 1] if t else self.c0, by_c)
-        self.d_ci[t] = d[:, :k_ci]
-        df = d[:, k_ci:self.con.reads]
-        return d[:, self.con.reads:], df if self.keep_f is None else df * self.keep_f[t]
+# %% ../../nbs/autolfads/cells.ipynb #b9a6ba20
+def _back_controller(self, t, dc, du, by_c, spread):
+    "From u and state to the state before, and to the factors before."
+    d_moments, k_u, k_ci = self.at_moments[t], du.shape[1], self.ci.shape[2]
+    if self.d_moments is not None: d_moments.copy_(self.d_moments[t])
+    d_moments[:, :k_u] += du
+    if spread is not None: d_moments[:, k_u:].addcmul_(du, spread, value=0.5)
+    dc = _add(_plus(dc, d_moments, self.out_t), self.d_cs, t)
+    if t == 0: dc = _clamped(dc, self.cs[0])
+    f = self.fs[t - 1] if t else self.f0
+    x = self.con.x
+    x[..., :k_ci].copy_(self.ci[t])
+    x[..., k_ci:].copy_(f if self.keep_f is None else f * self.keep_f[t])
+    d = self.con.back(dc, self.cs[t - 1] if t else self.c0, by_c)
+    self.d_ci[t] = d[:, :k_ci]
+    df = d[:, k_ci:self.con.reads]
+    return d[:, self.con.reads:], df if self.keep_f is None else df * self.keep_f[t]
 
-    def walk(self):
-        "Gradients by what `chain` was given."
-        dc, dg, df = torch.zeros_like(self.c0), torch.zeros_like(self.g0), torch.zeros_like(self.f0)
-        for t in reversed(range(len(self.ci))):
-            *kept, spread = self.kept[5 * t:5 * t + 5]
-            dg, du = self.generator(t, dg, _add(df, self.d_fs, t), kept[2:])
-            dc, df = self.controller(t, dc, du, kept[:2], spread)
-        states = self.gs if self.keep_g is None else self.gs * self.keep_g
-        rows = [a.flatten(0, 1) for a in (self.at_moments, self.cs, self.at_factors, states)]
-        out = rows[0].mT @ rows[1], rows[0].sum(0)
-        return (self.d_ci, self.d_ext, dc, dg, df, *self.con.gradients(), *self.gen.gradients(),
-                *out, rows[2].mT @ rows[3])
+# %% ../../nbs/autolfads/cells.ipynb #78385d57
+def _walk(self):
+    "Gradients by what `chain` was given."
+    dc, dg, df = torch.zeros_like(self.c0), torch.zeros_like(self.g0), torch.zeros_like(self.f0)
+    for t in reversed(range(len(self.ci))):
+        *kept, spread = self.kept[5 * t:5 * t + 5]
+        dg, du = self.generator(t, dg, _add(df, self.d_fs, t), kept[2:])
+        dc, df = self.controller(t, dc, du, kept[:2], spread)
+    states = self.gs if self.keep_g is None else self.gs * self.keep_g
+    rows = [a.flatten(0, 1) for a in (self.at_moments, self.cs, self.at_factors, states)]
+    out = rows[0].mT @ rows[1], rows[0].sum(0)
+    return (self.d_ci, self.d_ext, dc, dg, df, *self.con.gradients(), *self.gen.gradients(),
+            *out, rows[2].mT @ rows[3])
+
+
+_Back.generator, _Back.controller, _Back.walk = _back_generator, _back_controller, _walk
 
 # %% ../../nbs/autolfads/cells.ipynb #d2194a67
 class _Chain(torch.autograd.Function):

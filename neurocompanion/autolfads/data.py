@@ -19,13 +19,13 @@ from ..recordings.spike_hdf5 import read_lfads
 from ..recordings.spikes import chop
 from ..recordings.standard import check
 
-# %% ../../nbs/autolfads/data.ipynb #b1d2862f
+# %% ../../nbs/autolfads/data.ipynb #56265f01
 class Pair(NamedTuple):
     "Something for each half."
     train: Any = None
     valid: Any = None
 
-
+# %% ../../nbs/autolfads/data.ipynb #d5b62e0b
 def split(
     trials: int,            # how many there are
     valid: float = 0.2,     # share that validates
@@ -52,7 +52,7 @@ def split(
                          f"{len(pair.valid)} validation trials of {n}", expected="trials in both",
                          fix="Change the share, the blocks or the kind of split")
 
-# %% ../../nbs/autolfads/data.ipynb #f7cc3dc4
+# %% ../../nbs/autolfads/data.ipynb #30f352a6
 def _random(n, valid, rng, *_):
     return np.isin(np.arange(n), rng.permutation(n)[:max(round(valid * n), 1)])
 
@@ -77,7 +77,7 @@ def _conditions(n, valid, rng, block, condition):
 
 _HOW = dict(random=_random, blocks=_blocks, repeats=_repeats, conditions=_conditions)
 
-
+# %% ../../nbs/autolfads/data.ipynb #941473ad
 def _codes(condition, n):
     "Conditions as numbers into their names."
     if condition is None:
@@ -90,7 +90,7 @@ def _codes(condition, n):
     names, codes = np.unique(condition, return_inverse=True)
     return codes.reshape(-1), tuple(names.tolist())
 
-# %% ../../nbs/autolfads/data.ipynb #d8775887
+# %% ../../nbs/autolfads/data.ipynb #55de4c31
 class Part(NamedTuple):
     "One half as a network takes it."
     x: np.ndarray                      # what the encoders read  # trial read_step encoded
@@ -100,13 +100,13 @@ class Part(NamedTuple):
     condition: np.ndarray | None = None# codes into `conditions`  # trial
     rows: np.ndarray | None = None     # where in the recording the trials are  # trial
 
-
+# %% ../../nbs/autolfads/data.ipynb #41eb26cc
 class Scale(NamedTuple):
     "What was taken out of traces, so that each has mean 0 and spread 1."
     mean: np.ndarray                   # unit
     spread: np.ndarray                 # unit
 
-
+# %% ../../nbs/autolfads/data.ipynb #5dbbca2d
 @dataclass(frozen=True, eq=False)
 class Spikes:
     "Training and validation trials."
@@ -179,7 +179,7 @@ def from_arrays(
                   condition=halves(codes), rows=Pair(*rows), conditions=names, units=units,
                   kind=kind, scale=scale, **{k: halves(v) for k, v in more.items()})
 
-# %% ../../nbs/autolfads/data.ipynb #bc5f8c17
+# %% ../../nbs/autolfads/data.ipynb #708b13f9
 def _agree(where, what, expected, found):
     "The shapes of two arrays are the same, but for sizes that may be any."
     if len(expected) == len(found) and all(a in ("any", b) for a, b in zip(expected, found)): return
@@ -204,7 +204,7 @@ def _numbers(where, what, x, counts=False):
                          expected="a count" if counts else "a number",
                          fix="Leave the trial or the unit out, or bin spike times again")
 
-
+# %% ../../nbs/autolfads/data.ipynb #8a2ce79a
 def _scaled(where, x, train, units):
     "Traces with mean 0 and spread 1 in training, and what was taken out."
     mean, sd = x[train].mean((0, 1)), x[train].std((0, 1))
@@ -301,7 +301,7 @@ def from_recording(
     hidden = [u for u, h in zip(made.units, ds["heldout"].values) if h] if "heldout" in ds else 0
     return withhold(made, hidden or 0, int(ds["forward"].sum()) if "forward" in ds else 0)
 
-# %% ../../nbs/autolfads/data.ipynb #d2d01cd8
+# %% ../../nbs/autolfads/data.ipynb #1e93972c
 def _chosen(ds, name, units, trials, how):
     "The recording with some of its units and trials, and which trials these are."
     unit = "neuron" if ds.attrs["kind"] == "traces" else "unit"
@@ -321,7 +321,7 @@ def _chosen(ds, name, units, trials, how):
     if _has_split(ds, how): places = places[_halves(ds)[places] != ""]
     return ds.isel(trial=places), places
 
-
+# %% ../../nbs/autolfads/data.ipynb #e851eef4
 def _has_split(ds, how):
     "Whether the recording brings the split that is asked for."
     if how not in (None, "given"): return False
@@ -336,7 +336,7 @@ def _halves(ds):
     own = ds["split"].values.astype(str)
     return np.where(own == "train", "train", np.where(np.isin(own, ("valid", "val")), "valid", ""))
 
-
+# %% ../../nbs/autolfads/data.ipynb #a8ebc283
 def _trials(ds, name, variable, length, overlap):
     "A variable of the recording, trial by trial; a continuous one is chopped."
     if variable not in ds: raise RecordingError("there is no such variable", where=name,

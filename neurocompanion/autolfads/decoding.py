@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'Decoder', 'fit_decoder', 'velocity_r2', 'velocity', 'cross_decode', 'size_curve', 'psth', 'psth_r2',
-           'Bootstrap', 'bootstrap_pseudo_r2', 'soft_normalise', 'principal_axes', 'readout_axes', 'alignment_index',
-           'principal_angles', 'neural_speed', 'speed_interval_correlation']
+           'Bootstrap', 'bootstrap_pseudo_r2', 'neural_speed', 'speed_interval_correlation']
 
 # %% ../../nbs/autolfads/decoding.ipynb #3f727f97
 from contextlib import nullcontext
@@ -73,7 +72,7 @@ def _solve(factor, alpha):
 # %% ../../nbs/autolfads/decoding.ipynb #c0e56ac7
 ALPHAS = np.logspace(-4, 0, 9)   # the penalties that the Neural Latents Benchmark tries
 
-# %% ../../nbs/autolfads/decoding.ipynb #b8fbc60b
+# %% ../../nbs/autolfads/decoding.ipynb #dcc9cf15
 def _grid(alpha):
     "Penalties as a list."
     grid = np.atleast_1d(_numbers(alpha, "alpha", 0, 1) if np.size(alpha) else np.nan)
@@ -88,7 +87,7 @@ def _blocks(n, folds):
                              fix="Give more training trials, fewer folds, or one alpha and delay")
     return np.repeat(np.arange(folds), [len(p) for p in np.array_split(np.arange(n), folds)])
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #d70fe94d
 def _search(X, Y, fold, alphas):
     "Mean R² over the held-out folds, for each penalty."
     scores = []
@@ -101,7 +100,7 @@ def _search(X, Y, fold, alphas):
     scores, ok = np.nan_to_num(scores), np.isfinite(scores)
     return np.where(ok.any(0), scores.sum(0) / np.maximum(ok.sum(0), 1), np.nan)
 
-# %% ../../nbs/autolfads/decoding.ipynb #7969bebd
+# %% ../../nbs/autolfads/decoding.ipynb #336fc3b5
 def _delayed(x, delay):
     "Shift along time by `delay` bins; NaN where nothing comes in.  # trial time unit"
     out = np.full_like(x, np.nan)
@@ -119,7 +118,7 @@ def _delays(delay, steps):
                          expected=f"whole numbers between -{steps} and {steps}",
                          fix="Divide seconds by the bin size and round")
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #455b0bdf
 def _samples(X, Y, ok, name="rates"):
     "The chosen bins as rows; rates must be there."
     X, Y = X[ok], Y[ok]
@@ -131,7 +130,7 @@ def _samples(X, Y, ok, name="rates"):
     raise ParameterError("nothing to fit or score", found=f"{len(X)} bins with behaviour",
                          expected="at least 2")
 
-# %% ../../nbs/autolfads/decoding.ipynb #3b35416f
+# %% ../../nbs/autolfads/decoding.ipynb #c49dcc72
 class Decoder(NamedTuple):
     "A linear map from rates to behaviour, and how it was chosen."
     weight: np.ndarray   # unit output
@@ -155,7 +154,7 @@ class Decoder(NamedTuple):
         ok = _known(x, y, mask, [self.delay])
         return r2(*_samples(self.predict(x), y, ok), per_neuron="each" if each else True)
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #74d726fb
 def _known(x, y, mask, delays):
     "Bins with behaviour, inside the mask, with rates at every delay.  # trial time"
     t, steps = np.arange(y.shape[1]), y.shape[1]
@@ -252,7 +251,7 @@ def velocity_r2(
         out.append(r2(U @ W + b, V, per_neuron="each" if each else True))
     return np.array(out) if each else float(np.mean(out))
 
-# %% ../../nbs/autolfads/decoding.ipynb #d06aa50b
+# %% ../../nbs/autolfads/decoding.ipynb #37e794c6
 def velocity(
     position,            # or angles  # … time output
     bin_size: float,     # seconds
@@ -267,7 +266,7 @@ def velocity(
     if angular: x = np.unwrap(x, axis=axis, period=angular)
     return np.gradient(x, bin_size, axis=axis, edge_order=2)
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #55559274
 def cross_decode(
     rates,             # trial time unit
     behaviour,         # trial time output
@@ -316,7 +315,7 @@ def size_curve(
                          "alpha": d.alpha, "delay": d.delay})
     return rows
 
-# %% ../../nbs/autolfads/decoding.ipynb #f056c606
+# %% ../../nbs/autolfads/decoding.ipynb #b5797e99
 def _members(condition, trials, conditions=None):
     "The trials of each condition, from labels or from a list of trial numbers."
     many = isinstance(condition, (list, tuple)) and any(np.ndim(c) for c in condition)
@@ -335,12 +334,12 @@ def _members(condition, trials, conditions=None):
                              expected=f"0 to {conditions - 1}; -1 or NaN for none")
     return [np.flatnonzero(label == c) for c in range(conditions)]
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #0437f8ae
 def _labels(label):
     "The conditions in order; NaN and what is below 0 are none."
     return np.unique(label[label >= 0])
 
-# %% ../../nbs/autolfads/decoding.ipynb #c90181ca
+# %% ../../nbs/autolfads/decoding.ipynb #4b658e26
 def psth(
     rates,         # or smoothed spikes; NaN = not recorded  # trial time unit
     condition,     # of each trial, NaN or below 0: none; or a list of trial numbers a condition
@@ -352,7 +351,7 @@ def psth(
     total = [(x[m].sum(0), ok[m].sum(0)) for m in _members(condition, len(x))]
     return np.stack([np.where(n > 0, s / np.maximum(n, 1), np.nan) for s, n in total])
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #f5f8fe37
 def psth_r2(
     rates,                    # inferred, single trials  # trial time unit
     psth,                     # empirical; NaN = unknown  # condition time unit
@@ -398,7 +397,7 @@ def _null_deviance(full, total, n, low, high, times):
     out = 2 * (full - total * np.log(np.where(mean > 0, mean, 1)))
     return np.where(high[drawn].max(0) > low[drawn].min(0), out, np.nan)       # constant: NaN
 
-# %% ../../nbs/autolfads/decoding.ipynb #01f4bd95
+# %% ../../nbs/autolfads/decoding.ipynb #ce5d0130
 class Bootstrap(NamedTuple):
     "A score for each neuron, its limits, and how often it was above and below 0."
     value: np.ndarray   # on all trials
@@ -411,7 +410,7 @@ class Bootstrap(NamedTuple):
         "1 where at least `level` of the draws are above 0, -1 where as many are below, else 0."
         return (self.above >= level).astype(int) - (self.below >= level)
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #b8a5dcd3
 def bootstrap_pseudo_r2(
     rates,                  # inferred, spikes per bin  # trial time unit
     spikes,                 # counts; NaN = not recorded
@@ -440,73 +439,6 @@ def bootstrap_pseudo_r2(
     limits[:, known] = np.nanquantile(draws[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Bootstrap(value, *limits, (draws > 0).mean(0), (draws < 0).mean(0))
 
-# %% ../../nbs/autolfads/decoding.ipynb #2b0715cd
-def soft_normalise(
-    rates,                # … unit
-    like=None,            # rates that give mean and range, such as the training trials; None: these
-    *,
-    quantile: float = 0.9,
-    offset: float = 0.01,
-) -> np.ndarray:
-    "(rates − mean) / (quantile + offset), unit by unit."
-    like = np.asarray(rates if like is None else like, float)
-    like = like.reshape(-1, like.shape[-1])
-    return (np.asarray(rates, float) - np.nanmean(like, 0)) / \
-        (np.nanquantile(like, quantile, axis=0) + offset)
-
-
-def principal_axes(
-    rates,                # … unit
-    dims: int,            # how many
-) -> np.ndarray:          # orthonormal, by falling variance  # unit dim
-    "The directions that hold most variance."
-    return _spectrum(rates, dims)[1]
-
-
-def readout_axes(
-    decoder: Decoder,
-) -> np.ndarray:          # orthonormal  # unit dim
-    "The directions that a decoder reads."
-    u, s, _ = np.linalg.svd(decoder.weight, full_matrices=False)
-    return u[:, s > 1e-12 * max(s.max(), 1e-300)]
-
-
-def _spectrum(rates, dims):
-    "All variances, falling, the `dims` first axes, and the covariance."
-    x = np.asarray(rates, float)
-    x = x.reshape(-1, x.shape[-1])
-    x = x[np.isfinite(x).all(1)]
-    if not 1 <= dims <= x.shape[1] or len(x) < 2:
-        raise ParameterError("there are not so many directions", found=dims,
-                             expected=f"1 to {x.shape[1]}, from at least 2 bins")
-    cov = np.cov(x, rowvar=False).reshape(x.shape[1], -1)
-    values, vectors = np.linalg.eigh(cov)
-    return values[::-1], vectors[:, ::-1][:, :dims], cov
-
-# %% ../../nbs/autolfads/decoding.ipynb #9d934ae5
-def alignment_index(
-    rates,                # A  # … unit
-    other,                # B  # … unit
-    dims: int = 10,       # of the space of A
-) -> float:               # 1: the space of A holds all it could of B; dims / units: by chance
-    "Share of the variance of `other` in the leading axes of `rates`, of what could be there."
-    values, _, cov = _spectrum(other, dims)
-    axes = principal_axes(rates, dims)
-    if len(axes) != len(cov): raise ParameterError("these are not the same units",
-                                                   expected=len(axes), found=len(cov))
-    return float(np.trace(axes.T @ cov @ axes) / values[:dims].sum()) if values[0] > 0 else np.nan
-
-
-def principal_angles(
-    a,                    # spans a space  # unit dim
-    b,                    # spans another  # unit dim
-) -> np.ndarray:          # degrees, rising; as many as the smaller space has dimensions
-    "Angles between two subspaces."
-    from scipy.linalg import subspace_angles
-    a, b = _numbers(a, "a", 2), _numbers(b, "b", 2)
-    if len(a) == len(b): return np.rad2deg(subspace_angles(a, b))[::-1]
-    raise ParameterError("these are not the same units", expected=len(a), found=len(b))
-
 # %% ../../nbs/autolfads/decoding.ipynb #c54fa3b6
 def _epoch(x, when):
     "Bins that belong to the epoch: all with rates, or those that `when` marks.  # trial time"
@@ -523,7 +455,7 @@ def _epoch(x, when):
                              where=f"trial {int(lost.argmax())}", fix="Narrow the epoch by when")
     return when
 
-# %% ../../nbs/autolfads/decoding.ipynb #baddddcf
+# %% ../../nbs/autolfads/decoding.ipynb #4b8dcad6
 def neural_speed(
     rates,                 # or latents; NaN outside the epoch  # trial time unit
     when=None,             # the epoch: true and false (trial, time), or spikes with NaN outside
@@ -538,7 +470,7 @@ def neural_speed(
     n = both.sum(1)
     return np.where(n > 0, (step * both).sum(1) / np.maximum(n, 1), np.nan) / bin_size
 
-
+# %% ../../nbs/autolfads/decoding.ipynb #7c10502c
 def speed_interval_correlation(
     rates,                   # trial time unit
     interval,                # produced, one a trial; or the benchmark's columns, interval last

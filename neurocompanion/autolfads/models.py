@@ -31,11 +31,11 @@ class Hyper(NamedTuple):
     l2_gen: float = 1e-2   # weight decay of the generator's recurrent weights
     l2_con: float = 1e-2   # weight decay of the controller's recurrent weights
 
-# %% ../../nbs/autolfads/models.ipynb #ae6a60f6
+# %% ../../nbs/autolfads/models.ipynb #1a896a4b
 _FILE_NAMES = {"co_means": "co_mean", "co_stds": "co_std", "gen_states": "states",
                "gen_init": "initial", "gen_inputs": "inputs"}
 
-
+# %% ../../nbs/autolfads/models.ipynb #c48f69b8
 class Output(NamedTuple):
     "What a model says about trials."
     log_rates: Tensor         # logs of the expected counts per bin; Gaussian: the means  # b t n
@@ -93,7 +93,18 @@ def _check_sizes(**sizes):
             raise ParameterError(f"{name} is not a size", found=repr(value),
                                  expected=f"a whole number from {least} on")
 
-# %% ../../nbs/autolfads/models.ipynb #201e98ac
+# %% ../../nbs/autolfads/models.ipynb #de64397b
+def _check_together(neurons, steps, encoded, read_steps, head):
+    "Sizes that fit one another, and a head that exists."
+    if encoded > neurons or read_steps > steps:
+        raise ParameterError("a model cannot read more than it reconstructs",
+                             expected=f"encoded ≤ {neurons} neurons, read_steps ≤ {steps}",
+                             found=f"{encoded} and {read_steps}")
+    if head not in ("poisson", "gaussian"):
+        raise ParameterError("there is no such head", expected="'poisson' or 'gaussian'",
+                             found=repr(head))
+
+# %% ../../nbs/autolfads/models.ipynb #2da6bbeb
 class LFADS(nn.Module):
     "Latent factor analysis via dynamical systems."
 
@@ -121,60 +132,74 @@ class LFADS(nn.Module):
                      ic_encoder=(ic_encoder, 1), inputs=(inputs, 0), generator=(generator, 1),
                      ci_encoder=(ci_encoder, min(inputs, 1)),
                      controller=(controller, min(inputs, 1)))
-        self._check_together(neurons, steps, encoded, read_steps, head)
+        _check_together(neurons, steps, encoded, read_steps, head)
         self.neurons, self.steps = neurons, steps
         self.encoded, self.read_steps = encoded, read_steps
         self.external, self.inputs, self.head = external, inputs, head
-        self.ic_h0 = nn.Parameter(torch.zeros(2, ic_encoder))
-        self.ic_encoder = self._both(ic_encoder)
-        self.ic_linear, self.ic_to_g0 = _linear(2 * ic_encoder, 2 * ic), _linear(ic, generator)
-        self.ic_prior_mean = nn.Parameter(torch.zeros(ic))
-        self.register_buffer("ic_prior_logvar", torch.full((ic,), 0.1).log())
-        self.generator = cells.GRU(inputs + external, generator)
-        self.factors = _linear(generator, factors, bias=False)
-        self.readout = _linear(factors, neurons * (2 if head == "gaussian" else 1))
+        self._add_initial(ic_encoder, ic, generator)
+        self._add_generator(generator, factors)
         if inputs: self._add_controller(ci_encoder, controller, inputs, factors)
 
-    def _both(self, units):
-        "An encoder: one network forwards, one backwards."
-        return nn.ModuleList(cells.GRU(self.encoded, units, encoder=True) for _ in range(2))
+# %% ../../nbs/autolfads/models.ipynb #db842811
+def _both(self, units):
+    "An encoder: one network forwards, one backwards."
+    return nn.ModuleList(cells.GRU(self.encoded, units, encoder=True) for _ in range(2))
 
-    def _add_controller(self, ci_encoder, controller, inputs, factors):
-        self.ci_h0 = nn.Parameter(torch.zeros(2, ci_encoder))
-        self.ci_encoder, self.con_h0 = self._both(ci_encoder), nn.Parameter(torch.zeros(controller))
-        self.controller = cells.GRU(2 * ci_encoder + factors, controller)
-        self.co_linear = _linear(controller, 2 * inputs)
-        self.co_prior_logtau = nn.Parameter(torch.full((inputs,), 10.0).log())
-        self.co_prior_lognvar = nn.Parameter(torch.full((inputs,), 0.1).log())
 
-    @staticmethod
-    def _check_together(neurons, steps, encoded, read_steps, head):
-        if encoded > neurons or read_steps > steps:
-            raise ParameterError("a model cannot read more than it reconstructs",
-                                 expected=f"encoded ≤ {neurons} neurons, read_steps ≤ {steps}",
-                                 found=f"{encoded} and {read_steps}")
-        if head not in ("poisson", "gaussian"):
-            raise ParameterError("there is no such head", expected="'poisson' or 'gaussian'",
-                                 found=repr(head))
+def _add_initial(self, ic_encoder, ic, generator):
+    "From the data to the initial condition, with its prior."
+    self.ic_h0 = nn.Parameter(torch.zeros(2, ic_encoder))
+    self.ic_encoder = self._both(ic_encoder)
+    self.ic_linear, self.ic_to_g0 = _linear(2 * ic_encoder, 2 * ic), _linear(ic, generator)
+    self.ic_prior_mean = nn.Parameter(torch.zeros(ic))
+    self.register_buffer("ic_prior_logvar", torch.full((ic,), 0.1).log())
 
-    def forward(self,
-                x: Tensor,                                # the data read  # b read_steps encoded
-                external: Tensor | None = None,           # external inputs; short ones end in zeros
-                *,
-                sample: bool = False,                     # draw from the posteriors; else: means
-                generator: torch.Generator | None = None, # to draw with
-                dropout: float = 0.0,                     # in training mode only
-                ) -> Output:
-        x, external, _ = _checked(self, x, external)
-        dropout = _rate(dropout, "dropout") if self.training else 0.0
-        ic_mean, ic_std, ci = encode(self, x, dropout, generator)
-        draw = lambda *s: torch.randn(s, generator=generator, device=x.device, dtype=x.dtype)
-        start = ic_mean + ic_std * draw(*ic_mean.shape) if sample else ic_mean
-        noise = draw(self.steps, len(x), self.inputs) if sample and self.inputs else None
-        return decode(self, start, ci, external, noise, dropout, generator)._replace(
-            ic_mean=ic_mean, ic_std=ic_std)
 
-# %% ../../nbs/autolfads/models.ipynb #c51cd2e9
+def _add_generator(self, generator, factors):
+    "The dynamical system, and from its state to factors to rates."
+    self.generator = cells.GRU(self.inputs + self.external, generator)
+    self.factors = _linear(generator, factors, bias=False)
+    self.readout = _linear(factors, self.neurons * (2 if self.head == "gaussian" else 1))
+
+
+LFADS._both, LFADS._add_initial, LFADS._add_generator = _both, _add_initial, _add_generator
+
+# %% ../../nbs/autolfads/models.ipynb #ad7f938b
+def _add_controller(self, ci_encoder, controller, inputs, factors):
+    "From the data and the factors to the inputs, with their prior."
+    self.ci_h0 = nn.Parameter(torch.zeros(2, ci_encoder))
+    self.ci_encoder, self.con_h0 = self._both(ci_encoder), nn.Parameter(torch.zeros(controller))
+    self.controller = cells.GRU(2 * ci_encoder + factors, controller)
+    self.co_linear = _linear(controller, 2 * inputs)
+    self.co_prior_logtau = nn.Parameter(torch.full((inputs,), 10.0).log())
+    self.co_prior_lognvar = nn.Parameter(torch.full((inputs,), 0.1).log())
+
+
+LFADS._add_controller = _add_controller
+
+# %% ../../nbs/autolfads/models.ipynb #4e7f7480
+def _forward(self,
+             x: Tensor,                                # the data read  # b read_steps encoded
+             external: Tensor | None = None,           # external inputs; short ones end in zeros
+             *,
+             sample: bool = False,                     # draw from the posteriors; else: means
+             generator: torch.Generator | None = None, # to draw with
+             dropout: float = 0.0,                     # in training mode only
+             ) -> Output:
+    "What the model says about trials."
+    x, external, _ = _checked(self, x, external)
+    dropout = _rate(dropout, "dropout") if self.training else 0.0
+    ic_mean, ic_std, ci = encode(self, x, dropout, generator)
+    draw = lambda *s: torch.randn(s, generator=generator, device=x.device, dtype=x.dtype)
+    start = ic_mean + ic_std * draw(*ic_mean.shape) if sample else ic_mean
+    noise = draw(self.steps, len(x), self.inputs) if sample and self.inputs else None
+    return decode(self, start, ci, external, noise, dropout, generator)._replace(
+        ic_mean=ic_mean, ic_std=ic_std)
+
+
+LFADS.forward = _forward
+
+# %% ../../nbs/autolfads/models.ipynb #f333c5d0
 def _rate(rate, name):
     if 0 <= rate < 1: return float(rate)
     raise ParameterError(f"{name} is a share", expected="0 ≤ rate < 1", found=rate)
@@ -188,7 +213,7 @@ def _check_shape(what, x, expected, fix=None):
     raise ParameterError(f"{what} of the wrong shape", expected=f"({shape})",
                          found=tuple(x.shape), fix=fix)
 
-
+# %% ../../nbs/autolfads/models.ipynb #d7443f6b
 def _checked(model, x, external, y=None):
     "Data that fit the model, in its precision."
     _check_shape("data", x, (None, model.read_steps, model.encoded),
@@ -256,7 +281,7 @@ def decode(model, start, ci, external=None, noise=None, dropout=0.0, generator=N
     f, mean, std, g, given, c = turned
     return Output(*params, *[None] * (2 - len(params)), f, None, None, mean, std, g, g0, given, c)
 
-# %% ../../nbs/autolfads/models.ipynb #639a2dd0
+# %% ../../nbs/autolfads/models.ipynb #49a0581e
 _CELLS = {"encoder.ic_enc.fwd_gru": "ic_encoder.0", "encoder.ic_enc.bwd_gru": "ic_encoder.1",
           "encoder.ci_enc.fwd_gru": "ci_encoder.0", "encoder.ci_enc.bwd_gru": "ci_encoder.1",
           "decoder.rnn.cell.gen_cell": "generator", "decoder.rnn.cell.con_cell": "controller"}
@@ -266,9 +291,9 @@ _VECTORS = {"encoder.ic_enc_h0": "ic_h0", "encoder.ci_enc_h0": "ci_h0", "decoder
             "ic_prior.mean": "ic_prior_mean", "ic_prior.logvar": "ic_prior_logvar",
             "co_prior.logtaus": "co_prior_logtau", "co_prior.lognvars": "co_prior_lognvar"}
 
-
+# %% ../../nbs/autolfads/models.ipynb #33f4a12d
 def _own_names(sd):
-    "The reference's weights under our names; its recurrent biases are zero and left out."
+    "The reference's weights under our names."
     ours = {}
     for name, value in sd.items():
         stem, _, last = name.removeprefix("sd/").rpartition(".")
@@ -373,7 +398,7 @@ def element_nll(out: Output, y):  # b t n
         return F.poisson_nll_loss(out.log_rates, y, full=True, reduction="none")
     return F.gaussian_nll_loss(out.log_rates, y, out.log_var.exp(), reduction="none")
 
-# %% ../../nbs/autolfads/models.ipynb #031ed49b
+# %% ../../nbs/autolfads/models.ipynb #0b0dee8c
 class _PoissonMean(torch.autograd.Function):
     "Mean of the full Poisson loss, weighted; its gradient only where `learn` is 1."
 
@@ -395,7 +420,7 @@ class _PoissonMean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d): return ctx.saved_tensors[0] * d, None, None, None
 
-
+# %% ../../nbs/autolfads/models.ipynb #bfdc892c
 def _mean_nll(out, y, learn, weight):  # time first
     "Mean negative log likelihood, learned from where `learn` is 1, weighted by `weight`."
     if out.log_var is None:
@@ -461,14 +486,14 @@ class Average(NamedTuple):
     states: Tensor            # the generator's  # b t g
     noise_var: Tensor | None  # Gaussian: the mean variance of the data around the means  # b t n
 
-# %% ../../nbs/autolfads/models.ipynb #a6e1420a
+# %% ../../nbs/autolfads/models.ipynb #58ef6dac
 def _moments(x, samples):  # b·s t k -> b t k
     "Mean and standard deviation over the samples of each trial."
     x = x.unflatten(0, (-1, samples))
     mean = x.mean(1)
     return mean, (x - mean[:, None]).square_().mean(1).sqrt()
 
-
+# %% ../../nbs/autolfads/models.ipynb #bee3974f
 def _average_batch(model, x, external, samples, draw):
     "`average` for a few trials."
     ic_mean, ic_std, ci = encode(model, x)

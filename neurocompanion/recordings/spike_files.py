@@ -20,7 +20,7 @@ from .spike_nwb import read_nwb
 from .spikes import spike_counts
 from .standard import _no
 
-# %% ../../nbs/recordings/spike_files.ipynb #39f1584b
+# %% ../../nbs/recordings/spike_files.ipynb #4367b8e9
 _AGAIN = "Download it again from its source"
 
 
@@ -38,7 +38,7 @@ def _one(v):
     while isinstance(v, np.ndarray) and v.size == 1: v = v.item()
     return v
 
-
+# %% ../../nbs/recordings/spike_files.ipynb #0d95f713
 def _trials(path, structs, field):
     "The counts of each trial, time first, and its struct."
     rows, out = [_one(s) for s in np.ravel(structs)], []
@@ -260,7 +260,7 @@ def _column(name, v, n, T):
     except ValueError: return "odd", None
     return (kind, x) if x.dtype.kind in "biufU" else ("odd", None)
 
-# %% ../../nbs/recordings/spike_files.ipynb #d99010fb
+# %% ../../nbs/recordings/spike_files.ipynb #45654062
 def read_ibl(
     path,                            # a .parquet or .arrow file, or a list of them
     *,
@@ -275,7 +275,7 @@ def read_ibl(
             sessions.setdefault(str(eid), []).append((p, d, i))
     return [_session(eid, rows, bin_size) for eid, rows in sessions.items()]
 
-
+# %% ../../nbs/recordings/spike_files.ipynb #65c29c9b
 def _session(eid, rows, bin_size):
     "The rows of one session as a recording."
     path, first, _ = rows[0]
@@ -361,7 +361,7 @@ READERS = {"nwb": read_nwb, "nlb": read_nlb, "lfads": read_lfads, "steinmetz": r
            "datahigh": read_datahigh, "neuraltraj": read_neuraltraj, "dad": read_dad,
            "aplysia": read_aplysia, "ibl": read_ibl, "csv": read_csv}
 
-# %% ../../nbs/recordings/spike_files.ipynb #1e6ba14c
+# %% ../../nbs/recordings/spike_files.ipynb #1a65c788
 def _read(path, kind, options):
     "The recordings of one file, or of several that belong together."
     read = READERS[kind]
@@ -376,7 +376,7 @@ def _read(path, kind, options):
         _no(path, "the file is damaged, or not laid out as its fields promise", None,
             f"{type(e).__name__}: {e}", _AGAIN)
 
-
+# %% ../../nbs/recordings/spike_files.ipynb #1dd49439
 def _in_folder(folder, options):
     "The recordings of all files in a folder and its folders; parts of one task together."
     out, together = [], {"nlb": [], "ibl": []}
@@ -390,7 +390,7 @@ def _in_folder(folder, options):
         if paths: out += _read(paths, kind, options)
     return out
 
-# %% ../../nbs/recordings/spike_files.ipynb #b1c7d5d1
+# %% ../../nbs/recordings/spike_files.ipynb #029e94a5
 def read_spikes(
     path: str | Path,                # a file, or a folder of them
     *,
@@ -413,7 +413,7 @@ def read_spikes(
     _no(path, "no known layout of spikes", f"one of {', '.join(READERS)}", _inside(path),
         "Make a recording with standard.spikes")
 
-
+# %% ../../nbs/recordings/spike_files.ipynb #00d04ae9
 def _inside(path):
     "What a file holds, for a message."
     with open(path, "rb") as f: start = f.read(8)

@@ -67,7 +67,7 @@ def opened(
         _no(path, "the file is damaged, or not laid out as its fields promise", None,
             f"{type(e).__name__}: {e}", "Download it again from its source")
 
-# %% ../../nbs/recordings/spike_hdf5.ipynb #a7c9b42f
+# %% ../../nbs/recordings/spike_hdf5.ipynb #7c2731e3
 def _bin(given, default, path):
     "The bin size given by the user, or the one assumed, with its entry for the report."
     if given is None: return default, [assumed("bin_size", f"{default:g} s; pass bin_size=")]
@@ -89,7 +89,7 @@ def _text(v):
         return np.array(flat, str).reshape(v.shape)
     return v
 
-
+# %% ../../nbs/recordings/spike_hdf5.ipynb #049ea93f
 def over(
     arrays: dict,   # variables by name  # trial …, or trial time …
     T: int,         # steps in a trial
@@ -247,7 +247,7 @@ def _nlb_tables(paths):
                 d |= own
     return d, task, groups
 
-# %% ../../nbs/recordings/spike_hdf5.ipynb #73361c64
+# %% ../../nbs/recordings/spike_hdf5.ipynb #b6049627
 def _nlb_split(d, s, path):
     "Neurons side by side, later steps after earlier ones; what is missing is NaN."
     p = {k: d.get(f"{s}_{k}") for k in _FIELDS}
@@ -259,7 +259,7 @@ def _nlb_split(d, s, path):
                 "other fields", " × ".join(map(str, v.shape)), "Give files of one task and phase")
     return p
 
-
+# %% ../../nbs/recordings/spike_hdf5.ipynb #d2f7b5e8
 def _nlb_counts(parts):
     "The counts of all splits, and how many neurons are held in and steps not forward."
     def most(axis, *keys):

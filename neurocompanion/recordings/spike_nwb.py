@@ -17,7 +17,7 @@ from .spike_hdf5 import _left_out, _text, made, opened
 from .spikes import _EDGE, _above, spike_counts, whole_bins
 from .standard import KINDS, _no
 
-# %% ../../nbs/recordings/spike_nwb.ipynb #d7c8995e
+# %% ../../nbs/recordings/spike_nwb.ipynb #385e4ec4
 def _table(group):
     "Columns of a table by name, ragged ones as lists; and those that cannot be read."
     out, odd = {}, []
@@ -29,7 +29,7 @@ def _table(group):
         else: out[k] = np.split(_text(v[()]), index[()].astype(int)[:-1]) if len(index) else []
     return out, odd
 
-
+# %% ../../nbs/recordings/spike_nwb.ipynb #fd868817
 def _flat(table, n, taken):
     "Columns with one number or text for each row, under names that are free."
     own = {k: v for k, v in table.items() if isinstance(v, np.ndarray) and v.ndim == 1
@@ -45,7 +45,7 @@ def _free(name, taken):
 
 _TAKEN = {"time", "unit", "trial", "rate", "event", *(main for main, _ in KINDS.values())}
 
-# %% ../../nbs/recordings/spike_nwb.ipynb #46cf6e9f
+# %% ../../nbs/recordings/spike_nwb.ipynb #756aad3c
 def _series(f):
     "Every time series of the file that is small enough to be behaviour, by name."
     found, odd = {}, []
@@ -63,7 +63,7 @@ def _series(f):
         if top in f: f[top].visititems(lambda k, g, top=top: visit(f"{top}/{k}", g))
     return found, odd
 
-
+# %% ../../nbs/recordings/spike_nwb.ipynb #8e3b5b2c
 def _samples(g):
     "Times and values of a series, in its unit."
     x = g["data"]
@@ -154,7 +154,7 @@ def read_nwb(
     return [_assembled(path, counts, units, trials, moves, starts, keep, report,
                        align=align, before=before, bin_size=bin_size, **about)]
 
-# %% ../../nbs/recordings/spike_nwb.ipynb #7415d9e2
+# %% ../../nbs/recordings/spike_nwb.ipynb #e21975f2
 def _windows(path, trials, align, before, after, bin_size):
     "Starts of the windows around an event, and the trials that have it."
     t = trials.get(align)
@@ -169,7 +169,7 @@ def _windows(path, trials, align, before, after, bin_size):
               for i in np.flatnonzero(~np.isfinite(t))]
     return t[keep] - before, n, keep, report
 
-
+# %% ../../nbs/recordings/spike_nwb.ipynb #ce899db1
 def _whole(path, units, trials, bin_size, n_units, limit=8 << 30):
     "The start of the recording and how many bins it has."
     ends = [np.ravel(v) for v in (*units["spike_times"], *units.get("obs_intervals", ()),
@@ -183,7 +183,7 @@ def _whole(path, units, trials, bin_size, n_units, limit=8 << 30):
         found=f"{n} bins × {n_units} units", fix="Read windows with align=, or choose wider bins")
     return np.array([start]), n, None, []
 
-# %% ../../nbs/recordings/spike_nwb.ipynb #76248ede
+# %% ../../nbs/recordings/spike_nwb.ipynb #30898ec7
 def _about(f):
     "Whose recording it is."
     def text(k): return " ".join(np.ravel(_text(f[k][()])).tolist()) if k in f else ""
@@ -194,7 +194,7 @@ def _about(f):
             "session": text("identifier"), "source": "nlb" if held else "nwb",
             "description": text("session_description"), "doi": doi[0] if doi else ""}
 
-
+# %% ../../nbs/recordings/spike_nwb.ipynb #781294e6
 def _assembled(path, counts, units, trials, moves, starts, keep, report, *, align, before,
                bin_size, **about):
     "The parts of a file as a recording."

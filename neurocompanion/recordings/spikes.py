@@ -40,7 +40,7 @@ def spike_counts(
         counts[..., u] = c
     return counts if np.ndim(start) else counts[0]
 
-# %% ../../nbs/recordings/spikes.ipynb #db518ace
+# %% ../../nbs/recordings/spikes.ipynb #8fcb5007
 _EDGE = 1e-6  # of a bin
 
 
@@ -55,7 +55,7 @@ def _in_many(t, starts, bin_size, n):
     edges = starts[:, None] + bin_size * (np.arange(n + 1) - _EDGE)     # trial time
     return np.diff(np.searchsorted(t, edges), axis=1)
 
-
+# %% ../../nbs/recordings/spikes.ipynb #1785ae00
 def _above(name, value):
     "`value` must be a number above 0."
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < np.inf
@@ -70,7 +70,7 @@ def _finite(name, x):
                              found=x[~np.isfinite(x)][0] if x.dtype.kind == "f" else x.dtype,
                              fix="Leave the others out")
 
-
+# %% ../../nbs/recordings/spikes.ipynb #cf59ec64
 def whole_bins(
     name: str,        # the argument's name, for the message
     seconds: float,   # a duration
@@ -103,7 +103,7 @@ def rebin(
                              found=x.shape[axis], fix=f"Leave the last {rest} out")
     return _groups(x, axis, factor, np.sum)
 
-# %% ../../nbs/recordings/spikes.ipynb #40380a9b
+# %% ../../nbs/recordings/spikes.ipynb #0278bce2
 def _factor(factor):
     "A whole number of bins."
     good = isinstance(factor, numbers.Integral) and not isinstance(factor, bool) and factor >= 1
@@ -121,7 +121,7 @@ def _groups(x, axis, factor, how):
 
 def _first(x, axis): return np.take(x, 0, axis)
 
-
+# %% ../../nbs/recordings/spikes.ipynb #ac0c3cc3
 def _rebin_recording(ds, factor):
     "A recording with wider bins."
     T, out = ds.sizes["time"], {}
@@ -214,14 +214,13 @@ def smooth(
     weight = _weigh(np.ones(x.shape[axis], x.dtype), k, 0, causal)
     return _weigh(x, k, axis, causal) / weight.reshape(shape)
 
-# %% ../../nbs/recordings/spikes.ipynb #b8702f20
+# %% ../../nbs/recordings/spikes.ipynb #a46419c6
 def _weigh(x, k, axis, causal):
     "Weighted sums of neighbours, directly: nothing leaks from the future by rounding."
     from scipy.ndimage import correlate1d
     if not x.size: return x
-    origin = (len(k) - 1) // 2 if causal else 0    # the kernel ends at the present
     if causal and len(k) % 2 == 0: k = np.r_[0, k]
-    origin = (len(k) - 1) // 2 if causal else 0
+    origin = (len(k) - 1) // 2 if causal else 0    # the kernel ends at the present
     return correlate1d(x, k.astype(x.dtype), axis, mode="constant", origin=origin)
 
 # %% ../../nbs/recordings/spikes.ipynb #048e44b8
@@ -327,7 +326,7 @@ def align(
     coords |= {"time": time, "trial": ("trial", ids[keep])}
     return _noted(xr.Dataset(data, coords, ds.attrs), report)
 
-# %% ../../nbs/recordings/spikes.ipynb #00cb25c0
+# %% ../../nbs/recordings/spikes.ipynb #bb3ef28f
 def _events_of(ds, when, n):
     "The dimension that counts the events, and what they are called."
     dim = "trial" if "trial" in ds.sizes else when.dims[0] if when is not None else None
@@ -348,7 +347,7 @@ def _blank(v, at, nb, na, fits):
         out[i] = np.isnan((x if x.ndim == 2 else x[i])[at[i] - nb:at[i] + na]).all()
     return out
 
-
+# %% ../../nbs/recordings/spikes.ipynb #3991869c
 def _misfit(t, at, nb, T):
     "Why the window of an event does not fit."
     if not np.isfinite(t): return "it has no event time"
@@ -455,7 +454,7 @@ def merge(
     import torch
     return _merged(c, overlap, weighting, total, offset, torch)
 
-# %% ../../nbs/recordings/spikes.ipynb #cb5f76b3
+# %% ../../nbs/recordings/spikes.ipynb #c29c8fc0
 def _floats(c, lib):
     "Chops as floating-point numbers."
     if lib is np: return c if c.dtype.kind in "fc" else c.astype(float)
@@ -467,7 +466,7 @@ def _blend(a, b, v, lib):
     with np.errstate(invalid="ignore"): out = a + v * (b - a)
     return lib.where((a == b) | lib.isnan(b), a, lib.where(lib.isnan(a), b, out))
 
-
+# %% ../../nbs/recordings/spikes.ipynb #a2dc08f1
 def _merged(c, overlap, weighting, total, offset, lib):
     "Chops, joined."
     c, (k, length), step = _floats(c, lib), c.shape[:2], c.shape[1] - overlap

@@ -1,0 +1,235 @@
+"autolfads' tasks, methods and experiments: every sweep at its smallest, and the real recordings."
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from neurocompanion.autolfads import data as ad, experiments as ex, methods as me, tasks as ts
+from neurocompanion.core import NeurocompanionError, ParameterError, home
+from neurocompanion.recordings import simulate_spikes
+from neurocompanion.recordings.standard import save, spikes
+from neurocompanion.sweeps.sweep import expand, load, write_run
+
+SWEEPS = sorted((home() / "nbs/autolfads/sweeps").glob("*.yaml"))
+SMALL = dict(generator=12, encoder=8, ic=8, factors=6, samples=5, batch=32)
+CHAOS = dict(**SMALL, task="chaotic", trials=60, units=12, steps=15, epochs=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
+def test_every_sweep_at_its_smallest(path, tmp_path):
+    runs = [r for r in expand(load(path), "tiny") if r["seed"] == 0]
+    for i, asked in enumerate(runs):
+        p = {k: v for k, v in asked.items() if k not in ("experiment", "out")}
+        rows = ex.run(asked["experiment"], tmp_path / f"{i}", **p)
+        table = write_run(rows, {k: v for k, v in asked.items() if k != "out"}, tmp_path / f"r{i}")
+        assert len(table) == len(rows) and not set(pd.DataFrame(rows)) & set(ex.Setting._fields)
+        assert np.isfinite(pd.DataFrame(rows).get("fit_seconds", pd.Series([0.0]))).any()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
+def test_every_scale_can_be_run(path):
+    for scale in ("tiny", "laptop", "paper"):
+        for run in expand(load(path), scale):
+            name = run.pop("experiment")
+            ts.setting(**{k: v for k, v in run.items() if k != "out"})
+            assert name in ex.EXPERIMENTS and (scale != "tiny" or run["data"] == "simulated")
+            if scale != "paper": assert run["engine"] == "serial"
+
+
+def test_the_same_again_from_its_checkpoint_and_another_with_another_seed(tmp_path):
+    drop = lambda rows: pd.DataFrame(rows).drop(columns="fit_seconds")
+    a, b, c = (drop(ex.overfitting(out, **CHAOS, cd_rate=0.3, seed=s))
+               for out, s in ((tmp_path, 0), (tmp_path, 0), ("", 1)))
+    pd.testing.assert_frame_equal(a, b)
+    assert (tmp_path / "network.pt").is_file() and a.nll[0] != c.nll[0]
+
+
+def test_a_pair_differs_in_coordinated_dropout_alone():
+    a, b = (ex.overfitting(**CHAOS, cd_rate=cd)[0] for cd in (0, 0.3))
+    assert {k for k in a if k.startswith("hp_") and a[k] != b[k]} == {"hp_cd_rate"}
+    assert a["nll_true"] == b["nll_true"] and a["nll"] != b["nll"]
+
+
+def test_a_network_that_diverges_is_a_row(monkeypatch):
+    monkeypatch.setattr(ex, "drawn", lambda s: {"lr": 1e6, "cd_rate": s.cd_rate})
+    row, = ex.overfitting(**{**CHAOS, "epochs": 40})
+    assert row["diverged"] and "r2" not in row
+
+
+def test_searches_cost_the_same():
+    how = {**CHAOS, "members": 3, "generations": 2}
+    t = {k: pd.DataFrame(ex.search(**how, kind=k)) for k in ("pbt", "random")}
+    assert [v.trained.sum() for v in t.values()] == [12, 12]
+    last = t["random"].query("what == 'last'")
+    chosen = t["random"].query("what == 'chosen'").iloc[0]
+    assert chosen.best_score <= last.score.min() + 1e-9 and len(last) == 3
+
+
+def test_a_search_is_diagnosed_by_its_best():
+    s = ts.setting(**{**CHAOS, "members": 2, "generations": 2})
+    m = me.population(ts.halves(s), s)
+    assert me.diagnose(m.search) == me.diagnose(m.trained)
+
+
+def test_test_trials_teach_nobody_anything(tmp_path):
+    ds = ts.recording(ts.setting(task="dad", trials=50, steps=16))
+    save(ds, tmp_path / "a.nc")
+    s = ts.setting(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=3)
+    cut = ts.study(s)
+    other = ds.copy(deep=True)
+    other["spikes"][cut.test] = 3
+    other["movement"][cut.test] = 0.5
+    save(other, tmp_path / "b.nc")
+    again = ts.study(s._replace(data=str(tmp_path / "b.nc")))
+    assert (again.test == cut.test).all() and (again.data.train == cut.data.train).all()
+    y = ts.behaviour_of(cut.recording, s)[cut.fit]
+    for k in me.METHODS[:4]:
+        fit = [me.method(c.data, s._replace(method=k), y) for c in (cut, again)]
+        x = cut.of("spikes", cut.fit)
+        assert np.array_equal(fit[0].rates(x), fit[1].rates(x))
+
+
+@pytest.mark.parametrize("window, steps", [(2, 5), (3, 17), (8, 31), (5, 4)])
+def test_sums_become_counts_that_give_the_same_sums(window, steps):
+    single = np.random.default_rng(window).poisson(0.4, (6, steps + window - 1, 5))
+    sums = np.lib.stride_tricks.sliding_window_view(single, window, axis=1).sum(-1)
+    found, certain = ts.unslide(sums, window)
+    assert found.shape == single.shape and found.min() >= 0 and 0 <= certain <= 1
+    again = np.lib.stride_tricks.sliding_window_view(found, window, axis=1).sum(-1)
+    assert (again == sums).all()
+
+
+def test_chops_join_to_the_recording_and_hold_back_whole_blocks():
+    c = ts.chops(ts.setting(task="maze", steps=500, length=30, overlap=10))
+    assert np.array_equal(c.join(c.all()), c.x)
+    train, valid = c.data.rows
+    assert min(abs(train[:, None] - valid).ravel()) > 1       # neighbours share steps
+
+
+def test_hidden_spikes_are_hidden():
+    "Whatever stands where a count is hidden changes nothing."
+    data = ts.halves(ts.setting(trials=60, units=10, steps=15))
+    s = ts.setting(**SMALL, epochs=2, latents=2)
+    hidden = np.random.default_rng(0).random(data.valid.shape) < 0.2
+    for k in me.METHODS[:4]:
+        m = me.method(data, s._replace(method=k))
+        a = m.rates(np.where(hidden, np.nan, data.valid).astype(np.float32))
+        b = m.rates(np.where(hidden, np.nan, data.valid + 5 * hidden).astype(np.float32))
+        assert np.isfinite(a).all() and np.array_equal(a, b)
+
+
+def test_truth_is_the_best_of_what_can_be_said_of_hidden_spikes():
+    data = ts.halves(ts.setting(trials=400, units=20, steps=30))
+    half = {len(data.valid): data.truth.valid, 200: data.truth.train[:200]}
+    truth = me.Fitted("truth", lambda x: half[len(x)] * data.bin_size, {})
+    score = {m.name: me.hidden_score(m, data)["hidden"] for m in
+             (truth, me.smoother(data), me.linear("gpfa", data, 3), me.linear("pca", data))}
+    assert max(score, key=score.get) == "truth" and score["gpfa"] > 0
+
+
+def test_diagnosis_of_one_that_copies_one_that_does_not_and_one_that_is_new():
+    fast = simulate_spikes.lorenz(10, 12, units=24, steps=20, rate=5.0, dt=0.035)
+    fast = ad.subset(ad.from_recording(fast), 84)
+    loose = ts.setting(generator=24, encoder=16, ic=24, controller=24, inputs=8, factors=24,
+                       batch=100, ramp=0, lr=3e-2, dropout=0, kl_co=0, kl_ic=0, l2_gen=0,
+                       l2_con=0, epochs=65)
+    d = {cd: me.diagnose(me.network(fast, loose._replace(cd_rate=cd)).trained) for cd in (0, 0.3)}
+    assert d[0].copies and d[0].dispersion < d[0.3].dispersion and d[0].lost > 0.4
+    assert not d[0.3].copies and d[0.3].lost < 0.2 and "No sign of copying" in str(d[0.3])
+    new = me.diagnose(me.network(fast, loose._replace(epochs=1, lr=1e-5)).trained)
+    assert not new.copies and "learned nothing" in new.sentence
+
+
+def test_a_perfect_copy_and_the_truth_as_the_diagnosis_sees_them():
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(1.0, 0.3, (60, 20, 15))
+    y = rng.poisson(rate)
+    mean = np.broadcast_to(y.mean((0, 1)), y.shape)
+    copied = me._verdict(*me._gains(0.95 * y + 0.05 * mean, mean, y), 0.2, 40)
+    honest = me._verdict(*me._gains(rate, rate, y), 1.0, 0.0)
+    assert copied.copies and copied.lost > 0.9 and "less than any true rates" in str(copied)
+    assert not honest.copies and honest.lost == 0 and honest.gap_z == 0
+
+
+def test_choices_by_each_criterion():
+    t = pd.DataFrame(dict(score=[1.0, 2.0, 3.0], hidden=[0, 1, math.nan], decoding_r2=[0, 1, 2],
+                          psth_r2=[5, 4, 3]))
+    rows = pd.DataFrame(ex.choices(t)).set_index(["selected_by", "metric"])
+    assert rows.loc[("score", "decoding_r2"), "rank"] == 2
+    assert rows.loc[("score", "psth_r2"), "reached"] == 1
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (dict(task="x"), "no such task"), (dict(method="svm"), "no such method"),
+    (dict(colour=1), "no such parameter"), (dict(data="real", task="chaotic"), "synthetic"),
+    (dict(epochs=0), "epochs is out of range"), (dict(data="none.mat", task="dad"), "none.mat"),
+    (dict(test=1.0, task="dad"), "test is a share"), (dict(task="maze"), "no trials"),
+    (dict(task="dad", behaviour="gaze"), "nothing to decode"), (dict(kind="grid"), "no such kind"),
+    (dict(task="dad", train_trials=2), "not so many training trials")])
+def test_what_cannot_be(wrong, said):
+    with pytest.raises(NeurocompanionError, match=said):
+        ex.decoding(**{**SMALL, "trials": 40, "steps": 16, "method": "gpfa", **wrong})
+
+
+def test_an_own_recording_without_truth_conditions_or_behaviour(tmp_path):
+    x = np.random.default_rng(0).poisson(0.3, (40, 15, 8))
+    save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
+    own = dict(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=2, method="gpfa", latents=2)
+    for experiment, said in (("accuracy", "not known"), ("decoding", "nothing to decode"),
+                             ("psth", "no conditions"), ("continuous", "has trials")):
+        with pytest.raises(NeurocompanionError, match=said): ex.run(experiment, **own)
+    assert len(ex.inputs(own["data"])["a.nc"]) == 64
+
+
+def test_trials_of_unequal_length_are_cut_to_the_shortest(tmp_path):
+    x = np.random.default_rng(0).poisson(0.3, (30, 20, 6)).astype(float)
+    x[3, 15:] = np.nan
+    x[4, :2] = np.nan
+    save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
+    assert ts.recording(ts.setting(task="dad", data=str(tmp_path / "a.nc"))).sizes["time"] == 13
+
+
+def test_every_real_task(mirror):
+    sizes = {"dad": (96, 31, 71), "neuraltraj": (140, 26, 45), "datahigh": (210, 20, 61)}
+    for task, size in sizes.items():
+        ds = ts.recording(ts.setting(data="real", task=task))
+        assert ds["spikes"].shape == size
+    for task, units in (("aplysia", 136), ("maze", 182), ("kato", 109)):
+        c = ts.chops(ts.setting(data="real", task=task))
+        assert c.x.shape[1] == units and len(c.data.valid) >= 3
+    assert ts.halves(ts.setting(data="real", task="lorenz_file")).train.shape == (640, 100, 60)
+    found = ts.inputs("real")
+    assert len(found) == 7 and all(len(v) == 64 for v in found.values())
+
+
+def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
+    from neurocompanion.recordings.spike_files import read_spikes
+    path = Path(mirror) / "macaque_small/DAD/chewie_demo.mat"
+    x = read_spikes(path)[0]["spikes"].values
+    assert ts.unslide(x, 8)[1] > 0.99
+    for window in (7, 9):
+        with pytest.raises(NeurocompanionError, match="no sums"): ts.unslide(x, window)
+
+
+def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
+    score = {t: ex.decoding(data="real", task=t, method="gpfa")[0] for t in ("dad", "neuraltraj")}
+    assert score["dad"]["r2"] > 0.4 and score["neuraltraj"]["r2"] > 0.3
+    assert all(r["hidden"] > 0 for r in score.values())
+    p = ex.psth(data="real", method="gpfa", test=0.34)[0]
+    assert 0.2 < p["r2_fit"] < 1 and p["hidden"] > 0
+
+
+def test_only_known_parameters():
+    with pytest.raises(ParameterError, match="found magic"): ex.run("search", magic=1)
+    with pytest.raises(ParameterError, match="no such experiment"): ex.run("magic")

@@ -185,7 +185,10 @@ def default_device():
     mps = getattr(torch.backends, "mps", None)
     return torch.device("mps" if mps and mps.is_available() else "cpu")
 
-# %% ../nbs/core.ipynb #6134e35e
+# %% ../nbs/core.ipynb #bc7658b4
+_memory = {"kept": False, "trimmed": 0.0}  # whether it is kept; when idle memory was handed back
+
+
 @lru_cache
 def keep_memory() -> bool:  # whether it does: False without glibc, and where it was set by hand
     "Let this process keep some of the memory that it frees, for what it takes next."
@@ -196,20 +199,18 @@ def keep_memory() -> bool:  # whether it does: False without glibc, and where it
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError): return False
     mmap_threshold, trim_threshold = -3, -1                     # their numbers in malloc.h
-    return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 256 << 20))
+    _memory["kept"] = bool(mallopt(mmap_threshold, 32 << 20)
+                           and mallopt(trim_threshold, 256 << 20))
+    return _memory["kept"]
 
-# %% ../nbs/core.ipynb #16dbc9b9
-_trimmed = [0.0]  # when idle memory was handed back last
-
-
+# %% ../nbs/core.ipynb #a5973105
 def trim_memory(
     seconds: float = 1.0,  # do nothing if the last time is not that long ago
 ) -> bool:                 # whether it did
     "Hand back freed memory that lies idle, in a process that keeps it."
-    if not (keep_memory.cache_info().currsize and keep_memory()): return False
-    if time.monotonic() - _trimmed[0] < seconds: return False
+    if not _memory["kept"] or time.monotonic() - _memory["trimmed"] < seconds: return False
     done = bool(ctypes.CDLL(None).malloc_trim(0))
-    _trimmed[0] = time.monotonic()
+    _memory["trimmed"] = time.monotonic()
     return done
 
 # %% ../nbs/core.ipynb #f46f299b

@@ -61,7 +61,7 @@ def draw(
     raise SweepError("the figures could not be drawn", where=target, fix="Open the notebook to see",
                      found=(done.stderr.strip().splitlines() or ["no message"])[-1])
 
-# %% ../../nbs/sweeps/reproduce.ipynb #2519578c
+# %% ../../nbs/sweeps/reproduce.ipynb #e8785eeb
 def reproduce(
     paper: str | None = None,        # all sweeps of this paper; None: every paper's headline
     *,
@@ -75,6 +75,7 @@ def reproduce(
     bad, done = [], {}
     for name in names: bad += _run(name, scale, workers, out)
     for paper in dict.fromkeys(n.split("/")[0] for n in names):
+        if not (home() / "nbs" / paper / "figures.ipynb").is_file(): continue  # none written yet
         try: done[f"{paper}/figures.ipynb"] = draw(paper, out / paper)
         except SweepError as e: bad.append(str(e))
     try: page = _site(site_folder, done)

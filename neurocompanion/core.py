@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'home',
-           'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'set_seed', 'use_deterministic',
-           'default_device', 'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions',
-           'run_record']
+           'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'files_below', 'checksum', 'asked',
+           'set_seed', 'use_deterministic', 'default_device', 'keep_memory', 'trim_memory', 'quiet', 'progress',
+           'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -149,6 +149,46 @@ def sha256(
     with open(path, "rb") as f:
         while piece := f.read(1 << 20): digest.update(piece)
     return digest.hexdigest()
+
+# %% ../nbs/core.ipynb #33e068dd
+def files_below(
+    path: str | Path,  # a file or a folder
+) -> list:             # the file, or all files of the folder and its folders, in order
+    "The files that a path stands for; hidden ones do not count."
+    place = Path(path).expanduser().resolve()
+    hidden = lambda p: any(part.startswith(".") for part in p.relative_to(place).parts)
+    found = [place] if place.is_file() else sorted(
+        p for p in place.rglob("*") if p.is_file() and not hidden(p))
+    if str(path) and found: return found
+    raise ParameterError("there are no such data", found=str(path) or "nothing",
+                         expected="'real', 'simulated', or the path of your recordings",
+                         fix="Correct the path")
+
+
+def checksum(
+    path: str | Path | list,  # a file, a folder, or a list of files
+) -> str:
+    "The SHA-256 of a file, or of several together."
+    files = path if isinstance(path, list) else files_below(path)
+    listed = [sha256(f) for f in files]
+    return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
+
+# %% ../nbs/core.ipynb #954e3f3e
+def asked(
+    fields: type,   # a NamedTuple
+    how: dict,      # what to fill it with
+    **known,        # name of a field = the words that it may hold
+):  # one of `fields`
+    "A named tuple whose names and words all mean something."
+    if strange := sorted(set(how) - set(fields._fields)):
+        raise ParameterError("there is no such parameter", found=strange[0],
+                             expected=", ".join(fields._fields))
+    filled = fields(**how)
+    for name, words in known.items():
+        if getattr(filled, name) not in words:
+            raise ParameterError(f"there is no such {name}", found=repr(getattr(filled, name)),
+                                 expected=" or ".join(map(repr, words)))
+    return filled
 
 # %% ../nbs/core.ipynb #a9d8db40
 def set_seed(

@@ -18,3 +18,14 @@ def mirror():
     if found is None:
         pytest.skip("needs real recordings: set NEUROCOMPANION_MIRROR to a folder that holds them")
     return found
+
+
+@pytest.fixture
+def one_thread():
+    "PyTorch on one thread, so that sums come out the same everywhere; the seed is set."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from neurocompanion.autolfads import data as ad, experiments as ex, methods as me, tasks as ts
 from neurocompanion.core import NeurocompanionError, ParameterError, home
@@ -18,12 +17,7 @@ SMALL = dict(generator=12, encoder=8, ic=8, factors=6, samples=5, batch=32)
 CHAOS = dict(**SMALL, task="chaotic", trials=60, units=12, steps=15, epochs=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])

@@ -16,13 +16,7 @@ SMALL = dict(ic_encoder=5, ic=4, generator=6, factors=3)
 CONTROLLED = SMALL | dict(ci_encoder=4, controller=5, inputs=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["fused", "plain"])

@@ -24,12 +24,7 @@ DRIVEN = SMALL | dict(ci_encoder=6, controller=6, inputs=2)
 HOW = dict(batch=16, ramp=3, device="cpu", hidden_every=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

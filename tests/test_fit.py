@@ -21,12 +21,7 @@ from neurocompanion.training.population import fit_population
 from neurocompanion.training.schedules import cosine, make_optimiser, one_cycle, plateau
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def regression(n=100, inputs=5, outputs=3, seed=0):

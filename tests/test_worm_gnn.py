@@ -2,7 +2,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from neurocompanion.core import NeurocompanionError, ParameterError
 from neurocompanion.worm_gnn import experiments as ex
@@ -10,9 +9,7 @@ from neurocompanion.worm_gnn import experiments as ex
 SMALL = dict(minutes=2, k=3, folds=1, epochs=5, lr=1e-2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def states(**how):

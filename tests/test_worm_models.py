@@ -19,13 +19,7 @@ from neurocompanion.worm_scaling import data, models
 KINDS = models.Linear, models.LSTM, models.Transformer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some(batch=3, time=12, labelled=50):

@@ -6,14 +6,13 @@
 __all__ = ['TASKS', 'METHODS', 'SYNTHETIC', 'Task', 'Setting', 'setting', 'unslide', 'recording', 'behaviour_of', 'halves',
            'Study', 'study', 'Chops', 'chops', 'inputs']
 
-# %% ../../nbs/autolfads/tasks.ipynb #c4221662
-from hashlib import sha256 as digest
+# %% ../../nbs/autolfads/tasks.ipynb #673c69a6
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from . import data as ad
 from .models import Hyper
-from ..core import ParameterError, RecordingError, sha256
+from ..core import ParameterError, RecordingError, asked, checksum
 from ..recordings import simulate, simulate_spikes
 from ..recordings.sources import fetch, registry
 from ..recordings.spike_files import read_spikes
@@ -47,7 +46,7 @@ TASKS = dict(
               (30, 15)),
     kato=Task("calcium traces of a worm", ("kato2015",), 0, "", (60, 20), "traces"))
 
-# %% ../../nbs/autolfads/tasks.ipynb #9d36e28f
+# %% ../../nbs/autolfads/tasks.ipynb #d2f30ac6
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"   # "real", "simulated", or the path of your own recording
@@ -92,25 +91,24 @@ class Setting(NamedTuple):
     examples: int = 0         # trials whose rates are kept for a picture
     seed: int = 0             # of networks and hyperparameters
 
-    @property
-    def hyper(self):
-        "What training may change."
-        return Hyper(**{k: getattr(self, k) for k in Hyper._fields})
+# %% ../../nbs/autolfads/tasks.ipynb #7beca450
+def _hyper(s): return Hyper(**{k: getattr(s, k) for k in Hyper._fields})
 
-    @property
-    def sizes(self) -> dict:
-        "Of the network, as `models.LFADS` names them."
-        con = dict(ci_encoder=self.encoder, controller=self.controller, inputs=self.inputs)
-        return dict(ic_encoder=self.encoder, ic=self.ic, generator=self.generator,
-                    factors=self.factors, **(con if self.inputs else {}))
 
-    @property
-    def training(self) -> dict:
-        "How a network is trained, as `training.Settings` names it."
-        ramp = min(80, self.epochs // 2) if self.ramp < 0 else self.ramp
-        return dict(batch=self.batch, ramp=ramp, patience=self.patience or None)
+def _sizes(s):
+    con = dict(ci_encoder=s.encoder, controller=s.controller, inputs=s.inputs)
+    return dict(ic_encoder=s.encoder, ic=s.ic, generator=s.generator, factors=s.factors,
+                **(con if s.inputs else {}))
 
-# %% ../../nbs/autolfads/tasks.ipynb #7385965f
+
+def _training(s):
+    ramp = min(80, s.epochs // 2) if s.ramp < 0 else s.ramp
+    return dict(batch=s.batch, ramp=ramp, patience=s.patience or None)
+
+
+Setting.hyper, Setting.sizes, Setting.training = map(property, (_hyper, _sizes, _training))
+
+# %% ../../nbs/autolfads/tasks.ipynb #1bf0a807
 METHODS = ("smoothing", "pca", "gpfa", "lfads", "autolfads")
 SYNTHETIC = ("lorenz", "chaotic")
 
@@ -119,15 +117,8 @@ def setting(
     **how,       # fields of `Setting`
 ) -> Setting:
     "A setting whose words all mean something."
-    if strange := sorted(set(how) - set(Setting._fields)):
-        raise ParameterError("there is no such parameter", found=strange[0],
-                             expected=", ".join(Setting._fields))
-    s = Setting(**how)
-    for name, known in dict(task=TASKS, method=METHODS, kind=("pbt", "random"),
-                            engine=("serial", "processes", "ray")).items():
-        if getattr(s, name) not in known:
-            raise ParameterError(f"there is no such {name}", found=repr(getattr(s, name)),
-                                 expected=", ".join(known))
+    s = asked(Setting, how, task=TASKS, method=METHODS, kind=("pbt", "random"),
+              engine=("serial", "processes", "ray"))
     if s.data == "real" and s.task in SYNTHETIC:
         raise ParameterError("this task is synthetic", found=f"data='real', task={s.task!r}",
                              expected="data='simulated'", fix="Or name a task that is recorded")
@@ -353,7 +344,7 @@ def chops(
     if data.scale: x = (x - data.scale.mean) / data.scale.spread
     return Chops(ds, data, x, length, overlap)
 
-# %% ../../nbs/autolfads/tasks.ipynb #47da9ffa
+# %% ../../nbs/autolfads/tasks.ipynb #e7b862e6
 def inputs(
     data: str = "simulated",   # "real", "simulated" or a path
     **how,                     # other fields of `Setting`; `experiment` is known too
@@ -361,20 +352,11 @@ def inputs(
     "What a run reads: the checksums of its files."
     how.pop("experiment", None)
     if data == "simulated": return {}
-    if data != "real": return {Path(data).name: _checksum(Path(data))}
+    if data != "real": return {Path(data).name: checksum(data)}
     if "task" not in how: names = {f for t in TASKS.values() for f in t.files[:1]}
     else:
         s = setting(data=data, **how)
         files = TASKS[s.task].files
         names = {files[s.recording] if s.recording < len(files) else files[0]}
     known = registry()
-    return {n: known[n].sha256 or sha256(fetch(n)) for n in sorted(names)}
-
-
-def _checksum(path):
-    "The checksum of a file, or of a folder's files together."
-    if path.is_file(): return sha256(path)
-    below = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if below: return digest("".join(map(sha256, below)).encode()).hexdigest()
-    raise ParameterError("there is no recording", where=path, expected="a file or a folder",
-                         found="none", fix="Correct the path")
+    return {n: known[n].sha256 or checksum(fetch(n)) for n in sorted(names)}

@@ -6,14 +6,13 @@
 __all__ = ['KINDS', 'EXPERIMENTS', 'Setting', 'setting', 'worms', 'inputs', 'graph', 'reading', 'network', 'members', 'cuts',
            'states', 'over_worms', 'confusion', 'trajectory', 'mantel', 'edges', 'portraits', 'run']
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #3fa0af09
-from hashlib import sha256 as digest
+# %% ../../nbs/worm_gnn/experiments.ipynb #b1313848
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 import torch
-from ..core import ParameterError, sha256
+from ..core import ParameterError, asked, checksum, sha256
 from ..recordings import connectome as wiring
 from ..recordings.simulate_pool import write_pool
 from ..recordings.sources import fetch, registry
@@ -56,7 +55,7 @@ class Setting(NamedTuple):
     decay: float = 0.0           # weight decay
     seed: int = 0
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #a41fd744
+# %% ../../nbs/worm_gnn/experiments.ipynb #9a9be0d7
 KINDS = ("svm", "mlp", "gnn", "connectome", "node_mlp", "rnn", *LAYERS)
 
 
@@ -64,21 +63,12 @@ def setting(
     **how,       # fields of `Setting`
 ) -> Setting:
     "A setting whose words all mean something."
-    if strange := sorted(set(how) - set(Setting._fields)):
-        raise ParameterError("there is no such parameter", found=strange[0],
-                             expected=", ".join(Setting._fields))
-    s = Setting(**how)
     scalings = ("", "whole", "train", "standardised")
-    for name, known in dict(model=KINDS, reading=tuple(PRESETS), scaling=scalings,
-                            others=("", "nichols_simulated", "flavell"), edge_scaling=scalings,
-                            self_path=("", "none", "residual", "concat"),
-                            message=("", "sum", "mean", "neighbours"),
-                            norm=("", "running", "worm", "none"),
-                            derivative=("", "central", "backward"),
-                            edges=("", "static", "dynamic", "chunk")).items():
-        if getattr(s, name) not in known:
-            raise ParameterError(f"there is no such {name}", found=repr(getattr(s, name)),
-                                 expected=" or ".join(map(repr, known)))
+    s = asked(Setting, how, model=KINDS, reading=tuple(PRESETS), scaling=scalings,
+              others=("", "nichols_simulated", "flavell"), edge_scaling=scalings,
+              self_path=("", "none", "residual", "concat"),
+              message=("", "sum", "mean", "neighbours"), norm=("", "running", "worm", "none"),
+              derivative=("", "central", "backward"), edges=("", "static", "dynamic", "chunk"))
     if 0 <= s.folds <= s.k and s.epochs > 0: return s
     raise ParameterError("this cannot be trained", found=f"{s.folds} of {s.k} folds, {s.epochs} "
                          "epochs", expected="folds from 0 to k, epochs above 0")
@@ -133,7 +123,7 @@ def _flavell(s):
         write_pool(folder, sources="flavell2023", worms=0.15, minutes=3, workers=1)
         return wd.load_flavell(Path(folder) / "flavell2023")
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #0e15a492
+# %% ../../nbs/worm_gnn/experiments.ipynb #f140404b
 def inputs(
     data: str = "simulated",   # "real", "simulated" or a path
     **how,                     # other fields of `Setting`; `experiment` is known too
@@ -144,26 +134,17 @@ def inputs(
     if data == "real":
         known, starts = registry(), ("flavell2023/",) if "flavell" in (s.others, s.neurons) else ()
         names = ["kato2015"] + [n for n in known if starts and n.startswith(starts)]
-        found = {n: known[n].sha256 or _checksum(fetch(n)) for n in names}
+        found = {n: known[n].sha256 or checksum(fetch(n)) for n in names}
     elif data != "simulated":
-        found = {Path(data).name: _checksum(Path(data))}
+        found = {Path(data).name: checksum(data)}
         if "flavell" in (s.others, s.neurons):
-            found |= {n: r.sha256 or _checksum(fetch(n)) for n, r in registry().items()
+            found |= {n: r.sha256 or checksum(fetch(n)) for n, r in registry().items()
                       if n.startswith("flavell2023/")}
     for name in _atlases(s) if compared or s.model == "connectome" else ():
         if name in wiring.CONNECTOMES: found[name] = sha256(fetch(wiring.CONNECTOMES[name][0]))
     return found
 
-# %% ../../nbs/worm_gnn/experiments.ipynb #20e7f6b5
-def _checksum(path):
-    "The checksum of a file, or of a folder's files together."
-    if path.is_file(): return sha256(path)
-    below = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if below: return digest("".join(map(sha256, below)).encode()).hexdigest()
-    raise ParameterError("there are no worms", where=path, expected="a file or a folder of files",
-                         found="none", fix="Correct the path")
-
-
+# %% ../../nbs/worm_gnn/experiments.ipynb #630d14b6
 def _atlases(s):
     "The names of the connectomes that are asked for."
     return [n.strip() for n in s.connectome.split(",") if n.strip()]

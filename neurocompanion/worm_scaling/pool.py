@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['LABELS', 'held', 'inputs', 'own_files', 'make_pool', 'pack', 'unpack', 'pool', 'left_out', 'overview']
 
-# %% ../../nbs/worm_scaling/pool.ipynb #d0418518
+# %% ../../nbs/worm_scaling/pool.ipynb #59f23b62
 from functools import lru_cache, partial
 from pathlib import Path
 import hashlib, json, os, zipfile
 import numpy as np
-from ..core import ParameterError, RecordingError, atomic_path, cache_dir, sha256
+from ..core import (ParameterError, RecordingError, atomic_path, cache_dir, checksum,
+                                 files_below, sha256)
 from ..recordings import sources
 from ..recordings.simulate_pool import read_pool, write_pool
 from ..recordings.standard import open_recording, traces
 from ..recordings.worm import read_worms
 from . import data as wd
 
-# %% ../../nbs/worm_scaling/pool.ipynb #07f4df81
+# %% ../../nbs/worm_scaling/pool.ipynb #271b52bb
 LABELS = "flavell2023/neuropal_labels"  # names of neurons, read together with the worms beside it
 
 
@@ -40,37 +41,21 @@ def inputs(
         top = Path(os.path.commonpath([p.parent for p in files]))
         return {p.relative_to(top).as_posix(): sha256(p) for p in files}
     rows = sources.registry()
-    return {name: rows[name].sha256 or _checksum(name) for name in held()}
+    return {name: rows[name].sha256 or checksum(own_files(sources.fetch(name))) for name in held()}
 
-# %% ../../nbs/worm_scaling/pool.ipynb #17108ca2
-def _checksum(name):
-    "The checksum of a file, or of a folder's files together, that the registry does not know."
-    listed = [sha256(p) for p in _below(sources.fetch(name))]
-    return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
-
-
-def _below(path):
-    "A file, or all files of a folder and its folders."
-    if path.is_file(): return [path, *_labels(path)]
-    hidden = lambda p: any(part.startswith(".") for part in p.relative_to(path).parts)
-    return sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
-
-
+# %% ../../nbs/worm_scaling/pool.ipynb #a0d89857
 def _labels(path):
     "The names that a Flavell worm in HDF5 is read with: a file beside it."
     found = path.parent / "neuropal_labels.json"
     return [found] if path.suffix == ".h5" and found.is_file() else []
 
-# %% ../../nbs/worm_scaling/pool.ipynb #91b27a59
+# %% ../../nbs/worm_scaling/pool.ipynb #07b202ee
 def own_files(
     path: str,  # a file or a folder
 ) -> list:      # its files
-    "The files behind a path that a run was given as its data."
-    place = Path(path).expanduser().resolve()
-    if str(path) and place.exists() and (found := _below(place)): return found
-    raise ParameterError("there are no such data", found=str(path) or "nothing",
-                         expected="'real', 'simulated', or the path of your recordings",
-                         fix="Correct the path")
+    "The files behind a path, with the names of a worm's neurons where they lie beside it."
+    found = files_below(path)
+    return found + (_labels(found[0]) if Path(path).expanduser().is_file() else [])
 
 # %% ../../nbs/worm_scaling/pool.ipynb #6333da12
 def _prepare(ds, how, length=100):

@@ -5,7 +5,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA as SkPCA
 from sklearn.linear_model import PoissonRegressor
 
-from neurocompanion.autolfads import baselines as B
+from neurocompanion.autolfads import baselines as B, encoding as E
 from neurocompanion.autolfads.decoding import cross_decode, fit_decoder
 from neurocompanion.core import ParameterError
 from neurocompanion.recordings.simulate_spikes import chaotic_rnn, lorenz
@@ -259,14 +259,14 @@ def test_glm_is_poisson_regression():
     w = np.array([[0.6, -0.3], [0.2, 0.4]])
     rate = np.exp(-1 + z @ w + np.roll(z, 2, 1)[..., :1] * 0.5)
     s = rng.poisson(rate)
-    g = B.glm(s, 3 * z + 1, lags=3, alpha=1e-6)
+    g = E.glm(s, 3 * z + 1, lags=3, alpha=1e-6)
     np.testing.assert_allclose(g.weight[:, :2], w.T, atol=0.1)
     np.testing.assert_allclose(g.weight[:, 4], 0.5, atol=0.1)                   # two bins ago
-    flat = np.concatenate([B._lagged(v, range(4)) for v in (3 * z + 1 - g.mean) / g.spread])
+    flat = np.concatenate([E._lagged(v, range(4)) for v in (3 * z + 1 - g.mean) / g.spread])
     ref = PoissonRegressor(alpha=1e-6, max_iter=1000, tol=1e-8).fit(flat, s[..., 1].ravel())
     got = g.predict(s, 3 * z + 1)[..., 1].ravel()
     np.testing.assert_allclose(got, ref.predict(flat), rtol=1e-3)
-    flat = B.glm(s, z, lags=0)
+    flat = E.glm(s, z, lags=0)
     assert pseudo_r2(g.predict(s, 3 * z + 1), s) > pseudo_r2(flat.predict(s, z), s)
 
 
@@ -274,7 +274,7 @@ def test_glm_history_is_causal_and_finds_refractoriness():
     rng = np.random.default_rng(1)
     s = np.zeros((30, 200, 1))
     for t in range(200): s[:, t, 0] = rng.random(30) < 0.3 * (1 - s[:, t - 1, 0] * (t > 0))
-    g = B.glm(s, history=2, alpha=1e-3)
+    g = E.glm(s, history=2, alpha=1e-3)
     assert g.own[0, 0] < -1.5 and abs(g.own[0, 1]) < 0.3
     a = g.predict(s)
     s2 = s.copy(); s2[:, 100:] = 1
@@ -283,11 +283,11 @@ def test_glm_history_is_causal_and_finds_refractoriness():
 
 def test_glm_silent_unit_and_single_feature():
     s = np.zeros((4, 20, 2)); s[..., 1] = np.random.default_rng(0).poisson(1, (4, 20))
-    g = B.glm(s, np.random.default_rng(1).standard_normal((4, 20)), lags=1)
+    g = E.glm(s, np.random.default_rng(1).standard_normal((4, 20)), lags=1)
     rates = g.predict(s, np.zeros((4, 20)))
     assert np.isfinite(rates).all() and rates[..., 0].max() < 1e-6
     for bad in (np.zeros((4, 19)), np.full((4, 20), np.nan), np.zeros((3, 20))):
-        with pytest.raises(ParameterError, match="covariates do not fit"): B.glm(s, bad)
+        with pytest.raises(ParameterError, match="covariates do not fit"): E.glm(s, bad)
 
 
 # ---------------------------------------------------------------- dPCA
@@ -303,9 +303,9 @@ def psths(seed=0):
 def test_dpca_is_the_best_of_its_rank(part, ridge):
     "No alternating least squares from anywhere finds a lower loss."
     x = psths()
-    z = B.dpca(x, 2, ridge=ridge)
+    z = E.dpca(x, 2, ridge=ridge)
     flat = (x - z.mean).reshape(-1, 12)
-    goal = B._parts(x - z.mean)[part].reshape(-1, 12)
+    goal = E._parts(x - z.mean)[part].reshape(-1, 12)
     lam = ridge * (flat**2).sum() / 12
     loss = lambda M: ((goal - flat @ M.T)**2).sum() + lam * (M**2).sum()
     ours = loss(z.encoder[part] @ z.decoder[part].T)
@@ -326,14 +326,14 @@ def test_dpca_demixes():
     t = np.linspace(0, 1, 40)
     x = np.outer(np.ones(6), np.sin(6 * t))[..., None] * q[0] + \
         np.outer(rng.standard_normal(6), t)[..., None] * q[1]
-    z = B.dpca(x + 1e-3 * rng.standard_normal(x.shape), 1, ridge=1e-4)
+    z = E.dpca(x + 1e-3 * rng.standard_normal(x.shape), 1, ridge=1e-4)
     assert abs(z.encoder["time"][:, 0] @ q[0]) > 0.999
     assert abs(z.encoder["condition"][:, 0] @ q[1]) > 0.98
     assert z.share["time"][0, 1] < 0.01
     new = z.transform(x, "time")
     assert new.shape == (6, 40, 1) and np.ptp(new, axis=0).max() < 0.2 * np.ptp(new)
     for bad in (x[:1], x[0], np.where(x > 1, np.nan, x) * np.nan):
-        with pytest.raises(ParameterError, match="dPCA needs"): B.dpca(bad)
+        with pytest.raises(ParameterError, match="dPCA needs"): E.dpca(bad)
 
 
 # ---------------------------------------------------------------- real recordings

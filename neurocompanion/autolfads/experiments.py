@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'EXPERIMENTS', 'drawn', 'overfitting', 'rank_correlation', 'search', 'accuracy', 'decoded', 'decoding', 'psth',
-           'continuous', 'selection', 'choices', 'calcium', 'uncertainty', 'run', 'Setting', 'setting', 'inputs']
+           'continuous', 'selection', 'choices', 'calcium', 'uncertainty', 'encoding', 'demixed', 'run', 'Setting',
+           'setting', 'inputs']
 
-# %% ../../nbs/autolfads/experiments.ipynb #b12aedd9
+# %% ../../nbs/autolfads/experiments.ipynb #fda5d243
 import math
 import time
 import numpy as np
 from . import data as ad, decoding as dec, methods as me
+from .encoding import dpca, glm
 from .pbt import SPACE, Range, draw
 from .subspaces import soft_normalise
 from .tasks import Setting, behaviour_of, chops, halves, setting, study
@@ -365,10 +367,56 @@ def uncertainty(
             *(dict(what="calibration", **r, **found) for r in
               me.calibration(mean, sd, data.truth.valid))]
 
-# %% ../../nbs/autolfads/experiments.ipynb #94294b62
+# %% ../../nbs/autolfads/experiments.ipynb #66a801c0
+def encoding(
+    out="",       # folder for checkpoints
+    **how,        # fields of `Setting`
+) -> list:        # a row for each unit
+    "How well the rates of one method foretell each unit's spikes, beside a GLM on behaviour."
+    s = setting(**{"task": "dad", **how})
+    cut, start = study(s), time.time()
+    y, x = behaviour_of(cut.recording, s), cut.of("spikes", cut.test).astype(float)
+    m = me.method(cut.data, s, y[cut.fit], out)
+    lags = max(round(0.05 / cut.data.bin_size), 1)
+    line = glm(cut.of("spikes", cut.fit), y[cut.fit], lags=lags).predict(x, y[cut.test])
+    told, unseen = me._unseen(m, x, 0.2, 0)
+    pairs = dict(seen=(m.rates(x), line, x), hidden=(told, np.where(np.isfinite(unseen), line,
+                                                                    np.nan), unseen))
+    scores = {k: [dec.bootstrap_pseudo_r2(a, v, reference=r) for a, r in ((rates, None),
+              (behind, None), (rates, behind))] for k, (rates, behind, v) in pairs.items()}
+    seconds = time.time() - start
+    return [dict(unit=str(name), **{c: v for k, (a, b, c) in scores.items() for c, v in {
+        k: a.value[i], f"glm_{k}": b.value[i], f"relative_{k}": c.value[i],
+        f"better_{k}": int(c.better()[i])}.items()}, fit_seconds=seconds)
+        for i, name in enumerate(cut.data.units)]
+
+# %% ../../nbs/autolfads/experiments.ipynb #8115eb5f
+def demixed(
+    out="",       # folder for checkpoints
+    **how,        # fields of `Setting`
+) -> list:        # rows of components; and of examples, where they are asked for
+    "Single test trials along demixed axes of the averages of training trials."
+    s = setting(**{"task": "datahigh", **how})
+    cut, start = study(s), time.time()
+    if cut.condition is None: raise ParameterError("the recording has no conditions", found=s.task)
+    m, label, rows = me.method(cut.data, s, out=out), cut.condition, []
+    rates = [m.rates(cut.of("spikes", r)) for r in (cut.fit, cut.test)]
+    mean = dec.psth(rates[0], np.unique(label, return_inverse=True)[1][cut.fit])
+    axes = dpca(mean, 2, ridge=1e-3)
+    for i, part in enumerate(axes.share):
+        z, of = axes.transform(rates[1], part), axes.transform(mean, part)[label[cut.test]]
+        rows += [dict(what="component", part=part, component=k + 1, share=float(v.sum()),
+                      mixed=float(v[1 - i] / v.sum()), single=r2(z[..., k], of[..., k]),
+                      fit_seconds=time.time() - start) for k, v in enumerate(axes.share[part])]
+    z, T = axes.transform(rates[1], "condition"), mean.shape[1]
+    return rows + [dict(what="example", condition=int(label[i]), trial=int(i), step=t,
+                        first=z[n, t, 0], second=z[n, t, 1]) for n, i in enumerate(cut.test)
+                   if (label[cut.test[:n]] == label[i]).sum() < s.examples for t in range(T)]
+
+# %% ../../nbs/autolfads/experiments.ipynb #d2ea962c
 EXPERIMENTS = dict(overfitting=overfitting, search=search, accuracy=accuracy, decoding=decoding,
                    psth=psth, continuous=continuous, selection=selection, calcium=calcium,
-                   uncertainty=uncertainty)
+                   uncertainty=uncertainty, encoding=encoding, demixed=demixed)
 
 
 def run(

@@ -46,7 +46,7 @@ TASKS = dict(
               (30, 15)),
     kato=Task("calcium traces of a worm", ("kato2015",), 0, "", (60, 20), "traces"))
 
-# %% ../../nbs/autolfads/tasks.ipynb #d2f30ac6
+# %% ../../nbs/autolfads/tasks.ipynb #6bfd7277
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"   # "real", "simulated", or the path of your own recording
@@ -63,6 +63,7 @@ class Setting(NamedTuple):
     train_trials: int = 0     # how many of the others are used
     split: int = -1           # which draw of the trials; below 0: as `seed`
     data_seed: int = 0        # of what is simulated
+    amplitude: float = 1.0    # of the noise that drives the chaotic network
     method: str = "lfads"     # from spikes to rates, a key of `methods.METHODS`
     width_ms: float = 0.0     # of the smoothing; 0: chosen on training trials
     latents: int = 8          # of GPFA
@@ -108,7 +109,7 @@ def _training(s):
 
 Setting.hyper, Setting.sizes, Setting.training = map(property, (_hyper, _sizes, _training))
 
-# %% ../../nbs/autolfads/tasks.ipynb #1bf0a807
+# %% ../../nbs/autolfads/tasks.ipynb #5039c88f
 METHODS = ("smoothing", "pca", "gpfa", "lfads", "autolfads")
 SYNTHETIC = ("lorenz", "chaotic")
 
@@ -123,7 +124,8 @@ def setting(
         raise ParameterError("this task is synthetic", found=f"data='real', task={s.task!r}",
                              expected="data='simulated'", fix="Or name a task that is recorded")
     for name, low in dict(epochs=1, members=1, generations=1, samples=1, recording=0, trials=0,
-                          units=0, train_trials=0, examples=0, length=0, data_seed=0).items():
+                          units=0, train_trials=0, examples=0, length=0, data_seed=0,
+                          amplitude=0).items():
         if getattr(s, name) < low: raise ParameterError(
             f"{name} is out of range", expected=f"from {low}", found=getattr(s, name))
     if not 0 <= s.test < 1: raise ParameterError("test is a share", expected="0 ≤ test < 1",
@@ -252,14 +254,15 @@ def behaviour_of(
     y = y if y.ndim > len(lead) else y[..., None]
     return y[..., np.nanstd(y.reshape(-1, y.shape[-1]), 0) > 1e-9]    # a screen has no depth
 
-# %% ../../nbs/autolfads/tasks.ipynb #03c35b99
+# %% ../../nbs/autolfads/tasks.ipynb #591a4e4a
 def halves(
     s: Setting,
 ) -> ad.Spikes:
     "Training and validation trials of a task whose true rates are known."
     n = {k: v for k, v in dict(units=s.units, steps=s.steps).items() if v}
     if s.task == "chaotic":
-        return ad.chaotic(max((s.trials or 4000) // 10, 1), 10, seed=s.data_seed, **n)
+        return ad.chaotic(max((s.trials or 4000) // 10, 1), 10, seed=s.data_seed,
+                          amplitude=s.amplitude, **n)
     if s.task == "lorenz_file" and s.data == "real": return ad.lorenz(fetch("lorenz_synthetic"))
     if s.task in ("lorenz", "lorenz_file"):
         r = max((s.trials or 800) // 20, 1)

@@ -161,7 +161,7 @@ def method(
 # %% ../../nbs/autolfads/methods.ipynb #1006a756
 _all_ = ["METHODS"]
 
-# %% ../../nbs/autolfads/methods.ipynb #c37b00e6
+# %% ../../nbs/autolfads/methods.ipynb #ab92ad7e
 def truth_scores(
     rates,                # spikes per bin  # trial time unit
     data: Spikes,         # judged on the validation trials
@@ -174,7 +174,7 @@ def truth_scores(
             "nll": poisson_nll(np.maximum(rates, 1e-9) / data.bin_size, data.valid, data.bin_size),
             "bits": bits_per_spike(np.maximum(rates, 1e-9), data.valid)}
 
-
+# %% ../../nbs/autolfads/methods.ipynb #c55f5333
 _BLENDS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from neurocompanion.autolfads import data as ad, experiments as ex, methods as me, tasks as ts
 from neurocompanion.core import NeurocompanionError, ParameterError, home
@@ -227,3 +228,68 @@ def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
 def test_only_known_parameters():
     with pytest.raises(ParameterError, match="found magic"): ex.run("search", magic=1)
     with pytest.raises(ParameterError, match="no such experiment"): ex.run("magic")
+
+
+def test_a_file_is_never_replaced_by_a_simulation(tmp_path):
+    for task in ("lorenz", "chaotic"):
+        with pytest.raises(ParameterError, match="this task is synthetic"):
+            ex.search(data=str(tmp_path / "own.h5"), task=task)
+    with pytest.raises(Exception, match="own.h5"):
+        ex.accuracy(data=str(tmp_path / "own.h5"), task="lorenz_file")
+
+
+def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
+    seen = {}
+    for name in ("smoother", "linear"):
+        real = getattr(me, name)
+        monkeypatch.setattr(me, name, lambda *a, _n=name, _f=real, **k: (
+            seen.setdefault(_n, [v for v in a if hasattr(v, "train")][0]), _f(*a, **k))[1])
+    how = dict(generator=12, encoder=8, ic=8, factors=6, epochs=2, batch=60, samples=5)
+    ex.accuracy(**how, task="lorenz", trials=60, units=12, steps=15)
+    assert all(len(v.valid) == 0 for v in seen.values()) and len(seen) == 2
+    cut = ts.chops(ts.setting(task="maze", steps=600, units=10))
+    learned = {c.tobytes() for c in (*cut.data.train, *cut.data.valid)}
+    assert len(cut.test) and not any(c.tobytes() in learned for c in cut.test)
+
+
+def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
+    ds = ts.recording(ts.setting(task="dad", trials=60, steps=20))
+    found = []
+    for first in (False, True):
+        n = ds.sizes["unit"]
+        order = np.r_[np.arange(n - 6, n), np.arange(n - 6)] if first else np.arange(n)
+        own = ds.isel(unit=order)
+        own = own.assign_coords(heldout=("unit", np.isin(order, np.arange(n - 6, n))))
+        path = tmp_path / f"{first}.nc"
+        save(own, path)
+        how = dict(data=str(path), task="dad", behaviour="movement", method="gpfa")
+        found.append(ex.decoding(**how)[0])
+    assert found[0]["r2"] == pytest.approx(found[1]["r2"], abs=1e-6)
+    assert found[0]["hidden"] == pytest.approx(found[1]["hidden"], abs=0.05)   # other elements
+
+
+def test_a_condition_without_training_trials_is_named():
+    with pytest.raises(ParameterError, match="not in both training and test"):
+        ex.psth(task="datahigh", trials=60, steps=15, train_trials=4, method="smoothing")
+
+
+def test_a_search_is_reported_with_the_weights_it_names():
+    s = ts.setting(task="lorenz", trials=60, units=12, steps=15, generator=12, encoder=8, ic=8,
+                      factors=6, members=2, generations=2, epochs=8, batch=60, samples=5, lr=0.05)
+    data = ts.halves(s)
+    grown = me.population(data, s)
+    member = grown.search.member()
+    assert grown.trained.best == member.score
+    for a, b in zip(grown.trained.model.parameters(), member.model.parameters()):
+        assert torch.equal(a, b)
+    free = me.population(data, s._replace(kind="random"))
+    assert free.trained.best == free.search.table.best.min()
+    with pytest.raises(ParameterError, match="multiple of 3"):
+        me.population(data, s._replace(generations=3))
+
+
+def test_behaviour_with_gaps_beside_a_glm(mirror):
+    how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
+    rows = ex.decoding(method="smoothing", **how)
+    units = [r for r in rows if r["what"] == "unit"]
+    assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)

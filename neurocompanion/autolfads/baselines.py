@@ -341,6 +341,30 @@ class GPFA:
 
     def _parameters(self): return self.C, self.d, self.R, self.tau / self.bin_size, self.noise
 
+# %% ../../nbs/autolfads/baselines.ipynb #7ea0b348
+def _foretell(self, counts):
+    "Rates given the counts that are known; NaN are left out.  # trial time unit"
+    C, d, R, tau, noise = self._parameters()
+    x, q, t = np.asarray(counts, float), C.shape[1], np.arange(np.shape(counts)[1])
+    if x.ndim != 3 or x.shape[2] != len(d): raise ParameterError(
+        "the model was fitted to other units", expected=f"(trial, time, {len(d)})", found=x.shape)
+    K = (1 - noise) * np.exp(-0.5 * ((t[:, None] - t) / tau[:, None, None]) ** 2)
+    K, out = K + noise * np.eye(len(t)), np.empty(x.shape)
+    for i, trial in enumerate(x):
+        seen = np.isfinite(trial)
+        y = np.where(seen, trial, 0)
+        r = np.where(seen, (np.sqrt(y) if self.root else y) - d, 0)
+        P = np.einsum("tn,na,nb->tab", seen / R, C, C, optimize=True)
+        A = np.einsum("ats,sab->atbs", K, P).reshape(q * len(t), -1)
+        A[np.diag_indices(len(A))] += 1
+        b = np.einsum("ats,sa->at", K, (r / R) @ C).ravel()
+        z = np.linalg.solve(A, b).reshape(q, -1).T
+        out[i] = z @ self.counts[:, :-1].T + self.counts[:, -1]
+    return np.maximum(out, 0) if self.root else out
+
+
+GPFA.foretell = _foretell
+
 # %% ../../nbs/autolfads/baselines.ipynb #c8b4c61f
 def _covariance(self, steps):
     "Posterior covariance in a trial of `steps` bins.  # latent time latent time"

@@ -6,7 +6,8 @@
 __all__ = ['TASKS', 'METHODS', 'SYNTHETIC', 'Task', 'Setting', 'setting', 'unslide', 'recording', 'behaviour_of', 'halves',
            'Study', 'study', 'Chops', 'chops', 'inputs']
 
-# %% ../../nbs/autolfads/tasks.ipynb #673c69a6
+# %% ../../nbs/autolfads/tasks.ipynb #e08dce3b
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -46,7 +47,7 @@ TASKS = dict(
               (30, 15)),
     kato=Task("calcium traces of a worm", ("kato2015",), 0, "", (60, 20), "traces"))
 
-# %% ../../nbs/autolfads/tasks.ipynb #6bfd7277
+# %% ../../nbs/autolfads/tasks.ipynb #20d20018
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"   # "real", "simulated", or the path of your own recording
@@ -69,6 +70,7 @@ class Setting(NamedTuple):
     latents: int = 8          # of GPFA
     generator: int = 64       # units
     encoder: int = 64         # units, of each encoder and direction
+    ci_encoder: int = 0       # of the one for the controller; 0: as many
     ic: int = 64              # dimensions of the initial condition
     controller: int = 0       # units
     inputs: int = 0           # inferred inputs; 0: no controller
@@ -83,7 +85,7 @@ class Setting(NamedTuple):
     epochs: int = 100         # of each network, in all
     batch: int = 128          # trials of a step, at most
     ramp: int = -1            # epochs of the penalties' ramp; below 0: 80, or half of `epochs`
-    patience: int = 0         # epochs without improvement that end the training; 0: never
+    patience: int = 0         # epochs without improvement that end it (PBT: any, 4 generations)
     kind: str = "pbt"         # of a search: pbt or random
     members: int = 8          # of a search
     generations: int = 10     # of a search, which share `epochs`
@@ -92,12 +94,12 @@ class Setting(NamedTuple):
     examples: int = 0         # trials whose rates are kept for a picture
     seed: int = 0             # of networks and hyperparameters
 
-# %% ../../nbs/autolfads/tasks.ipynb #7beca450
+# %% ../../nbs/autolfads/tasks.ipynb #282dd3f3
 def _hyper(s): return Hyper(**{k: getattr(s, k) for k in Hyper._fields})
 
 
 def _sizes(s):
-    con = dict(ci_encoder=s.encoder, controller=s.controller, inputs=s.inputs)
+    con = dict(ci_encoder=s.ci_encoder or s.encoder, controller=s.controller, inputs=s.inputs)
     return dict(ic_encoder=s.encoder, ic=s.ic, generator=s.generator, factors=s.factors,
                 **(con if s.inputs else {}))
 
@@ -109,7 +111,7 @@ def _training(s):
 
 Setting.hyper, Setting.sizes, Setting.training = map(property, (_hyper, _sizes, _training))
 
-# %% ../../nbs/autolfads/tasks.ipynb #5039c88f
+# %% ../../nbs/autolfads/tasks.ipynb #0bee0dcb
 METHODS = ("smoothing", "pca", "gpfa", "lfads", "autolfads")
 SYNTHETIC = ("lorenz", "chaotic")
 
@@ -120,16 +122,16 @@ def setting(
     "A setting whose words all mean something."
     s = asked(Setting, how, task=TASKS, method=METHODS, kind=("pbt", "random"),
               engine=("serial", "processes", "ray"))
-    if s.data == "real" and s.task in SYNTHETIC:
-        raise ParameterError("this task is synthetic", found=f"data='real', task={s.task!r}",
+    if s.data != "simulated" and s.task in SYNTHETIC:
+        raise ParameterError("this task is synthetic", found=f"data={s.data!r}, task={s.task!r}",
                              expected="data='simulated'", fix="Or name a task that is recorded")
     for name, low in dict(epochs=1, members=1, generations=1, samples=1, recording=0, trials=0,
                           units=0, train_trials=0, examples=0, length=0, data_seed=0,
                           amplitude=0).items():
         if getattr(s, name) < low: raise ParameterError(
             f"{name} is out of range", expected=f"from {low}", found=getattr(s, name))
-    if not 0 <= s.test < 1: raise ParameterError("test is a share", expected="0 ≤ test < 1",
-                                                 found=s.test)
+    if not 0 < s.test < 1: raise ParameterError("test is a share", expected="0 < test < 1",
+                                                found=s.test)
     return s
 
 # %% ../../nbs/autolfads/tasks.ipynb #3bb5ffe4
@@ -254,7 +256,7 @@ def behaviour_of(
     y = y if y.ndim > len(lead) else y[..., None]
     return y[..., np.nanstd(y.reshape(-1, y.shape[-1]), 0) > 1e-9]    # a screen has no depth
 
-# %% ../../nbs/autolfads/tasks.ipynb #591a4e4a
+# %% ../../nbs/autolfads/tasks.ipynb #a6ad4034
 def halves(
     s: Setting,
 ) -> ad.Spikes:
@@ -263,13 +265,14 @@ def halves(
     if s.task == "chaotic":
         return ad.chaotic(max((s.trials or 4000) // 10, 1), 10, seed=s.data_seed,
                           amplitude=s.amplitude, **n)
-    if s.task == "lorenz_file" and s.data == "real": return ad.lorenz(fetch("lorenz_synthetic"))
+    if s.task == "lorenz_file" and s.data != "simulated":
+        return ad.lorenz(fetch("lorenz_synthetic") if s.data == "real" else s.data)
     if s.task in ("lorenz", "lorenz_file"):
         r = max((s.trials or 800) // 20, 1)
         return ad.lorenz("simulated", repeats=r, seed=s.data_seed, **n)
     return study(s).data
 
-# %% ../../nbs/autolfads/tasks.ipynb #9e185f95
+# %% ../../nbs/autolfads/tasks.ipynb #cd1517e8
 class Study(NamedTuple):
     "A recording, and who of its trials may learn."
     recording: object   # Dataset
@@ -294,7 +297,8 @@ def study(
     "A recording with trials, cut in three."
     ds = recording(s)
     if "trial" not in ds.dims: raise ParameterError(
-        "this task has no trials", found=s.task, expected="a task with trials")
+        "this recording has no trials", where=ds.attrs["subject"], expected="trials, for this "
+        "experiment", fix="Read it with `read_spikes(path, align=…)`, save it, give that file")
     rng = simulate.generator(s.split if s.split >= 0 else s.seed, "test")
     label = Study(ds, None, None, None).condition
     label = np.zeros(ds.sizes["trial"], int) if label is None else label
@@ -305,18 +309,26 @@ def study(
     if not 3 <= n <= len(pool): raise ParameterError(
         "there are not so many training trials", found=n, expected=f"3 to {len(pool)}")
     data = ad.from_recording(ds, trials=np.sort(pool[:n]), how="random", seed=max(s.split, 0))
-    return Study(ds, data, np.concatenate(data.rows), np.sort(test))
+    return Study(_in_order(ds, data), data, np.concatenate(data.rows), np.sort(test))
+
+
+def _in_order(ds, data):
+    "The recording with its units as the data have them: those that are withheld come last."
+    unit = "neuron" if ds.attrs["kind"] == "traces" else "unit"
+    place = {u: i for i, u in enumerate(ds[unit].values.tolist())}
+    return ds.isel({unit: [place[u] for u in data.units]})
 
 
 def _share(s, mine):
     "How many trials of a condition are judged on."
-    return max(round(s.test * mine.sum()), 1) if s.test else 0
+    return max(round(s.test * mine.sum()), 1)
 
-# %% ../../nbs/autolfads/tasks.ipynb #d7f23d6e
+# %% ../../nbs/autolfads/tasks.ipynb #09a8a3ad
 class Chops(NamedTuple):
     "A recording without trials, chopped."
     recording: object   # Dataset
-    data: ad.Spikes     # chops to train, and to be judged on
+    data: ad.Spikes     # chops that may learn: training and validation
+    test: np.ndarray    # chops that are only judged on  # chop time unit
     x: np.ndarray       # all of it  # time unit
     length: int
     overlap: int
@@ -329,23 +341,41 @@ class Chops(NamedTuple):
         "All chops; the last one is filled with the end in mirror image.  # chop time unit"
         return chop(self.x if x is None else x, self.length, self.overlap)
 
+# %% ../../nbs/autolfads/tasks.ipynb #b10b3d69
+def _three(n, s, gap):
+    "Which chops train, validate and are judged on; none shares steps with another part."
+    seed, chop = max(s.split if s.split >= 0 else s.seed, 0), np.arange(n)
+    many, far = max(round(s.test * n), 1), lambda rows: abs(chop[:, None] - rows).min(1) > gap
+    start = int(simulate.generator(seed, "test").integers(n - many + 1))
+    test = chop[start:start + many]
+    rest = chop[far(test)]
+    if len(rest) < 6: raise ParameterError(
+        "the recording is too short for its chops", found=f"{n} chops, of which {len(rest)} may "
+        "learn", expected="at least 6", fix="Take a smaller length, or less for `test`")
+    valid = rest[ad.split(len(rest), how="blocks", seed=seed).valid]
+    return ad.Pair(rest[far(valid)[rest]], valid), test
 
+# %% ../../nbs/autolfads/tasks.ipynb #d18817d0
 def chops(
     s: Setting,
 ) -> Chops:
-    "A recording without trials, as chops."
+    "A recording without trials, as chops in three parts."
     ds, task = recording(s), TASKS[s.task]
     if "trial" in ds.dims: raise ParameterError("this task has trials", found=s.task,
                                                 expected="a task without trials")
     own = task.chop or (30, 15)
     length, overlap = s.length or own[0], own[1] if s.overlap < 0 else s.overlap
     overlap = overlap if overlap < length else length // 2
-    data = ad.from_recording(ds, length=length, overlap=overlap, how="blocks",
-                             gap=1 if overlap else 0, seed=max(s.split, 0))
-    main = "trace" if ds.attrs["kind"] == "traces" else "spikes"
+    like = ad.from_recording(ds, length=length, overlap=overlap, how="blocks")
+    ds, step = _in_order(ds, like), length - overlap
+    main = "trace" if like.kind == "traces" else "spikes"
     x = ds[main].transpose("time", ...).values.astype(np.float32)
+    rows, test = _three((len(x) - length) // step + 1, s, -(-length // step) - 1)
+    data = ad.from_arrays(chop(x, length, overlap)[:(len(x) - length) // step + 1], rows,
+                          like.bin_size, kind=like.kind, name=like.name, units=like.units)
+    data = replace(data, withheld=like.withheld, forward=like.forward)
     if data.scale: x = (x - data.scale.mean) / data.scale.spread
-    return Chops(ds, data, x, length, overlap)
+    return Chops(ds, data, chop(x, length, overlap)[test], x, length, overlap)
 
 # %% ../../nbs/autolfads/tasks.ipynb #e7b862e6
 def inputs(

@@ -1,4 +1,5 @@
 "Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +11,8 @@ from neurocompanion.autolfads.data import (
     withhold)
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.simulate import worms
+from neurocompanion.recordings.spike_files import read_dad
+from neurocompanion.recordings.spike_hdf5 import read_nlb
 from neurocompanion.recordings.spikes import merge
 from neurocompanion.recordings.standard import open_recording, save, spikes
 
@@ -125,6 +128,75 @@ def test_test_trials_of_a_benchmark_are_left_out_even_where_they_are_not_numbers
     assert d.part().x.shape == (6, 6, 2) and d.part().y.shape == (6, 8, 4)
 
 
+@pytest.fixture
+def benchmark(tmp_path):
+    "Files as the Neural Latents Benchmark has them: what is hidden from eval trials is missing."
+    def write(forward=True, target=False):
+        x = np.random.default_rng(0).poisson(0.3, (30, 30, 8)).astype(float)
+        train, test, t, n = x[:22], x[22:], 24, 6
+        with h5py.File(tmp_path / "train.h5", "w") as f:
+            f["train_spikes_heldin"], f["train_spikes_heldout"] = train[:, :t, :n], train[:, :t, n:]
+            if forward:
+                f["train_spikes_heldin_forward"] = train[:, t:, :n]
+                f["train_spikes_heldout_forward"] = train[:, t:, n:]
+            f["train_behavior"] = np.ones((22, t, 2))
+        with h5py.File(tmp_path / "eval.h5", "w") as f:
+            f["eval_spikes_heldin"] = test[:, :t, :n]
+            if target: f["eval_spikes_heldin_forward"] = test[:, t:, :n]
+        return read_nlb([tmp_path / "train.h5", tmp_path / "eval.h5"])[0], x
+    return write
+
+
+def test_training_trials_of_the_benchmark_are_split_where_none_validate(benchmark):
+    ds, x = benchmark()
+    d = from_recording(ds, seed=1)
+    assert sorted(np.r_[d.rows.train, d.rows.valid]) == list(range(22)) and len(d.rows.valid) == 4
+    assert d.sizes == dict(neurons=8, steps=30, encoded=6, read_steps=24)
+    assert (d.valid == x[d.rows.valid]).all()
+    note, = d.report
+    assert "8 eval, 22 train" in note["reason"] and "4 of 22" in note["trial"]
+    assert subset(withhold(d, 1), 10).report == d.report
+    assert (from_recording(ds, seed=1).rows.valid == d.rows.valid).all()
+    assert (from_recording(ds, seed=2).rows.valid != d.rows.valid).any()
+    assert len(from_recording(ds, valid=0.5).valid) == 11
+    own = ds.assign(split=("trial", ["train"] * 18 + ["val"] * 4 + ["eval"] * 8))
+    d = from_recording(own)
+    assert d.rows.valid.tolist() == [18, 19, 20, 21] and d.report == ()
+
+
+def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
+    ds, x = benchmark(forward=False, target=True)
+    assert ds.sizes["time"] == 30
+    d = from_recording(ds)
+    assert d.sizes == dict(neurons=8, steps=24, encoded=6, read_steps=24)
+    assert (d.train == x[d.rows.train, :24]).all()
+
+
+def test_training_trials_of_the_arm_are_split(mirror):
+    ds = read_dad(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")[0]
+    own = ds["split"].values.astype(str)
+    d = from_recording(ds)
+    assert set(own) == {"train", "test"} and len(d.valid) == round(0.2 * (own == "train").sum())
+    assert (own[np.concatenate(d.rows)] == "train").all()
+
+
+@pytest.mark.parametrize("labels, how, words", [
+    (["train"] * 20 + ["test"] * 10, dict(how="given"), "no validation trials"),
+    (["val"] * 20 + ["test"] * 10, {}, "no training trials.*found 10 test, 20 val"),
+    (["test"] * 30, {}, "no training trials"), (["a", "b"] * 15, {}, "no training trials"),
+    (["train"] * 20 + ["valid"] * 10, dict(trials=range(5)), "no validation trials.*5 in use"),
+    (["train"] * 20 + ["valid"] * 10, dict(trials=range(20, 25)), "no training trials.*5 in use"),
+])
+def test_a_split_with_an_empty_half_is_refused(labels, how, words):
+    with pytest.raises(RecordingError, match=words):
+        from_recording(recording(trial_info={"split": labels}), **how)
+
+
+def test_a_split_that_splits_nothing_is_none():
+    d = from_recording(recording(trial_info={"split": ["all"] * 30}))
+    assert len(d.train) == 24 and len(d.valid) == 6 and d.report == ()
+
+
 def test_choosing_trials_and_units_keeps_count_of_them():
     ds = recording()
     d = from_recording(ds, trials=[20, 3, 7, 9, 11, 28], units=["d", "a"], seed=2)
@@ -174,6 +246,7 @@ def test_bounds():
     (lambda: from_recording(recording(), how="given"), "no split of its own"),
     (lambda: from_arrays(np.zeros((3, 4, 0)), Pair([0], [1]), 0.1), "is empty"),
     (lambda: from_arrays(np.full((3, 4, 1), "a"), Pair([0], [1]), 0.1), "must be numbers"),
+    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], []), 0.1), "one half of the split"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), -0.1), "bin_size is out of range"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind"),
 ])

@@ -320,3 +320,101 @@ def test_reaches_of_a_monkey(mirror):
     score = d.score(smooth(m["Yte"]), m["Xte"])
     bench = D.velocity_r2(smooth(m["Ytr"]), m["Xtr"], smooth(m["Yte"]), m["Xte"])
     assert 0.3 < score < 1 and 0.3 < bench < 1
+
+
+# ---------------------------------------------------------------- what may be given
+
+def small(seed=0, trials=24):
+    rng = np.random.default_rng(seed)
+    x = rng.gamma(2, 1, (trials, 10, 5))
+    return x, x @ rng.standard_normal((5, 2)) + 0.1 * rng.standard_normal((trials, 10, 2))
+
+
+@pytest.mark.parametrize("alpha", [D.ALPHAS, 1.0])
+def test_behaviour_that_is_constant_is_refused(alpha):
+    x, y = small()
+    fit, test, still = slice(0, 16), slice(16, None), np.full_like(y, 2.0)
+    for a, b, name in ((still, y, "train"), (y, still, "test")):
+        with pytest.raises(ParameterError, match=f"{name}_behaviour is constant.*found .2.0, 2.0."):
+            D.velocity_r2(x[fit], a[fit], x[test], b[test], alpha=alpha)
+    half = y.copy()
+    half[..., 1] = 2.0                                       # one output moves: it is scored
+    assert D.velocity_r2(x[fit], half[fit], x[test], half[test], alpha=alpha) > 0.9
+    groups = np.repeat(np.eye(2, dtype=bool), 12, 0)         # one group moves: that is an error
+    half = np.where(groups[:, :1, None], y, 2.0)
+    with pytest.raises(ParameterError, match="train_behaviour is constant"):
+        D.velocity_r2(x, half, x, half, groups, alpha=alpha)
+    with pytest.raises(ParameterError, match="no penalty could be scored"): D.fit_decoder(x, still)
+
+
+def test_tensors_that_carry_gradients():
+    torch = pytest.importorskip("torch")
+    (x, y), label = small(), np.arange(24) % 3
+    u, v = (torch.tensor(a, requires_grad=True) for a in (x, y))
+    fit, test = slice(0, 16), slice(16, None)
+    p = D.psth(x, label)
+    pairs = [
+        (D.velocity_r2(u[fit], v[fit], u[test], v[test]),
+         D.velocity_r2(x[fit], y[fit], x[test], y[test])),
+        (D.fit_decoder(u, v).predict(u), D.fit_decoder(x, y).predict(x)), (D.psth(u, label), p),
+        (D.psth_r2(u, torch.tensor(p, requires_grad=True), torch.tensor(label)),
+         D.psth_r2(x, p, label)),
+        (D.speed_interval_correlation(u, v[:, 0, 0], torch.tensor(label)),
+         D.speed_interval_correlation(x, y[:, 0, 0], label)),
+        (D.neural_speed(u.to(torch.bfloat16)), D.neural_speed(torch.tensor(x).bfloat16().double())),
+        (D.velocity(u, 0.1), D.velocity(x, 0.1)), (D.cross_decode(u, v), D.cross_decode(x, y))]
+    for found, expected in pairs: np.testing.assert_allclose(found, expected, rtol=1e-9)
+    one = D.bootstrap_pseudo_r2(u, torch.tensor(x.round()))
+    np.testing.assert_allclose(one.low, D.bootstrap_pseudo_r2(x, x.round()).low)
+
+
+LABELS = [lambda k: np.array(list("bac"))[k], lambda k: ["left", "right", "up"][k],
+          lambda k: f"target {k}", lambda k: k * 10.0 + 5, lambda k: k > 0]
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_any_kind(name):
+    (x, y), k = small(), np.arange(24) % 3
+    labels = [name(i) for i in k]
+    order = np.unique(labels, return_inverse=True)[1].ravel()
+    np.testing.assert_array_equal(D.psth(x, labels), D.psth(x, order))
+    for average in ("each", "mean"):
+        np.testing.assert_array_equal(
+            D.speed_interval_correlation(x, y[:, 0, 0], labels, average=average),
+            D.speed_interval_correlation(x, y[:, 0, 0], order, average=average))
+    if isinstance(labels[0], str):
+        p = D.psth(x, order)
+        assert D.psth_r2(x + 1, p, labels) == D.psth_r2(x + 1, p, order)
+        for kind in (str, object):
+            assert D.psth_r2(x + 1, p, np.array(labels, kind)) == D.psth_r2(x + 1, p, order)
+
+
+@pytest.mark.parametrize("none", [None, np.nan, float("nan")])
+def test_what_is_no_label(none):
+    (x, y), names = small(), [*"abc"] * 8
+    names[5] = names[10] = none
+    left = [i for i in range(24) if i not in (5, 10)]
+    rest = [names[i] for i in left]
+    np.testing.assert_array_equal(D.psth(x, names), D.psth(x[left], rest))
+    assert D.psth_r2(x, D.psth(x, names), names) == pytest.approx(1)
+    np.testing.assert_allclose(D.speed_interval_correlation(x, y[:, 0, 0], names, average="each"),
+                               D.speed_interval_correlation(x[left], y[left, 0, 0], rest,
+                                                          average="each"))
+    numbers = [1, 0, none] * 8
+    np.testing.assert_array_equal(D.psth(x, numbers), np.stack([x[1::3].mean(0), x[::3].mean(0)]))
+    assert D.psth(x, [1, 0, -1] * 8).shape == (2, 10, 5)
+
+
+def test_labels_in_columns_and_labels_that_do_not_fit():
+    x, t = small()[0], np.random.default_rng(3).random(24)
+    both = [["eye" if i % 2 else "hand", i % 3] for i in range(24)]
+    number = [[i % 2, i % 3] for i in range(24)]
+    assert D.speed_interval_correlation(x, t, both) == pytest.approx(
+        D.speed_interval_correlation(x, t, number))
+    p = D.psth(x, np.arange(24) % 3)
+    for labels, words in (
+            ([*"ab"] * 12, "expected 3 names.*found 2: a, b"), (["a"] * 9, "found 9 labels"),
+            ([["a"], [1], [2]], "trial numbers"), ([[0], [1], [24]], "trial numbers")):
+        with pytest.raises(ParameterError, match=words): D.psth_r2(x, p, labels)
+    with pytest.raises(ParameterError, match="condition has the wrong shape"):
+        D.speed_interval_correlation(x, t, np.zeros((24, 2, 2)))

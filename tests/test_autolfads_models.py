@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 
 from neurocompanion.autolfads import cells
 from neurocompanion.autolfads import models as M
-from neurocompanion.core import ParameterError
+from neurocompanion.core import ParameterError, RecordingError
 
 GOLDEN = Path(__file__).parent / "data" / "lfads_golden.npz"
 SMALL = dict(ic_encoder=5, ic=4, generator=6, factors=3)
@@ -172,6 +172,79 @@ def test_files_of_other_sizes(tmp_path, controlled, e, params, shape):
         torch.testing.assert_close(out[name], value, atol=1e-5, rtol=1e-5)
 
 
+def rewrite(path, lose=(), rename=(), put=()):
+    "The file without some arrays, with others renamed or put in."
+    arrays = {dict(rename).get(k, k): v for k, v in np.load(path).items() if k not in lose}
+    np.savez(path, **arrays | dict(put))
+    return path
+
+
+def needed(controlled):
+    return [k for k in np.load(GOLDEN) if k.startswith("sd/") and not k.endswith("bias_hh")
+            and (controlled or not any(s in k for s in ("ci_", "con_", "co_")))]
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_every_weight_is_needed_and_named(tmp_path, controlled):
+    for name in needed(controlled):
+        path = write_reference(tmp_path / "r.npz", controlled=controlled, e=2)
+        with pytest.raises(RecordingError, match="weights are missing") as e:
+            M.load_reference(rewrite(path, lose=[name]))
+        assert name in str(e.value) and "r.npz" in str(e.value)
+        path = write_reference(tmp_path / "r.npz", controlled=controlled, e=2)
+        with pytest.raises(RecordingError) as e:
+            M.load_reference(rewrite(path, rename={name: name + "_new"}))
+        assert name in str(e.value) and name + "_new" in str(e.value)
+
+
+def test_recurrent_biases_must_be_zero_and_may_be_left_out(tmp_path):
+    names = [k for k in np.load(GOLDEN) if k.endswith("bias_hh")]
+    assert len(names) == 6
+    for name in names:
+        path = write_reference(tmp_path / "r.npz")
+        value = np.load(path)[name].copy()
+        value[1] = 0.25
+        with pytest.raises(RecordingError, match="is not zero.*found 0.25") as e:
+            M.load_reference(rewrite(path, put={name: value}))
+        assert name in str(e.value)
+    model, inputs, expected = M.load_reference(
+        rewrite(write_reference(tmp_path / "r.npz"), lose=names))
+    with torch.no_grad(): torch.testing.assert_close(
+        model(*inputs).factors, expected["factors"], atol=1e-5, rtol=1e-5)
+
+
+def test_external_inputs_of_no_width(tmp_path):
+    path = rewrite(write_reference(tmp_path / "r.npz"),
+                   put={"ext": np.zeros((2, 6, 0), "float32")})
+    model, inputs, expected = M.load_reference(path)
+    assert len(inputs) == 1 and not model.external
+    with torch.no_grad(): torch.testing.assert_close(
+        model(*inputs).rates, expected["output_params"][..., 0].exp(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(lose=["enc"]), "enc is missing"), (dict(lose=["ext"]), "external inputs are missing"),
+    (dict(lose=["out/output_params"]), "out/output_params is missing"),
+    (dict(put={"sd/readout.0.bias": np.zeros(3)}), "sd/readout.0.bias does not fit"),
+    (dict(put={"sd/decoder.con_h0": np.zeros((1, 9))}), "does not fit the other weights"),
+    (dict(put={"sd/encoder.ic_enc_h0": np.zeros(())}), "do not make a model"),
+    (dict(put={"sd/decoder.rnn.cell.fac_linear.bias": np.zeros(2)}), "does not have"),
+    (dict(put={"ext": np.zeros((2, 6, 3))}), "external inputs of the wrong shape"),
+    (dict(put={"enc": np.zeros((2, 5, 2))}), "data of the wrong shape"),
+])
+def test_files_that_are_refused(tmp_path, change, words):
+    path = rewrite(write_reference(tmp_path / "r.npz", e=2), **change)
+    with pytest.raises(RecordingError, match=words) as e: M.load_reference(path)
+    assert "r.npz" in str(e.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("no arrays")
+    for name in ("one.npy", "text.npz", "nothing.npz"):
+        with pytest.raises(RecordingError, match=name): M.load_reference(tmp_path / name)
+
+
 # ---- fast loops against plain ones
 
 def gradients(model, x, y, external=None, **kwargs):
@@ -258,9 +331,9 @@ def test_coordinated_dropout_learns_from_hidden_elements_only():
     model = M.LFADS(6, 8, encoded=4, read_steps=5, **SMALL).train()
     y, seen = counts(3, 8, 6), {}
 
-    def watch(out, y, learn, weight):
+    def watch(out, y, learn):
         seen["learn"] = learn
-        return _mean_nll(out, y, learn, weight)
+        return _mean_nll(out, y, learn)
 
     _mean_nll, M._mean_nll = M._mean_nll, watch
     try:
@@ -277,12 +350,10 @@ def test_coordinated_dropout_learns_from_hidden_elements_only():
 
 def test_value_does_not_depend_on_where_gradients_flow():
     log_rates, y = torch.randn(4, 3, 5), counts(4, 3, 5, rate=2.0)
-    for weight in (None, torch.rand(4, 3, 5)):
-        full = M._PoissonMean.apply(log_rates, y, None, weight)
-        half = M._PoissonMean.apply(log_rates, y, (torch.rand(4, 3, 5) < 0.5).float(), weight)
-        each = torch.nn.functional.poisson_nll_loss(log_rates, y, full=True, reduction="none")
-        torch.testing.assert_close(full, half)
-        torch.testing.assert_close(full, (each if weight is None else each * weight).mean())
+    full = M._PoissonMean.apply(log_rates, y, None)
+    half = M._PoissonMean.apply(log_rates, y, (torch.rand(4, 3, 5) < 0.5).float())
+    torch.testing.assert_close(full, half)
+    torch.testing.assert_close(full, torch.nn.functional.poisson_nll_loss(log_rates, y, full=True))
 
 
 def test_parts_and_ramp():
@@ -312,17 +383,10 @@ def test_l2_counts_scaled_networks_only():
     assert M.l2(model) == 0 and M.l2(M.LFADS(5, 6, **SMALL), controller=1.0) == 0
 
 
-def test_sample_validation_hides_and_reports():
-    model = M.LFADS(5, 6, **SMALL).eval()
-    x, held = counts(4, 6, 5), M.sample_mask((4, 6, 5), 0.4, seed=1)
-    assert torch.equal(held, M.sample_mask((4, 6, 5), 0.4, seed=1))
+def test_what_sample_validation_hides_is_the_same_for_the_same_seed():
+    held = M.sample_mask((4, 6, 5), 0.4, seed=1)
+    assert held.dtype == torch.bool and torch.equal(held, M.sample_mask((4, 6, 5), 0.4, seed=1))
     assert not torch.equal(held, M.sample_mask((4, 6, 5), 0.4, seed=2))
-    draw = lambda: torch.Generator().manual_seed(0)
-    total, parts = M.loss(model, x, x, held=held, generator=draw())
-    other = torch.where(held, x + 3, x)                       # what is held out cannot be seen
-    again, moved = M.loss(model, other, other, held=held, generator=draw())
-    torch.testing.assert_close(parts["nll"], moved["nll"])
-    assert parts["held_nll"] != moved["held_nll"]
 
 
 def test_seeds_decide():
@@ -400,6 +464,35 @@ def test_counts_of_any_type_and_copies():
         for m in (twin, other): assert torch.equal(m(x).log_rates, model(x).log_rates)
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "int64", "uint16", "bool", ">f4"])
+def test_arrays_are_taken_as_tensors_are(kind):
+    model = M.LFADS(5, 6, encoded=4, read_steps=5, external=1, **SMALL).eval()
+    y = counts(3, 6, 5).numpy().astype(kind)
+    x, ext = y[:, :5, :4], np.random.default_rng(0).standard_normal((3, 6, 1))
+    mask = np.random.default_rng(1).random((3, 6, 5)) < 0.5
+    for a in (y, ext): a.flags.writeable = False
+    of = lambda *a: [torch.tensor(np.array(v, "float32", order="C")) for v in a]
+    with torch.no_grad():
+        assert torch.equal(model(x, ext).log_rates, model(*of(x, ext)).log_rates)
+        assert torch.equal(model(x[::-1], ext[::-1])[0], model(*of(x[::-1], ext[::-1]))[0])
+    draw = lambda: torch.Generator().manual_seed(0)
+    assert M.loss(model, x, y, ext, generator=draw())[0] == \
+        M.loss(model, *of(x, y, ext), generator=draw())[0]
+    assert torch.equal(M.average(model, x, ext).rates, M.average(model, *of(x, ext)).rates)
+    found = [M.nll(model, x, y, ext, mask=m) for m in (
+        mask, mask.astype(int), mask.astype(float), torch.from_numpy(mask), mask.tolist())]
+    assert set(found) == {M.nll(model, *of(x, y, ext), mask=torch.from_numpy(mask))}
+    assert torch.equal(M.element_nll(model(x, ext), y), M.element_nll(model(x, ext), *of(y)))
+
+
+def test_parts_of_a_data_set_can_be_read():
+    from neurocompanion.autolfads.data import lorenz
+    data = lorenz("simulated", conditions=3, repeats=5, units=6, steps=8)
+    model, part = M.LFADS(**data.sizes, **SMALL), data.part("valid")
+    assert M.average(model, part.x).rates.shape == part.y.shape
+    assert M.nll(model.double(), part.x, part.y) > 0
+
+
 def test_evaluation_has_no_dropout():
     model = M.LFADS(5, 6, **CONTROLLED)
     x = counts(3, 6, 5)
@@ -450,6 +543,10 @@ def test_data_that_are_refused():
         (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(dropout=-0.1)), "dropout is a share"),
         (lambda: M.average(model, x, ext, samples=-1), "samples is not a size"),
         (lambda: M.sample_mask((2, 3), 1.5), "share of held-out"),
+        (lambda: model(np.array([["a"]]), ext), "data are no numbers"),
+        (lambda: model([[1, 2], [3]], ext), "data are no array"),
+        (lambda: model(x, 3.0), "external inputs of the wrong shape"),
+        (lambda: M.nll(model, x, x, ext, mask=np.ones((2, 6, 5))), "the mask does not fit"),
     ]:
         with pytest.raises(ParameterError, match=message): call()
 

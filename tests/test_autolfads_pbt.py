@@ -284,3 +284,70 @@ def test_other_settings_are_refused(tmp_path):
             pbt(Stream, ONE, out=tmp_path, engine="serial", **{**HOW, **other})
     with pytest.raises(TrainingError, match="another search"):
         manual(Stream, [{"lr": 0.1}], out=tmp_path, engine="serial")
+
+
+# ---- one folder, one data set, one network
+
+def lfads(seed=0, **sizes):
+    "What makes tiny LFADS on a data set of its own."
+    from neurocompanion.autolfads import data, training
+    made = data.lorenz("simulated", conditions=3, repeats=5, units=6, steps=8, seed=seed)
+    small = dict(ic_encoder=4, ic=3, generator=5, factors=2)
+    return training.maker(made, small | sizes, batch=6, device="cpu")
+
+
+SHORT = dict(members=3, epochs=1, generations=2, seed=1, engine="serial", window=None)
+
+
+@pytest.mark.parametrize("other, words", [
+    (dict(seed=1), "train.0. .*float32"), (dict(generator=6), "model"), ({}, None)])
+def test_a_finished_search_knows_its_data_and_its_network(tmp_path, other, words):
+    found = pbt(lfads(), out=tmp_path, **SHORT)
+    files = lambda: {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and
+                     p.suffix != ".lock"}
+    before = files()
+    for more in ({}, {"generations": 3}):
+        if words is None:
+            again = pbt(lfads(), out=tmp_path, **SHORT | more)
+            assert again.table[:6].equals(found.table)
+            continue
+        with pytest.raises(TrainingError, match="other data or another network.*" + words) as e:
+            pbt(lfads(**other), out=tmp_path, **SHORT | more)
+        assert str(tmp_path) in str(e.value)
+        assert files() == before
+
+
+@pytest.mark.parametrize("search", [pbt, random_search])
+def test_an_unfinished_generation_is_not_taken_up_with_other_data(tmp_path, search):
+    make, calls = lfads(), []
+
+    def fails(hyper, seed):
+        calls.append(seed)
+        if len(calls) == 3: raise TrainingError("the power is gone")
+        return make(hyper, seed)
+
+    how = {k: v for k, v in SHORT.items() if search is pbt or k != "window"}
+    with pytest.raises(TrainingError, match="power"): search(fails, out=tmp_path, **how)
+    assert len(list(tmp_path.glob("states/0000-*.json"))) == 2
+    with pytest.raises(TrainingError, match="other data or another network"):
+        search(lfads(1), out=tmp_path, **how)
+    whole = search(make, out=tmp_path, **how)
+    assert whole.table.equals(search(make, **how).table)
+
+
+def test_members_that_do_not_say_what_they_are_made_from(tmp_path):
+    pbt(Stream, ONE, out=tmp_path, engine="serial", **HOW)
+    assert "made" not in json.loads((tmp_path / "generation-0000.json").read_text())["results"][0]
+
+    class Says(Stream):
+        made_from = {"data": 1}
+    pbt(Says, ONE, out=tmp_path, engine="serial", **HOW)      # nothing is known: nothing refused
+    pbt(Says, ONE, out=tmp_path / "other", engine="serial", **HOW)
+    with pytest.raises(TrainingError, match="expected data null, found data 1"):
+        pbt(Stream, ONE, out=tmp_path / "other", engine="serial", **HOW)
+
+
+def test_pbt_does_not_import_models():
+    code = "import sys, neurocompanion.autolfads.pbt; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

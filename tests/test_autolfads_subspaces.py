@@ -51,3 +51,12 @@ def test_errors(dims):
     with pytest.raises(ParameterError, match="at least 2 bins"): S.principal_axes(x[:1], 1)
     with pytest.raises(ParameterError, match="not the same units"):
         S.alignment_index(x, x[:, :2], 1)
+
+
+def test_tensors_that_carry_gradients():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((6, 20, 4))
+    u = torch.tensor(x, requires_grad=True)
+    np.testing.assert_allclose(S.soft_normalise(u, like=u[:3]), S.soft_normalise(x, like=x[:3]))
+    np.testing.assert_allclose(S.principal_axes(u, 2), S.principal_axes(x, 2))
+    assert S.alignment_index(u, x, 2) == pytest.approx(1)

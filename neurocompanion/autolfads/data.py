@@ -106,7 +106,7 @@ class Scale(NamedTuple):
     mean: np.ndarray                   # unit
     spread: np.ndarray                 # unit
 
-# %% ../../nbs/autolfads/data.ipynb #5dbbca2d
+# %% ../../nbs/autolfads/data.ipynb #f5f8b5b1
 @dataclass(frozen=True, eq=False)
 class Spikes:
     "Training and validation trials."
@@ -124,6 +124,7 @@ class Spikes:
     forward: int = 0                   # last steps that the encoders never see
     kind: str = "spikes"               # or traces
     scale: Scale | None = None         # traces: what was taken out
+    report: tuple = ()                 # what was decided on the way: dicts with action and reason
 
     @property
     def sizes(self) -> dict:
@@ -145,7 +146,7 @@ class Spikes:
         return (f"{self.name}: {a} training and {b} validation trials, {steps} steps of "
                 f"{1e3 * self.bin_size:g} ms, {units} units")
 
-# %% ../../nbs/autolfads/data.ipynb #b2fc8f5a
+# %% ../../nbs/autolfads/data.ipynb #86871b25
 def from_arrays(
     x,                     # all trials  # trial step unit
     rows: Pair,            # from `split`
@@ -162,6 +163,9 @@ def from_arrays(
     if kind not in ("spikes", "traces"):
         raise ParameterError("there is no such kind", found=kind, expected="spikes or traces")
     x = _numbers(name, kind, x, kind == "spikes")
+    if not all(len(r) for r in rows):
+        raise ParameterError("one half of the split is empty", where=name, expected="trials in "
+                             "both", found=" and ".join(f"{len(r)} trials" for r in rows))
     units = tuple(range(x.shape[2]) if units is None else np.asarray(units).tolist())
     bad = max(max(rows.train), max(rows.valid))
     if bad >= len(x): raise ParameterError("the split names a trial that is not there", where=name,
@@ -260,7 +264,7 @@ def chaotic(
                                      shared=shared, inputs=inputs, **network)
     return from_recording(ds, valid=valid, how=how, seed=seed, name="chaotic network")
 
-# %% ../../nbs/autolfads/data.ipynb #5261096e
+# %% ../../nbs/autolfads/data.ipynb #0481a8d3
 def from_recording(
     ds: xr.Dataset,            # of kind spikes or traces, with trials or without
     *,
@@ -283,25 +287,28 @@ def from_recording(
     if kind == "video": raise RecordingError("a video has no units", expected="spikes or traces",
                                              found="kind video", fix="Take its traces")
     name = name or "{source} {subject}".format(**ds.attrs)
+    whole, own = ds, _has_split(ds, how)
     ds, places = _chosen(ds, name, units, trials, how)
     main, unit = ("trace", "neuron") if kind == "traces" else ("spikes", "unit")
     cut = lambda v: _trials(ds, name, v, length, overlap)
     x = cut(main)
     labels = ds[condition].values if "trial" in ds.dims and condition in ds else None
-    if _has_split(ds, how): rows = Pair(*(np.flatnonzero(_halves(ds) == h) for h in Pair._fields))
-    else:
-        how = how or ("blocks" if overlap else "random")
-        rows = split(len(x), valid, how, block=block, gap=gap, condition=labels, seed=seed)
+    rows = _own_rows(ds, name, whole, how) if own else None
+    drawn = rows is None
+    if drawn:
+        kind_of = how or ("blocks" if overlap else "random")
+        rows = split(len(x), valid, kind_of, block=block, gap=gap, condition=labels, seed=seed)
     more = [cut(v) for v in ([external] if isinstance(external, str) else external)]
     more = [v if v.ndim == 3 else v[..., None] for v in more]
     made = from_arrays(x, rows, 1 / ds.attrs["sampling_rate"], kind=kind, name=name,
                        truth=cut("rate") if "rate" in ds else None, condition=labels,
                        external=np.concatenate(more, 2) if more else None, units=ds[unit].values)
     if places is not None: made = replace(made, rows=Pair(*(places[r] for r in rows)))
+    if drawn and own: made = replace(made, report=(_note(whole, rows, seed),))
     hidden = [u for u, h in zip(made.units, ds["heldout"].values) if h] if "heldout" in ds else 0
     return withhold(made, hidden or 0, int(ds["forward"].sum()) if "forward" in ds else 0)
 
-# %% ../../nbs/autolfads/data.ipynb #1e93972c
+# %% ../../nbs/autolfads/data.ipynb #f6cec72b
 def _chosen(ds, name, units, trials, how):
     "The recording with some of its units and trials, and which trials these are."
     unit = "neuron" if ds.attrs["kind"] == "traces" else "unit"
@@ -318,23 +325,60 @@ def _chosen(ds, name, units, trials, how):
     try: places = np.arange(ds.sizes["trial"])[slice(None) if trials is None else np.r_[trials]]
     except IndexError: raise ParameterError("there is no such trial", where=name, found=f"{trials}",
                                             expected=f"0 to {ds.sizes['trial'] - 1}") from None
-    if _has_split(ds, how): places = places[_halves(ds)[places] != ""]
-    return ds.isel(trial=places), places
+    if not _has_split(ds, how): return ds.isel(trial=places), places
+    places = places[_halves(ds)[places] != ""]
+    return _observed(ds.isel(trial=places)), places
 
-# %% ../../nbs/autolfads/data.ipynb #e851eef4
+
+def _observed(ds):
+    "Without steps at either end that none of these trials shows, as others may do."
+    x = ds["spikes"] if "spikes" in ds else ds["trace"]
+    if x.dtype.kind != "f" or not x.size: return ds
+    seen = np.flatnonzero(x.notnull().any([d for d in x.dims if d != "time"]).values)
+    return ds.isel(time=slice(seen[0], seen[-1] + 1)) if len(seen) else ds
+
+# %% ../../nbs/autolfads/data.ipynb #45dad99a
 def _has_split(ds, how):
     "Whether the recording brings the split that is asked for."
     if how not in (None, "given"): return False
-    if "split" in ds and "trial" in ds.dims: return True
+    if "split" in ds and "trial" in ds.dims and {*_labels(ds)} - {"", "all", "none"}: return True
     if how is None: return False
     raise RecordingError("the recording has no split of its own", expected="a variable `split`",
                          found=", ".join(ds.data_vars), fix="Choose another kind of split")
 
 
+def _labels(ds): return ds["split"].values.astype(str)
+
+
 def _halves(ds):
     "train, valid, or nothing, for each trial."
-    own = ds["split"].values.astype(str)
+    own = _labels(ds)
     return np.where(own == "train", "train", np.where(np.isin(own, ("valid", "val")), "valid", ""))
+
+# %% ../../nbs/autolfads/data.ipynb #5db8d3fe
+def _own_rows(ds, name, whole, how):
+    "The halves of a recording's own split; None if its training trials are to be split."
+    rows = Pair(*(np.flatnonzero(_halves(ds) == h) for h in Pair._fields))
+    if len(rows.train) and len(rows.valid): return rows
+    if len(rows.train) and how is None and not (_halves(whole) == "valid").any(): return None
+    lost = "validation" if len(rows.train) else "training"
+    chosen = "" if len(whole["trial"]) == len(ds["trial"]) else f"; {len(ds['trial'])} in use"
+    raise RecordingError(f"the recording's own split has no {lost} trials", where=name,
+                         expected="trials called train and valid (or val)",
+                         found=_counts(whole) + chosen,
+                         fix="Leave how out, or choose another kind of split and trials=")
+
+
+def _counts(ds):
+    "How many trials each part of a recording's split has."
+    return ", ".join(f"{n} {k}" for k, n in zip(*np.unique(_labels(ds), return_counts=True)))
+
+
+def _note(whole, rows, seed):
+    "What is to be known about validation trials that were drawn from training trials."
+    return {"trial": f"{len(rows.valid)} of {len(rows.train) + len(rows.valid)} training trials",
+            "action": "validate", "reason": f"the recording's own split ({_counts(whole)}) has no "
+            f"validation trials; drawn with seed {seed}"}
 
 # %% ../../nbs/autolfads/data.ipynb #a8ebc283
 def _trials(ds, name, variable, length, overlap):

@@ -16,11 +16,16 @@ import numpy as np
 from ..core import ParameterError
 from ..training.metrics import correlation, pseudo_r2, r2, relative_pseudo_r2
 
-# %% ../../nbs/autolfads/decoding.ipynb #d4b1fa14
+# %% ../../nbs/autolfads/decoding.ipynb #25997441
+def _array(x):
+    "A tensor, on whatever device, as an array of numbers; anything else as it is."
+    return x.detach().cpu().double().numpy() if hasattr(x, "detach") else x
+
+
 def _numbers(x, name, *ndims):
     "`x` as float64 with one of the wanted numbers of axes."
-    try: x = np.asarray(x, dtype=float)
-    except (TypeError, ValueError) as e:
+    try: x = np.asarray(_array(x), dtype=float)
+    except (TypeError, ValueError, RuntimeError) as e:
         raise ParameterError(f"{name} is not an array of numbers", found=str(e)) from e
     if x.ndim in ndims and 0 not in x.shape: return x
     axes = {1: "(trial,)", 2: "(time, unit)", 3: "(trial, time, unit)"}
@@ -87,7 +92,7 @@ def _blocks(n, folds):
                              fix="Give more training trials, fewer folds, or one alpha and delay")
     return np.repeat(np.arange(folds), [len(p) for p in np.array_split(np.arange(n), folds)])
 
-# %% ../../nbs/autolfads/decoding.ipynb #d70fe94d
+# %% ../../nbs/autolfads/decoding.ipynb #5811e92e
 def _search(X, Y, fold, alphas):
     "Mean R² over the held-out folds, for each penalty."
     scores = []
@@ -99,6 +104,13 @@ def _search(X, Y, fold, alphas):
                            for W, b in (_solve(factor, a) for a in alphas)])
     scores, ok = np.nan_to_num(scores), np.isfinite(scores)
     return np.where(ok.any(0), scores.sum(0) / np.maximum(ok.sum(0), 1), np.nan)
+
+
+def _best(scores):
+    "Where the highest score is."
+    if np.isfinite(scores).any(): return np.nanargmax(scores)
+    raise ParameterError("no penalty could be scored", expected="behaviour that varies in some "
+                         "fold", found="R² is not defined in any", fix="Is the behaviour constant?")
 
 # %% ../../nbs/autolfads/decoding.ipynb #336fc3b5
 def _delayed(x, delay):
@@ -154,19 +166,19 @@ class Decoder(NamedTuple):
         ok = _known(x, y, mask, [self.delay])
         return r2(*_samples(self.predict(x), y, ok), per_neuron="each" if each else True)
 
-# %% ../../nbs/autolfads/decoding.ipynb #74d726fb
+# %% ../../nbs/autolfads/decoding.ipynb #0550f439
 def _known(x, y, mask, delays):
     "Bins with behaviour, inside the mask, with rates at every delay.  # trial time"
     t, steps = np.arange(y.shape[1]), y.shape[1]
     ok = np.isfinite(y).all(-1) & (t >= max(0, *delays)) & (t < steps + min(0, *delays))
     if mask is None: return ok
-    mask = np.asarray(mask) > 0
+    mask = np.asarray(_array(mask)) > 0
     if mask.ndim == 1 and len(mask) == steps: mask = mask[None]
     if mask.shape in (ok.shape, (1, steps), (len(ok), 1)): return ok & mask
     raise ParameterError("the mask does not fit", expected=f"(trial, time) = {ok.shape}",
                          found=f"{mask.shape}")
 
-# %% ../../nbs/autolfads/decoding.ipynb #e10c43e6
+# %% ../../nbs/autolfads/decoding.ipynb #d0ebf7a7
 def fit_decoder(
     rates,             # of the training trials  # trial time unit, or time unit
     behaviour,         # NaN = unknown  # trial time output, or time output
@@ -188,9 +200,7 @@ def fit_decoder(
         fold = np.broadcast_to(fold, common.shape)[common]
         for i, d in enumerate(delays):
             scores[i] = _search(*_samples(_delayed(x, d), y, common), fold, alphas)
-        if not np.isfinite(scores).any():
-            raise ParameterError("no penalty could be scored", fix="Is the behaviour constant?")
-    i, j = np.unravel_index(np.nanargmax(scores), scores.shape) if scores.size > 1 else (0, 0)
+    i, j = np.unravel_index(_best(scores) if scores.size > 1 else 0, scores.shape)
     d = delays[i]
     X, Y = _samples(_delayed(x, d), y, _known(x, y, mask, [d]))
     return Decoder(*_solve(_factor(X, Y), alphas[j]), float(alphas[j]), d, scores)
@@ -216,7 +226,7 @@ def _test_mask(train_mask, test_mask, same):
         train_mask if test_mask is None and same else test_mask
     raise ParameterError("test_mask is missing", fix="Say which decoder each test trial takes")
 
-# %% ../../nbs/autolfads/decoding.ipynb #2cf7fcb1
+# %% ../../nbs/autolfads/decoding.ipynb #7b5a2b76
 def velocity_r2(
     train_rates,          # fitted on these  # trial time unit
     train_behaviour,      # NaN = unknown  # trial time output
@@ -245,9 +255,12 @@ def velocity_r2(
     for f, s in zip(fit.T, score.T):
         X, Y = _samples(x[f], y[f], np.isfinite(y[f]).all(-1), "train_rates")
         U, V = _samples(u[s], v[s], np.isfinite(v[s]).all(-1), "test_rates")
-        best = 0 if len(alphas) == 1 else np.nanargmax(
-            _search(X, Y, _blocks(len(X), folds), alphas))
-        W, b = _solve(_factor(X, Y), alphas[best])
+        for name, z in (("train_behaviour", Y), ("test_behaviour", V)):
+            if not np.ptp(z, axis=0).any(): raise ParameterError(
+                f"{name} is constant", expected="behaviour that varies within a group of trials",
+                found=f"{z[0].tolist()} in all {len(z)} bins", fix="Nothing can be decoded from it")
+        scores = np.zeros(1) if len(alphas) == 1 else _search(X, Y, _blocks(len(X), folds), alphas)
+        W, b = _solve(_factor(X, Y), alphas[_best(scores)])
         out.append(r2(U @ W + b, V, per_neuron="each" if each else True))
     return np.array(out) if each else float(np.mean(out))
 
@@ -315,34 +328,49 @@ def size_curve(
                          "alpha": d.alpha, "delay": d.delay})
     return rows
 
-# %% ../../nbs/autolfads/decoding.ipynb #b5797e99
+# %% ../../nbs/autolfads/decoding.ipynb #74cc5e21
 def _members(condition, trials, conditions=None):
     "The trials of each condition, from labels or from a list of trial numbers."
     many = isinstance(condition, (list, tuple)) and any(np.ndim(c) for c in condition)
     if many:
         if len(condition) == (conditions or len(condition)):
-            return [np.arange(trials)[np.asarray(c, int)] for c in condition]
+            try: return [np.arange(trials)[np.asarray(c, int)] for c in condition]
+            except (ValueError, IndexError) as e:
+                raise ParameterError("a list of condition has no trial numbers", found=str(e),
+                                     expected=f"lists of trial numbers below {trials}") from e
         raise ParameterError("the conditions do not fit the PSTHs", found=len(condition),
                              expected=f"{conditions} lists of trials, one for each PSTH")
-    label = _numbers(condition, "condition", 1)
+    label, names = _codes(condition, "condition")
     if len(label) != trials:
         raise ParameterError("condition does not fit the trials", found=f"{len(label)} labels",
                              expected=f"{trials}, one for each trial")
-    if conditions is None: return [np.flatnonzero(label == c) for c in _labels(label)]
+    if conditions is None: return [np.flatnonzero(label == c) for c in np.unique(label[label >= 0])]
+    if names is not None and len(names) != conditions:
+        raise ParameterError("the conditions do not fit the PSTHs", expected=f"{conditions} names, "
+                             "one for each PSTH in alphabetical order",
+                             found=f"{len(names)}: " + ", ".join(map(str, names[:5])))
     if (odd := label[~np.isin(label, [*range(-1, conditions)]) & ~np.isnan(label)]).size:
         raise ParameterError("a condition has no PSTH", found=f"condition {odd[0]:g}",
                              expected=f"0 to {conditions - 1}; -1 or NaN for none")
     return [np.flatnonzero(label == c) for c in range(conditions)]
 
-# %% ../../nbs/autolfads/decoding.ipynb #0437f8ae
-def _labels(label):
-    "The conditions in order; NaN and what is below 0 are none."
-    return np.unique(label[label >= 0])
+# %% ../../nbs/autolfads/decoding.ipynb #bfae379b
+def _codes(labels, name):
+    "Labels as numbers, NaN for none, and their names in order where they are no numbers."
+    try: x = np.asarray(_array(labels), float)
+    except (TypeError, ValueError): x = np.asarray(labels)
+    if x.dtype.kind == "f" or x.ndim != 1: return _numbers(x, name, 1), None
+    x = np.array([str(v) for v in x.tolist()])
+    none = np.isin(x, ("None", "nan", "NaT", "<NA>"))
+    names, codes = np.unique(x[~none], return_inverse=True)
+    out = np.full(len(x), np.nan)
+    out[~none] = codes.ravel()
+    return out, names
 
-# %% ../../nbs/autolfads/decoding.ipynb #4b658e26
+# %% ../../nbs/autolfads/decoding.ipynb #b87d5145
 def psth(
     rates,         # or smoothed spikes; NaN = not recorded  # trial time unit
-    condition,     # of each trial, NaN or below 0: none; or a list of trial numbers a condition
+    condition,     # of each trial: a number or a name; NaN, None, below 0: none; or lists of trials
 ) -> np.ndarray:   # condition time unit
     "Average over the trials of each condition, where recorded."
     x = _numbers(rates, "rates", 3)
@@ -351,11 +379,11 @@ def psth(
     total = [(x[m].sum(0), ok[m].sum(0)) for m in _members(condition, len(x))]
     return np.stack([np.where(n > 0, s / np.maximum(n, 1), np.nan) for s, n in total])
 
-# %% ../../nbs/autolfads/decoding.ipynb #f5f8fe37
+# %% ../../nbs/autolfads/decoding.ipynb #e006e97a
 def psth_r2(
     rates,                    # inferred, single trials  # trial time unit
     psth,                     # empirical; NaN = unknown  # condition time unit
-    condition,                # row of `psth` for each trial, or a list of trial numbers a condition
+    condition,                # row of `psth` for each trial, or a name; or lists of trials
     *,
     average: str = "neuron",  # "neuron", "both" (neurons and conditions) or "condition"
     each: bool = False,       # all the values that would be averaged
@@ -439,12 +467,12 @@ def bootstrap_pseudo_r2(
     limits[:, known] = np.nanquantile(draws[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Bootstrap(value, *limits, (draws > 0).mean(0), (draws < 0).mean(0))
 
-# %% ../../nbs/autolfads/decoding.ipynb #c54fa3b6
+# %% ../../nbs/autolfads/decoding.ipynb #272c2d08
 def _epoch(x, when):
     "Bins that belong to the epoch: all with rates, or those that `when` marks.  # trial time"
     ok = np.isfinite(x).all(-1)
     if when is None: return ok
-    when = np.asarray(when)
+    when = np.asarray(_array(when))
     if when.ndim == 3: when = np.isfinite(when.astype(float)).any(-1)
     if when.shape != ok.shape:
         raise ParameterError("when does not fit the rates", found=f"{when.shape}",
@@ -470,11 +498,21 @@ def neural_speed(
     n = both.sum(1)
     return np.where(n > 0, (step * both).sum(1) / np.maximum(n, 1), np.nan) / bin_size
 
-# %% ../../nbs/autolfads/decoding.ipynb #7c10502c
+# %% ../../nbs/autolfads/decoding.ipynb #9839d6b9
+def _columns(condition):
+    "One number for each trial and column of labels."
+    x = np.asarray(_array(condition), None if hasattr(condition, "dtype") else object)
+    if x.ndim == 1: x = x[:, None]
+    if x.ndim != 2 or not x.size:
+        raise ParameterError("condition has the wrong shape", found=f"{x.shape}",
+                             expected="(trial,) or (trial, column), none of them empty")
+    return np.stack([_codes(c, "condition")[0] for c in x.T], 1)
+
+# %% ../../nbs/autolfads/decoding.ipynb #b4fb0e2c
 def speed_interval_correlation(
     rates,                   # trial time unit
     interval,                # produced, one a trial; or the benchmark's columns, interval last
-    condition=None,          # labels: trial, or trial column; None: those columns, or one condition
+    condition=None,          # numbers, names: trial, or trial column; None: those columns, or one
     when=None,               # the epoch, as in `neural_speed`
     *,
     average: str = "mean",   # over conditions: "mean" (benchmark), "median" (paper) or "each"
@@ -485,8 +523,7 @@ def speed_interval_correlation(
     if t.ndim == 2:
         condition = t[:, :min(3, t.shape[1] - 1)] if condition is None else condition
         t = t[:, -1]
-    label = np.zeros((len(t), 1)) if condition is None else _numbers(condition, "condition", 1, 2)
-    label = label.reshape(len(label), -1)
+    label = np.zeros((len(t), 1)) if condition is None else _columns(condition)
     if not len(speed) == len(t) == len(label):
         raise ParameterError("speed, interval and condition differ in trials",
                              expected=f"{len(speed)} each", found=f"{len(t)} and {len(label)}")

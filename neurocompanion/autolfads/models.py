@@ -6,9 +6,10 @@
 __all__ = ['Hyper', 'Output', 'LFADS', 'load_reference', 'kl_ic', 'normal_log_prob', 'ar_log_prob', 'kl_co', 'l2', 'coordinated',
            'sample_mask', 'element_nll', 'loss', 'Average', 'average', 'nll']
 
-# %% ../../nbs/autolfads/models.ipynb #4cac4f6d
+# %% ../../nbs/autolfads/models.ipynb #79e9dbba
 import math
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
-from ..core import ParameterError, keep_memory
+from ..core import ParameterError, RecordingError, keep_memory
 
 # %% ../../nbs/autolfads/models.ipynb #aaba3a89
 class Hyper(NamedTuple):
@@ -104,7 +105,7 @@ def _check_together(neurons, steps, encoded, read_steps, head):
         raise ParameterError("there is no such head", expected="'poisson' or 'gaussian'",
                              found=repr(head))
 
-# %% ../../nbs/autolfads/models.ipynb #2da6bbeb
+# %% ../../nbs/autolfads/models.ipynb #791c435a
 class LFADS(nn.Module):
     "Latent factor analysis via dynamical systems."
 
@@ -121,7 +122,7 @@ class LFADS(nn.Module):
                  controller: int = 0,            # units
                  inputs: int = 0,                # dimensions of the inferred u; 0: no controller
                  generator: int = 100,           # units
-                 factors: int = 40,
+                 factors: int = 40,              # dimensions that the rates are read from
                  head: str = "poisson",          # or "gaussian": a mean and a log variance
                  ):
         super().__init__()
@@ -213,9 +214,35 @@ def _check_shape(what, x, expected, fix=None):
     raise ParameterError(f"{what} of the wrong shape", expected=f"({shape})",
                          found=tuple(x.shape), fix=fix)
 
-# %% ../../nbs/autolfads/models.ipynb #d7443f6b
+# %% ../../nbs/autolfads/models.ipynb #fe8b0d72
+def _as_tensor(what, a, like):
+    "Numbers, a tensor or not, in the precision and on the device of `like`."
+    if isinstance(a, Tensor): return a.to(like.device, like.dtype)
+    try: a = np.asarray(a)
+    except ValueError as e: raise ParameterError(f"{what} are no array", found=str(e)) from e
+    if a.dtype.kind not in "biuf":
+        raise ParameterError(f"{what} are no numbers", expected="a tensor or an array of numbers",
+                             found=f"an array of type {a.dtype}")
+    exact = np.float64 if like.dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.require(a, exact, "CW")).to(like.device, like.dtype)
+
+
+def _as_mask(mask, shape, device):
+    "A mask of `shape`, which is True somewhere."
+    if not isinstance(mask, Tensor): mask = torch.from_numpy(np.array(mask, bool))
+    try: mask = (mask.to(device) != 0).expand(shape)
+    except RuntimeError:
+        raise ParameterError("the mask does not fit the data", found=tuple(mask.shape),
+                             expected=tuple(shape)) from None
+    if mask.any(): return mask
+    raise ParameterError("the mask leaves no element")
+
+# %% ../../nbs/autolfads/models.ipynb #fe740097
 def _checked(model, x, external, y=None):
-    "Data that fit the model, in its precision."
+    "Data that fit the model, in its precision and on its device."
+    names = "data", "external inputs", "data to reconstruct"
+    x, external, y = (a if a is None else _as_tensor(name, a, model.readout.weight)
+                      for name, a in zip(names, (x, external, y)))
     _check_shape("data", x, (None, model.read_steps, model.encoded),
                  "Axes are trial, time, neuron: the steps and neurons that the model reads")
     if not len(x): raise ParameterError("there are no trials")
@@ -223,14 +250,14 @@ def _checked(model, x, external, y=None):
         _check_shape("data to reconstruct", y, (len(x), model.steps, model.neurons))
     if external is None and model.external:
         raise ParameterError("external inputs are missing", expected=f"{model.external} of them")
-    if external is not None and external.shape[-1] == model.external == 0: external = None
+    if external is not None and external.shape[-1:] == (0,) and not model.external:
+        external = None
     if external is not None:
         _check_shape("external inputs", external, (len(x), None, model.external))
         if external.shape[1] > model.steps:
             raise ParameterError("external inputs are too long", found=external.shape[1],
                                  expected=f"{model.steps} steps at most")
-    exact = model.readout.weight.dtype
-    return [a if a is None else a.to(exact) for a in (x, external, y)]
+    return x, external, y
 
 # %% ../../nbs/autolfads/models.ipynb #52013214
 def _wide(h0, batch): return h0[..., None, :].expand(*h0.shape[:-1], batch, -1)
@@ -281,7 +308,7 @@ def decode(model, start, ci, external=None, noise=None, dropout=0.0, generator=N
     f, mean, std, g, given, c = turned
     return Output(*params, *[None] * (2 - len(params)), f, None, None, mean, std, g, g0, given, c)
 
-# %% ../../nbs/autolfads/models.ipynb #49a0581e
+# %% ../../nbs/autolfads/models.ipynb #bb8e23da
 _CELLS = {"encoder.ic_enc.fwd_gru": "ic_encoder.0", "encoder.ic_enc.bwd_gru": "ic_encoder.1",
           "encoder.ci_enc.fwd_gru": "ci_encoder.0", "encoder.ci_enc.bwd_gru": "ci_encoder.1",
           "decoder.rnn.cell.gen_cell": "generator", "decoder.rnn.cell.con_cell": "controller"}
@@ -290,60 +317,126 @@ _LAYERS = {"encoder.ic_linear": "ic_linear", "decoder.ic_to_g0": "ic_to_g0", "re
 _VECTORS = {"encoder.ic_enc_h0": "ic_h0", "encoder.ci_enc_h0": "ci_h0", "decoder.con_h0": "con_h0",
             "ic_prior.mean": "ic_prior_mean", "ic_prior.logvar": "ic_prior_logvar",
             "co_prior.logtaus": "co_prior_logtau", "co_prior.lognvars": "co_prior_lognvar"}
+_PARTS = {"weight_ih": "w_in", "weight_hh": "w_h", "bias_ih": "bias"}
+_NAMES = {f"{k}.{p}": f"{v}.{q}" for k, v in _CELLS.items() for p, q in _PARTS.items()}
+_NAMES |= {f"{k}.{p}": f"{v}.{p}" for k, v in _LAYERS.items() for p in ("weight", "bias")
+           if v != "factors" or p == "weight"} | _VECTORS
 
-# %% ../../nbs/autolfads/models.ipynb #33f4a12d
-def _own_names(sd):
-    "The reference's weights under our names."
-    ours = {}
-    for name, value in sd.items():
-        stem, _, last = name.removeprefix("sd/").rpartition(".")
-        part = {"weight_ih": "w_in", "weight_hh": "w_h", "bias_ih": "bias"}.get(last)
-        if part: ours[f"{_CELLS[stem.removesuffix('.cell')]}.{part}"] = value
-        elif stem in _LAYERS: ours[f"{_LAYERS[stem]}.{last}"] = value
-        elif name[3:] in _VECTORS: ours[_VECTORS[name[3:]]] = value
-    for name in ("ic_h0", "ci_h0"):
-        if name in ours: ours[name] = ours[name].flatten(1)
-    if "con_h0" in ours: ours["con_h0"] = ours["con_h0"].flatten()
+# %% ../../nbs/autolfads/models.ipynb #8d4ef09c
+def _no(path, what, **found): raise RecordingError(what, where=path, **found)
+
+
+def _own_names(path, sd):
+    "The reference's weights under our names, and no others."
+    ours, odd = {}, []
+    for full, value in sd.items():
+        name = full.replace("_gru.cell.", "_gru.")
+        if name in _NAMES: ours[_NAMES[name]] = value
+        elif not name.endswith("bias_hh") or name[:-2] + "ih" not in _NAMES: odd.append(full)
+        elif value.any():
+            _no(path, f"the recurrent bias sd/{full} is not zero", expected="zeros, where the "
+                "reference holds it", found=f"{value[value != 0][0]:.3g} among them")
+    return ours, odd
+
+
+def _complete(path, sd):
+    "All weights that a model needs under our names; those of a controller where there is one."
+    ours, odd = _own_names(path, sd)
+    part = {k.split(".")[0] for k in ours} & {"ci_encoder", "controller", "co_linear"}
+    controlled = len(ours["co_linear.weight"]) if "co_linear.weight" in ours else part
+    if not controlled: ours = {k: v for k, v in ours.items() if not k.startswith("c")}
+    lost = [k for k, v in _NAMES.items() if v not in ours and (controlled or not v.startswith("c"))]
+    tell = lambda names: ", ".join(f"sd/{k}" for k in names[:4]) + \
+        (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if lost: _no(path, "weights are missing", found=tell(odd) or f"{len(sd)} others", expected=tell(
+        [k.replace("_gru.", "_gru.cell.") for k in lost]), fix="Write the whole model's weights")
+    if odd: _no(path, "there are weights that an LFADS does not have", found=tell(odd),
+                expected="the public implementation's names")
     return ours
 
-# %% ../../nbs/autolfads/models.ipynb #f341cd69
+# %% ../../nbs/autolfads/models.ipynb #02fbff21
+def _fitting(path, model, ours):
+    "The weights in the model's shapes."
+    theirs, made = {v: k for k, v in _NAMES.items()}, {}
+    for name, like in model.state_dict().items():
+        value = ours[name]
+        if name.endswith("_h0") and value.numel() == like.numel(): value = value.reshape(like.shape)
+        if value.shape != like.shape:
+            _no(path, f"sd/{theirs[name]} does not fit the other weights",
+                expected=f"shape {tuple(like.shape)}", found=f"{tuple(value.shape)}")
+        made[name] = value
+    return made
+
+
+def _arrays(path):
+    "All arrays of a file."
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {k: torch.from_numpy(file[k]) for k in file.files}
+    except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as e:
+        raise RecordingError("this file of reference values cannot be read", where=path,
+                             expected="an .npz file of numbers", found=e) from e
+
+# %% ../../nbs/autolfads/models.ipynb #a0189733
+def _sizes_of(path, saved, ours):
+    "The sizes of the model that a file's weights fit."
+    for name, axes in (("enc", 3), ("out/output_params", 4)):
+        if name not in saved or saved[name].ndim != axes:
+            _no(path, f"{name} is missing", expected=f"an array of {axes} axes",
+                found=f"{saved[name].ndim} axes" if name in saved else ", ".join(
+                    k for k in saved if not k.startswith("sd/")) or "weights only")
+    steps, neurons, params = saved["out/output_params"].shape[1:]
+    rows, columns = (lambda name, i=i: (ours[name].shape or (0,))[i] if name in ours else 0
+                     for i in (0, -1))
+    inputs = rows("co_linear.weight") // 2
+    return dict(neurons=neurons, steps=steps, encoded=columns("ic_encoder.0.w_in"),
+                read_steps=saved["enc"].shape[1], external=columns("generator.w_in") - inputs,
+                ic_encoder=columns("ic_h0"), ic=rows("ic_linear.weight") // 2,
+                ci_encoder=columns("ci_h0"), controller=columns("con_h0"), inputs=inputs,
+                generator=rows("ic_to_g0.weight"), factors=rows("factors.weight"),
+                head="gaussian" if params == 2 else "poisson")
+
+# %% ../../nbs/autolfads/models.ipynb #c34550bf
 def load_reference(
-    path,  # an .npz file with `sd/*` weights, `enc`, `y`, `ext` where there are any, and `out/*`
+    path,  # an .npz file with `sd/*` weights, `enc`, `ext` where there are any, and `out/*`
 ) -> tuple[LFADS, tuple, dict]:  # in evaluation mode; call `model(*inputs)`; expected, by its names
     "A model with a file's weights, its inputs, and what it should say."
-    with np.load(path, allow_pickle=False) as file:
-        saved = {k: torch.from_numpy(file[k]) for k in file.files}
-    ours = _own_names({k: v for k, v in saved.items() if k.startswith("sd/")})
+    saved = _arrays(path)
+    ours = _complete(path, {k[3:]: v for k, v in saved.items() if k.startswith("sd/")})
+    try:
+        model = LFADS(**_sizes_of(path, saved, ours))
+        model.load_state_dict(_fitting(path, model, ours))
+        _checked(model, saved["enc"], saved.get("ext"))
+    except ParameterError as e: _no(path, "weights and data do not make a model", found=e)
     expected = {k[4:]: v for k, v in saved.items() if k.startswith("out/")}
-    steps, neurons, params = expected["output_params"].shape[1:]
-    rows = lambda name: len(ours[name]) if name in ours else 0
-    inputs = rows("co_linear.weight") // 2
-    if not inputs: ours = {k: v for k, v in ours.items() if not k.startswith(("c", "co"))}
-    model = LFADS(neurons, steps, encoded=ours["ic_encoder.0.w_in"].shape[1],
-                  read_steps=saved["enc"].shape[1],
-                  external=ours["generator.w_in"].shape[1] - inputs,
-                  ic_encoder=ours["ic_h0"].shape[1], ic=rows("ic_linear.weight") // 2,
-                  ci_encoder=ours["ci_h0"].shape[1] if inputs else 0, controller=rows("con_h0"),
-                  inputs=inputs, generator=rows("ic_to_g0.weight"), factors=rows("factors.weight"),
-                  head="gaussian" if params == 2 else "poisson")
-    model.load_state_dict(model.state_dict() | ours)
-    external = (saved["ext"],) if model.external else ()
-    return model.eval(), (saved["enc"], *external), expected
+    return model.eval(), (saved["enc"],) + ((saved["ext"],) if model.external else ()), expected
 
-# %% ../../nbs/autolfads/models.ipynb #bc8ac511
-def kl_ic(model, mean, std):  # b i
+# %% ../../nbs/autolfads/models.ipynb #27275202
+def kl_ic(
+    model: LFADS,
+    mean: Tensor,   # of the initial condition's posterior  # b i
+    std: Tensor,    # its standard deviation  # b i
+) -> Tensor:        # a number
     "Divergence of the initial condition's posterior from its prior, mean over trials, in nats."
     var = model.ic_prior_logvar.exp()
     ratio, off = std.square() / var, (mean - model.ic_prior_mean).square() / var
     return (ratio + off - 1 - ratio.log()).sum(-1).mean() / 2
 
-# %% ../../nbs/autolfads/models.ipynb #cfec01ba
-def normal_log_prob(x, mean, std):  # b t u -> b
+# %% ../../nbs/autolfads/models.ipynb #83930d06
+def normal_log_prob(
+    x: Tensor,         # b t u
+    mean: Tensor,      # of each element  # b t u
+    std: Tensor,       # its standard deviation  # b t u
+) -> Tensor:           # b
     "Log probability under independent normals."
     return -(((x - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum((1, 2))
 
 
-def ar_log_prob(x, logtau, lognvar):  # b t u -> b
+def ar_log_prob(
+    x: Tensor,         # b t u
+    logtau: Tensor,    # log of the time constant, in steps  # u
+    lognvar: Tensor,   # log of the noise's variance  # u
+) -> Tensor:           # b
     "Log probability under the autoregressive prior."
     alpha = torch.exp(-torch.exp(-logtau))
     mean = torch.cat([torch.zeros_like(x[:, :1]), alpha * x[:, :-1]], 1)
@@ -352,15 +445,26 @@ def ar_log_prob(x, logtau, lognvar):  # b t u -> b
     return normal_log_prob(x, mean, (logvar / 2).exp())
 
 
-def kl_co(model, mean, std, generator=None):  # b t u
+def kl_co(
+    model: LFADS,
+    mean: Tensor,      # of the posterior of the controller's output  # b t u
+    std: Tensor,       # its standard deviation  # b t u
+    generator: torch.Generator | None = None,  # draws the sample
+) -> Tensor:           # a number
     "Divergence of the controller's output from its prior, by one sample; mean over trials."
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     x = mean + std * noise
     log_p = ar_log_prob(x, model.co_prior_logtau, model.co_prior_lognvar)
     return (normal_log_prob(x, mean, std) - log_p).mean()
 
-# %% ../../nbs/autolfads/models.ipynb #ca3c2ec6
-def l2(model, generator=0.0, controller=0.0, ic_encoder=0.0, ci_encoder=0.0):  # scales
+# %% ../../nbs/autolfads/models.ipynb #ed6df6ba
+def l2(
+    model: LFADS,
+    generator: float = 0.0,    # scale of the generator's recurrent weights
+    controller: float = 0.0,   # of the controller's
+    ic_encoder: float = 0.0,   # of those of the encoder for the initial condition
+    ci_encoder: float = 0.0,   # of those of the encoder for the controller
+) -> Tensor:                   # a number
     "Sum of scale · ½‖W_h‖², over the number of weights in it; networks of scale 0 do not count."
     scaled = [(c.w_h, ic_encoder) for c in model.ic_encoder] + [(model.generator.w_h, generator)]
     if model.inputs:
@@ -370,108 +474,96 @@ def l2(model, generator=0.0, controller=0.0, ic_encoder=0.0, ci_encoder=0.0):  #
     if not scaled: return model.readout.weight.new_zeros(())
     return sum(s / 2 * w.square().sum() for w, s in scaled) / sum(w.numel() for w, _ in scaled)
 
-# %% ../../nbs/autolfads/models.ipynb #06a898e6
+# %% ../../nbs/autolfads/models.ipynb #14e704ac
 def coordinated(
     x: Tensor,                                # data to read, any shape
     rate: float,                              # the share to hide
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, # to draw with
 ) -> tuple[Tensor, Tensor]:  # what may be read; 1 where gradients may come from, else 0
     "Hide elements, and learn from those only."
     if not _rate(rate, "cd_rate"): return x, torch.ones_like(x)
     kept = _keep(x.shape, rate, x, generator)
     return x * kept, (kept == 0).to(x.dtype)
 
-# %% ../../nbs/autolfads/models.ipynb #afe013fc
+# %% ../../nbs/autolfads/models.ipynb #e468e06d
 def sample_mask(
     shape: tuple,        # of the data to read: trials, steps, neurons
     rate: float = 0.2,   # the share to hold out
-    seed: int = 0,
+    seed: int = 0,       # which elements
 ) -> Tensor:  # True where held out
-    "Elements that are never read and never learned from, the same for the same seed."
+    "Elements to hide when a network is judged, the same for the same seed."
     draw = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=draw) < _rate(rate, "the share of held-out elements")
 
-# %% ../../nbs/autolfads/models.ipynb #86329916
-def element_nll(out: Output, y):  # b t n
+# %% ../../nbs/autolfads/models.ipynb #56133037
+def element_nll(
+    out: Output,   # what the model says
+    y,             # data to reconstruct  # b t n
+) -> Tensor:       # b t n
     "Negative log likelihood of every element of `y`, in nats."
+    y = _as_tensor("data to reconstruct", y, out.log_rates)
     if out.log_var is None:
         return F.poisson_nll_loss(out.log_rates, y, full=True, reduction="none")
     return F.gaussian_nll_loss(out.log_rates, y, out.log_var.exp(), reduction="none")
 
-# %% ../../nbs/autolfads/models.ipynb #0b0dee8c
+# %% ../../nbs/autolfads/models.ipynb #41cc8c5e
 class _PoissonMean(torch.autograd.Function):
-    "Mean of the full Poisson loss, weighted; its gradient only where `learn` is 1."
+    "Mean of the full Poisson loss; its gradient only where `learn` is 1."
 
     @staticmethod
-    def forward(ctx, log_rates, y, learn, weight):
+    def forward(ctx, log_rates, y, learn):
         slope = log_rates.exp()
         each = torch.addcmul(slope, log_rates, y, value=-1)
         many = y > 1
         n = y[many]
         stirling = n * n.log() - n + torch.log(2 * math.pi * n) / 2
-        if weight is not None: each, stirling = each * weight, stirling * weight[many]
         slope.sub_(y)
-        for factor in (learn, weight):
-            if factor is not None: slope.mul_(factor)
+        if learn is not None: slope.mul_(learn)
         ctx.save_for_backward(slope.div_(y.numel()))
         return (each.sum() + stirling.sum()) / y.numel()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d): return ctx.saved_tensors[0] * d, None, None, None
+    def backward(ctx, d): return ctx.saved_tensors[0] * d, None, None
 
-# %% ../../nbs/autolfads/models.ipynb #bfdc892c
-def _mean_nll(out, y, learn, weight):  # time first
-    "Mean negative log likelihood, learned from where `learn` is 1, weighted by `weight`."
-    if out.log_var is None:
-        return _PoissonMean.apply(out.log_rates.transpose(0, 1), y, learn, weight)
+# %% ../../nbs/autolfads/models.ipynb #2b89803f
+def _mean_nll(out, y, learn):  # time first
+    "Mean negative log likelihood, learned from where `learn` is 1."
+    if out.log_var is None: return _PoissonMean.apply(out.log_rates.transpose(0, 1), y, learn)
     each = element_nll(out, y.transpose(0, 1)).transpose(0, 1)
-    if weight is not None: each = each * weight
     if learn is None: return each.mean()
     return (each * learn + (each * (1 - learn)).detach()).mean()
 
-# %% ../../nbs/autolfads/models.ipynb #2ae2c212
-def _held_out(x, held):  # t b n
-    "Hide what is held out, scale up the rest: the data, and the weight of every element."
-    scale = 1 / (1 - held.float().mean())
-    weight = torch.where(held, 0.0, scale).to(x.dtype)
-    return x * weight, weight
-
-
+# %% ../../nbs/autolfads/models.ipynb #1cc989cb
 def _padded(mask, shape):
     "A mask of what is read, continued with ones to what is reconstructed."
     if mask is None or mask.shape == shape: return mask
     return F.pad(mask, (0, shape[2] - mask.shape[2], 0, 0, 0, shape[0] - mask.shape[0]), value=1.0)
 
-# %% ../../nbs/autolfads/models.ipynb #01a90bd3
+# %% ../../nbs/autolfads/models.ipynb #22b476b2
 def loss(
     model: LFADS,
     x: Tensor,                       # data to read  # b read_steps encoded
     y: Tensor,                       # data to reconstruct  # b steps neurons
-    external: Tensor | None = None,
+    external: Tensor | None = None,  # known inputs  # b steps external
     *,
-    hyper: Hyper = Hyper(),
+    hyper: Hyper = Hyper(),          # dropout, and the weights of the penalties
     ramp: float = 1.0,               # share of the penalties
-    held: Tensor | None = None,      # elements of `x` held out, see `sample_mask`
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, dict]:  # the loss to minimise; its parts: nll, kl_ic, kl_co, l2 (and held_nll)
+    generator: torch.Generator | None = None,  # to draw with
+) -> tuple[Tensor, dict]:  # the loss to minimise; its parts: nll, kl_ic, kl_co, l2
     "The training loss; dropout, coordinated and other, acts in training mode only."
     x, external, y = _checked(model, x, external, y)
     if x.is_cpu: keep_memory()
     x, y = x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
-    learn = weight = None
-    if held is not None: x, weight = _held_out(x, held.transpose(0, 1))
+    learn = None
     if model.training and hyper.cd_rate: x, learn = coordinated(x, hyper.cd_rate, generator)
     out = model(x.transpose(0, 1), external, sample=True, generator=generator,
                 dropout=hyper.dropout)
-    nll = _mean_nll(out, y, _padded(learn, y.shape), _padded(weight, y.shape))
+    nll = _mean_nll(out, y, _padded(learn, y.shape))
     ic = kl_ic(model, out.ic_mean, out.ic_std)
     co = kl_co(model, out.co_mean, out.co_std, generator) if model.inputs else torch.zeros_like(ic)
     decay = l2(model, hyper.l2_gen, hyper.l2_con)
     parts = {"nll": nll, "kl_ic": ic, "kl_co": co, "l2": decay}
-    if held is not None:
-        each = element_nll(out, y.transpose(0, 1))[:, :held.shape[1], :held.shape[2]]
-        parts["held_nll"] = each[held].mean()
     total = nll + ramp * (hyper.kl_ic * ic + hyper.kl_co * co + decay)
     return 1e4 * total, {k: v.detach() for k, v in parts.items()}
 
@@ -512,15 +604,15 @@ def _average_batch(model, x, external, samples, draw):
     var = None if out.log_var is None else _moments(out.log_var.exp(), s)[0]
     return *rates, _moments(out.factors, s)[0], *inputs, _moments(out.states, s)[0], var
 
-# %% ../../nbs/autolfads/models.ipynb #927e9607
+# %% ../../nbs/autolfads/models.ipynb #c712aefb
 @torch.no_grad()
 def average(
     model: LFADS,
-    x: Tensor,                       # b read_steps encoded
-    external: Tensor | None = None,
+    x: Tensor,                       # data to read  # b read_steps encoded
+    external: Tensor | None = None,  # known inputs  # b steps external
     samples: int = 50,               # a trial; 0: one pass with the posteriors' means
     batch: int = 1000,               # passes through the generator at once
-    seed: int = 0,
+    seed: int = 0,                   # of the draws
 ) -> Average:
     "Posterior averages of rates, factors and inputs, without dropout; the model's mode is kept."
     x, external, _ = _checked(model, x, external)
@@ -536,22 +628,22 @@ def average(
     finally: model.train(was)
     return Average(*[None if p[0] is None else torch.cat(p) for p in zip(*parts)])
 
-# %% ../../nbs/autolfads/models.ipynb #f4f90f8a
+# %% ../../nbs/autolfads/models.ipynb #332d611a
 def nll(
     model: LFADS,
-    x: Tensor,                     # b read_steps encoded
-    y: Tensor,                     # b steps neurons
-    external: Tensor | None = None,
+    x: Tensor,                     # data to read  # b read_steps encoded
+    y: Tensor,                     # data to be explained  # b steps neurons
+    external: Tensor | None = None,# known inputs  # b steps external
     mask: Tensor | None = None,    # True where elements count; None: all
     samples: int = 1,              # a trial; 0: the posteriors' means
-    batch: int = 1000,
-    seed: int = 0,
+    batch: int = 1000,             # passes through the generator at once
+    seed: int = 0,                 # of the draws
 ) -> float:
     "Mean negative log likelihood of `y` under posterior averages, in nats per element."
     x, external, y = _checked(model, x, external, y)
-    if mask is not None and not mask.any(): raise ParameterError("the mask leaves no element")
+    if mask is not None: mask = _as_mask(mask, y.shape, y.device)
     a = average(model, x, external, samples, batch, seed)
     if a.noise_var is not None:
         each = F.gaussian_nll_loss(a.rates, y, a.noise_var + a.rates_sd.square(), reduction="none")
     else: each = F.poisson_nll_loss(a.rates, y, log_input=False, full=True, reduction="none")
-    return (each if mask is None else each[mask.expand_as(each)]).mean().item()
+    return (each if mask is None else each[mask]).mean().item()

@@ -6,7 +6,7 @@
 __all__ = ['SPACE', 'Range', 'checked_space', 'draw', 'perturb', 'parents', 'has_settled', 'Search', 'pbt', 'random_search',
            'manual']
 
-# %% ../../nbs/autolfads/pbt.ipynb #d0a61105
+# %% ../../nbs/autolfads/pbt.ipynb #104105f8
 import json, math, os, shutil, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from .. import core
 from ..core import ParameterError, TrainingError, atomic_path
 from . import pbt_engines
-from .pbt_engines import Turns, state_name
+from .pbt_engines import Turns, made_from, one_thread, state_name
 from ..sweeps.warm import _claim
 
 # %% ../../nbs/autolfads/pbt.ipynb #ceffcf8c
@@ -201,7 +201,7 @@ class _Generations(Turns):
             if self.waiting: return
             self._close()
 
-# %% ../../nbs/autolfads/pbt.ipynb #178721a8
+# %% ../../nbs/autolfads/pbt.ipynb #94e8c18b
 def _put(self, task, result):
     "What came of a task; after the last one the next generation begins."
     Turns.put(self, task, result)
@@ -213,7 +213,9 @@ def _put(self, task, result):
 
 def _close(self):
     "Keep the best, write the generation, forget the one before."
-    done = {"tasks": self.tasks, "results": [self.results[t["member"]] for t in self.tasks]}
+    results = [dict(self.results[t["member"]]) for t in self.tasks]
+    made = [r.pop("made", None) for r in results]
+    done = {"tasks": self.tasks, "results": results, "made": made[0]}
     _keep_best(self.folder, self.past, done)
     with atomic_path(self._file(len(self.past))) as tmp: tmp.write_text(json.dumps(done))
     self.past.append(done)
@@ -406,7 +408,7 @@ def manual(
 ENGINES = {"processes": pbt_engines.processes, "serial": pbt_engines.serial,
            "ray": pbt_engines.ray}
 
-# %% ../../nbs/autolfads/pbt.ipynb #118eef80
+# %% ../../nbs/autolfads/pbt.ipynb #6d47dd57
 def _search(plan, make, generations, out, workers, engine, options):
     "Run what is missing of a search."
     for k, v, least in (("epochs", plan.epochs, 1), ("lead", plan.lead, 0),
@@ -424,6 +426,7 @@ def _search(plan, make, generations, out, workers, engine, options):
         if not mine: raise TrainingError("another process is at this search", where=folder,
                                          fix="Wait for it, or choose another folder")
         _same_plan(folder / "search.json", plan)
+        _same_making(folder, make, plan)
         with core.progress(total=generations * members, desc=plan.kind, unit="member") as bar:
             turns = _Generations(plan, folder, generations, bar)
             n = len(turns.past)
@@ -433,7 +436,7 @@ def _search(plan, make, generations, out, workers, engine, options):
     seconds = {"all": time.perf_counter() - clock, "training": trained, "workers": workers}
     return Search(plan.kind, turns.past, turns.stopped, folder, make, seconds, keep)
 
-# %% ../../nbs/autolfads/pbt.ipynb #d7814b49
+# %% ../../nbs/autolfads/pbt.ipynb #3278f218
 def _cores():
     try: return len(os.sched_getaffinity(0))
     except AttributeError: return os.cpu_count() or 1
@@ -446,9 +449,29 @@ def _same_plan(path, plan):
         with atomic_path(path) as tmp: tmp.write_text(json.dumps(new, indent=1))
         return
     old = _read(path)
+    _refuse("this folder belongs to another search", path.parent, new, old,
+            "Choose another folder, or the settings it was begun with")
+
+
+def _refuse(what, folder, new, old, fix):
+    "An error if two dicts differ, with what is asked and what is there."
     differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
     if not differ: return
-    tell = lambda which: ", ".join(f"{k} {json.dumps(which.get(k))[:60]}" for k in differ[:3])
-    raise TrainingError("this folder belongs to another search", where=path.parent,
-                        expected=tell(new), found=tell(old), fix="Choose another folder, or the "
-                        "settings it was begun with")
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    tell = lambda which: ", ".join(
+        f"{k} {json.dumps(which.get(k))[:60]}" for k in differ[:3]) + more
+    raise TrainingError(what, where=folder, expected=tell(new), found=tell(old), fix=fix)
+
+# %% ../../nbs/autolfads/pbt.ipynb #e13e6456
+def _same_making(folder, make, plan):
+    "Members of a folder that was begun before are made from the same data and sizes as those now."
+    first, states = folder / "generation-0000.json", folder / "states"
+    files = [first] if first.is_file() else sorted(states.glob("*.json"))
+    old = next((tag for path in files if (tag := _read(path).get("made"))), None)
+    if old is None: return
+    with one_thread(), TemporaryDirectory() as aside:
+        member = make(plan.first[0], plan._seed(0))
+        member.save(Path(aside) / "state.pt")
+    _refuse("this folder belongs to a search with other data or another network", folder,
+            made_from(member) or {}, old, "Choose another folder, or the data, sizes and settings "
+            "it was begun with")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['soft_normalise', 'principal_axes', 'readout_axes', 'alignment_index', 'principal_angles']
 
-# %% ../../nbs/autolfads/subspaces.ipynb #2c80554d
+# %% ../../nbs/autolfads/subspaces.ipynb #05ae019e
 import numpy as np
 
-from .decoding import Decoder, _numbers
+from .decoding import Decoder, _array, _numbers
 from ..core import ParameterError
 
-# %% ../../nbs/autolfads/subspaces.ipynb #bab14d30
+# %% ../../nbs/autolfads/subspaces.ipynb #fcfd6903
 def soft_normalise(
     rates,                # … unit
     like=None,            # rates that give mean and range, such as the training trials; None: these
@@ -20,15 +20,16 @@ def soft_normalise(
     offset: float = 0.01,
 ) -> np.ndarray:
     "(rates − mean) / (quantile + offset), unit by unit."
-    like = np.asarray(rates if like is None else like, float)
+    rates = np.asarray(_array(rates), float)
+    like = rates if like is None else np.asarray(_array(like), float)
     like = like.reshape(-1, like.shape[-1])
-    return (np.asarray(rates, float) - np.nanmean(like, 0)) / \
+    return (rates - np.nanmean(like, 0)) / \
         (np.nanquantile(like, quantile, axis=0) + offset)
 
-# %% ../../nbs/autolfads/subspaces.ipynb #ca1928ce
+# %% ../../nbs/autolfads/subspaces.ipynb #ee4d8cc5
 def _spectrum(rates, dims):
     "All variances, falling, the `dims` first axes, and the covariance."
-    x = np.asarray(rates, float)
+    x = np.asarray(_array(rates), float)
     x = x.reshape(-1, x.shape[-1])
     x = x[np.isfinite(x).all(1)]
     if not 1 <= dims <= x.shape[1] or len(x) < 2:

@@ -1,0 +1,377 @@
+"The transformer of many sessions: counts, a slow reference, causality, names, baselines."
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from neurocompanion.core import ParameterError
+from neurocompanion.sessions import models as M
+from neurocompanion.sessions import products as P
+from neurocompanion.sessions.baselines import Mean, Smoothing, StitchedGRU, StitchedLinear
+from neurocompanion.sessions.data import Session
+
+SMALL = dict(token=10, width=16, heads=2, layers=3, feedforward=24)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def counts(*shape, rate=0.5, seed=0):
+    return torch.poisson(torch.full(shape, rate), generator=torch.Generator().manual_seed(seed))
+
+
+def number(params): return sum(p.numel() for p in params)
+
+
+def made(make=M.NDT, bins=30, units=7, **how):
+    torch.manual_seed(1)
+    model = make(bins, **(SMALL if make is M.NDT else {}) | how)
+    model.add_session("a", units, seed=0)
+    model.add_session("b", units, seed=1)
+    return model
+
+
+# ---- what it is
+
+@pytest.mark.parametrize("bins, shared", [(100, 12_146_520), (150, 12_172_120)])
+def test_counts(bins, shared):
+    model = M.NDT(bins=bins)
+    assert number(model.parameters()) == number(model.shared_parameters()) == shared
+    for i, units in enumerate((1, 500, 500)):
+        model.add_session(f"s{i}", units)
+        assert number(model.session_parameters(f"s{i}")) == 1181 * units + 668 + 512
+    assert number(model.parameters()) == shared + 1181 * 1001 + 3 * (668 + 512)
+    assert number(model.shared_parameters()) == shared
+
+
+def slow(model, x, name, mask):
+    "The network of the notes, one trial, head and bin at a time."
+    own, out = model.stitcher(name), []
+    norm = lambda v, m: (v - v.mean()) / (v.var(unbiased=False) + 1e-5).sqrt() * m.weight + m.bias
+    for trial, hidden in zip(x, mask):
+        stream = [own.token, model.schemes[1]]
+        for t, (bin, h) in enumerate(zip(trial, hidden)):
+            v = own.encode.weight @ (bin * 0 if h else bin) + own.encode.bias
+            v = model.lift.weight @ v + model.lift.bias
+            v = model.lower.weight @ (v / (1 + v.abs())) + model.lower.bias
+            stream.append(v + model.positions[t])
+        for layer in model.layers:
+            w = len(stream[0])
+            q, k, v = [[wt @ norm(s, layer.norm1) + b for s in stream] for wt, b in
+                       zip(layer.qkv.weight.split(w), layer.qkv.bias.split(w))]
+            new = []
+            for i, s in enumerate(stream):
+                who, heads = range(max(i + 1, 2)), []
+                for part in torch.arange(w).view(layer.heads, -1):
+                    score = torch.stack([q[i][part] @ k[j][part] for j in who])
+                    p = (score / math.sqrt(len(part))).softmax(0)
+                    heads.append(sum(pj * v[j][part] for pj, j in zip(p, who)))
+                s = s + layer.out.weight @ torch.cat(heads) + layer.out.bias
+                up = layer.up.weight @ norm(s, layer.norm2) + layer.up.bias
+                up = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
+                new.append(s + layer.down.weight @ up + layer.down.bias)
+            stream = new
+        out.append(torch.stack([own.decode.weight @ norm(s, model.norm) + own.decode.bias
+                                for s in stream[2:]]))
+    return torch.stack(out)
+
+
+def test_slow_reference():
+    model, x = made().eval(), counts(2, 9, 7)
+    mask = torch.rand(2, 9) < 0.4
+    with torch.no_grad(): torch.testing.assert_close(model(x, "b", mask), slow(model, x, "b", mask))
+
+
+def test_initial_scaling():
+    torch.manual_seed(0)
+    layer, scale = M.Layer(64, 8, 128, 5), 0.67 * 5 ** -0.25
+    for w, factor, reads in [(layer.out.weight, scale, 64), (layer.up.weight, scale, 64),
+                             (layer.down.weight, scale, 128), (layer.qkv.weight[:128], 1, 64),
+                             (layer.qkv.weight[128:], scale * 2**0.5, 64)]:
+        assert w.abs().max().item() == pytest.approx(factor * reads ** -0.5, rel=0.01)
+
+
+# ---- causality
+
+@pytest.mark.parametrize("make", [M.NDT, StitchedLinear, StitchedGRU, Smoothing, Mean])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_future_moves_nothing(make, training, masked):
+    model = made(make).train(training)
+    x, mask = counts(4, 30, 7), M.hide((4, 30), 0.3) if masked else None
+    for first in (1, 11, 29):
+        y = x.clone()
+        y[:, first:] = counts(4, 30 - first, 7, rate=5.0, seed=first)
+        told = []
+        for v in (x, y):
+            torch.manual_seed(3)                                   # the same dropout
+            told.append(model(v, "a", mask))
+        assert torch.equal(told[0][:, :first], told[1][:, :first])
+        if masked: assert torch.equal(model.eval()(x, "a", mask).detach(),
+                                      model(x.masked_fill(mask[..., None], 9), "a", mask).detach())
+        model.train(training)
+
+
+def test_no_gradient_from_the_past_to_the_future():
+    model = made().double()
+    x = counts(2, 30, 7).double().requires_grad_()
+    model(x, "a")[:, 12].sum().backward()
+    assert x.grad[:, 13:].abs().max() == 0
+    assert (x.grad[:, :13].abs().amax((0, 2)) > 0).all()
+
+
+def test_causal_at_full_width():
+    "Large enough for the fast product and for attention in blocks."
+    torch.manual_seed(0)
+    model = M.NDT(150, layers=2)
+    model.add_session("a", 40)
+    x = counts(3, 150, 40)
+    y = x.clone()
+    y[:, 77:] += 3
+    for training in (True, False):
+        told = []
+        for v in (x, y):
+            torch.manual_seed(3)
+            with torch.no_grad(): told.append(model.train(training)(v, "a"))
+        assert torch.equal(told[0][:, :77], told[1][:, :77])
+        assert not torch.equal(told[0][:, 77], told[1][:, 77])
+
+
+def test_may_ask():
+    ask = M.may_ask(4)
+    assert not ask[:2, 2:].any() and ask[:2, :2].all() and ask[2:, :2].all()
+    assert torch.equal(ask[2:, 2:], torch.ones(4, 4).tril().bool())
+    assert M.may_ask(4, leak=True)[:2].all()
+
+
+def test_trials_do_not_meet():
+    model, x = made().eval(), counts(5, 30, 7)
+    y = x.clone()
+    y[3] = 4
+    a, b = model(x, "a"), model(y, "a")
+    torch.testing.assert_close(a[[0, 1, 2, 4]], b[[0, 1, 2, 4]])
+
+
+# ---- sessions
+
+def test_sessions_of_one_size_are_two():
+    model, x = made(), counts(3, 30, 7)
+    before = model.eval()(x, "b").detach()
+    with torch.no_grad():
+        for p in model.session_parameters("a"): p.add_(1)
+    assert torch.equal(model(x, "b"), before)
+
+
+@pytest.mark.parametrize("name", ["mouse.7/2019.nwb", "keys", "type", "50%", "a.b", "ü", "a%2E"])
+def test_names(name):
+    model = made()
+    model.add_session(name, 4)
+    assert model(counts(1, 5, 4), name).shape == (1, 5, 4)
+    assert list(model.sessions) == ["a", "b", name]
+
+
+def test_names_that_look_alike_are_two():
+    model = made()
+    for name in ("a.b", "a%2Eb"): model.add_session(name, 3, seed=0)
+    with torch.no_grad(): model.stitcher("a.b").token.zero_()
+    assert model.stitcher("a%2Eb").token.abs().sum() > 0
+
+
+def test_a_start_of_its_own():
+    first, second = made(), M.NDT(30, **SMALL)
+    second.add_session("other", 3)
+    second.add_session("a", 7, seed=0)
+    for p, q in zip(first.session_parameters("a"), second.session_parameters("a")):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m: m.add_session("a", 7), "in the model already"),
+    (lambda m: m.add_session("", 7), "needs a name"),
+    (lambda m: m.add_session(7, 7), "needs a name"),
+    (lambda m: m.add_session("c", 0), "c: a session has units"),
+    (lambda m: m.add_session("c", 2.5), "whole number"),
+    (lambda m: m.add_session("c", True), "whole number"),
+    (lambda m: m.add_session("c", 3, kind="video"), "no such kind"),
+    (lambda m: m(counts(2, 5, 7), "c"), "expected one of a, b"),
+    (lambda m: m(counts(2, 5, 7), None), "does not know this session"),
+    (lambda m: M.NDT(5)(counts(2, 5, 7), "c"), "a session that was added"),
+    (lambda m: m(counts(2, 5, 6), "a"), r"expected a tensor \(trial, time, 7\)"),
+    (lambda m: m(counts(5, 7), "a"), "not the session's spikes"),
+    (lambda m: m(counts(0, 5, 7), "a"), "not the session's spikes"),
+    (lambda m: m(counts(2, 5, 7).numpy(), "a"), "not the session's spikes"),
+    (lambda m: m(counts(2, 31, 7), "a"), "at most 30 bins, found 31"),
+    (lambda m: m(counts(2, 5, 7) - 1, "a"), "a, trial 0: these are not spike counts"),
+    (lambda m: m(counts(2, 5, 7), "a", torch.zeros(2, 5)), "the mask does not fit"),
+    (lambda m: m(counts(2, 5, 7), "a", torch.zeros(5, 2, dtype=torch.bool)), "True or False"),
+    (lambda m: m.session_parameters("c"), "does not know this session"),
+    (lambda m: M.NDT(0), "bins is not a size"),
+    (lambda m: M.NDT(10, width=10, heads=3), "multiple of 3"),
+    (lambda m: M.NDT(10, dropout=1.0), "dropout is a share"),
+    (lambda m: M.hide((2, 3), 1.5), "ratio is a share"),
+    (lambda m: M.forward_prediction(m, counts(2, 5, 7), "a", last=0), "cannot be forecast"),
+    (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape"),
+])
+def test_refused(call, words):
+    with pytest.raises(ParameterError, match=words): call(made())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_trials_that_are_no_counts(value):
+    x = counts(6, 10, 7)
+    x[4, 3, 2] = value
+    with pytest.raises(ParameterError, match="a, trial 4: these are not spike counts"):
+        made()(x, "a")
+
+
+def test_traces_may_be_negative():
+    model = made()
+    model.add_session("worm", 7, kind="traces")
+    assert model(torch.randn(2, 5, 7), "worm").shape == (2, 5, 7)
+    with pytest.raises(ParameterError, match="worm, trial 0: these are not numbers"):
+        model(torch.full((2, 5, 7), math.nan), "worm")
+
+
+def test_beside_shares_the_body():
+    model = made()
+    other = M.beside(model)
+    other.add_session("a", 3)
+    assert list(model.sessions) == ["a", "b"] and model.sessions["a"] == 7
+    assert number(other.parameters()) == number(model.shared_parameters()) + number(
+        other.session_parameters("a"))
+    assert all(p is q for p, q in zip(model.shared_parameters(), other.shared_parameters()))
+
+
+# ---- hiding, forecasting, filling in
+
+def test_hide():
+    g = torch.Generator().manual_seed(0)
+    assert M.hide((300, 100), 0.3, g).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert all(M.hide((1, 2), 1e-6).sum() == 1 for _ in range(20))
+    assert M.hide((4, 5), 1.0).all()
+    a, b = (M.hide((4, 50), 0.3, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_poisson_nll_is_pytorchs():
+    r, x, m = torch.randn(3, 5, 4), counts(3, 5, 4), M.hide((3, 5))
+    expected = F.poisson_nll_loss(r, x, reduction="none")
+    torch.testing.assert_close(M.poisson_nll(r, x), expected.mean())
+    torch.testing.assert_close(M.poisson_nll(r, x, m), expected[m].mean())
+
+
+@pytest.mark.parametrize("make", [M.NDT, StitchedLinear, StitchedGRU, Smoothing])
+def test_forecasts_do_not_look(make):
+    model, x = made(make), counts(5, 30, 7)
+    model.train()
+    told = M.forward_prediction(model, x, "a", last=6)
+    assert told.shape == (5, 6, 7) and model.training and not told.requires_grad
+    x[:, -6:] = math.nan                                            # not looked at, whatever it is
+    assert torch.equal(M.forward_prediction(model, x, "a", last=6), told)
+    torch.testing.assert_close(M.forward_prediction(model, x, "a", last=6, batch=2), told)
+    x[:, -7] += 3
+    if make is not Mean: assert not torch.equal(M.forward_prediction(model, x, "a", 6), told)
+
+
+@pytest.mark.parametrize("make", [M.NDT, StitchedLinear, StitchedGRU])
+def test_fill_in_is_forward(make):
+    model = made(make)
+    model.add_session("c", 3)
+    batches = [("a", counts(4, 30, 7), M.hide((4, 30))), ("c", counts(6, 18, 3), M.hide((6, 18)))]
+    with torch.no_grad():
+        for told, (name, x, m) in zip(M.fill_in(model.eval(), batches), batches):
+            torch.testing.assert_close(told, model(x, name, m)[m])
+        model.train()
+        streams = lambda *s: [torch.Generator().manual_seed(v) for v in s]
+        together = M.fill_in(model, batches, streams(1, 2))
+        for i, b in enumerate(batches):
+            torch.testing.assert_close(M.fill_in(model, [b], streams(i + 1))[0], together[i])
+
+
+def test_fill_in_gradients():
+    "Leaving rows out of the last layer changes no gradient."
+    model, x, m = made(dropout=0.0).double(), counts(4, 30, 7).double(), M.hide((4, 30))
+    told = []
+    for way in (lambda: M.fill_in(model, [("a", x, m)])[0], lambda: model(x, "a", m)[m]):
+        model.zero_grad()
+        (way() ** 2).sum().backward()
+        told.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*told): torch.testing.assert_close(a, b)
+
+
+# ---- products and dropout
+
+def test_products_agree():
+    for shape, out in (((2432, 668), 300), ((16, 150, 64), 192), ((3, 5), 4)):
+        layer, x = P.Linear(shape[-1], out), torch.randn(shape, requires_grad=True)
+        way = torch.randn(*shape[:-1], out)
+        told = []
+        for f in (P.linear, F.linear):
+            y = f(x, layer.weight, layer.bias)
+            told.append((y, *torch.autograd.grad((y * way).sum(), (x, layer.weight, layer.bias))))
+        for a, b in zip(*told): torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+def test_products_with_odd_strides_and_frozen_weights():
+    w, b = torch.randn(300, 200), torch.randn(300)
+    for x in (torch.randn(200, 400).mT, torch.randn(400, 400)[:, ::2],
+              torch.randn(400, 300)[:, 9:209]):
+        torch.testing.assert_close(P.linear(x, w, b), F.linear(x, w, b), rtol=1e-4, atol=1e-3)
+        x = x.detach().requires_grad_()
+        P.linear(x, w, b).sum().backward()                          # an expanded gradient
+        torch.testing.assert_close(x.grad, w.sum(0).expand_as(x), rtol=1e-4, atol=1e-3)
+
+
+def test_without_the_second_product(monkeypatch):
+    model, x = made(token=64, width=64, feedforward=64).eval(), counts(8, 30, 7)
+    with torch.no_grad():
+        fast = model(x, "a")
+        monkeypatch.setattr(P, "_FAST", None)
+        torch.testing.assert_close(model(x, "a"), fast, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout():
+    mask = P.keep((200, 300), 0.2, torch.ones(1))
+    assert sorted(set(mask.unique().tolist())) == [0, pytest.approx(1.25, rel=1e-4)]
+    assert mask.mean().item() == pytest.approx(1, abs=0.01)
+    g = lambda s: torch.Generator().manual_seed(s)
+    whole = P.keep((5, 9, 4), 0.5, torch.ones(1), [(g(1), 2, 9), (g(2), 3, 6)])
+    assert torch.equal(whole[2:, :6], P.keep((3, 6, 4), 0.5, torch.ones(1), [(g(2), 3)]))
+    assert not whole[2:, 6:].any()
+    assert P.drop(mask, 0.0) is mask
+
+
+# ---- baselines
+
+def session(x, name="a"):
+    n = len(x) // 3
+    return Session(name, x[:n], x[n:2 * n], x[2 * n:], 0.02, tuple(range(x.shape[2])), {})
+
+
+def test_mean():
+    s = session(counts(60, 30, 7))
+    for per_bin, mean in ((False, s.train.mean((0, 1))), (True, s.train.mean(0))):
+        model = made(Mean, per_bin=per_bin).fit(s)
+        rate = model(s.test, "a")[0].exp()
+        torch.testing.assert_close(rate, mean.clamp(min=rate.min()).expand(30, 7))
+
+
+def test_silent_units_have_a_rate():
+    x = counts(30, 30, 7)
+    x[..., 2] = 0
+    for make in (Mean, Smoothing): assert made(make).fit(session(x))(x, "a").isfinite().all()
+
+
+def test_smoothing_by_hand():
+    model, x = made(Smoothing).fit(session(counts(60, 30, 7))), counts(1, 30, 7)
+    own, mask = model.stitcher("a"), M.hide((1, 30))
+    told = model(x, "a", mask)[0].exp()
+    for t in range(30):
+        w = [math.exp(-(t - s) / own.tau.item()) * (not mask[0, s]) for s in range(t + 1)]
+        up = sum(v * x[0, s] for s, v in enumerate(w)) + own.trust * own.mean[0]
+        torch.testing.assert_close(told[t], up / (sum(w) + own.trust))
+
+
+def test_smoothing_follows_slow_rates():
+    slow_rate = torch.rand(90, 1, 7).mul(3).expand(90, 30, 7).contiguous()
+    model = made(Smoothing).fit(session(torch.poisson(slow_rate)))
+    assert model.stitcher("a").tau > 8

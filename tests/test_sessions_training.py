@@ -1,0 +1,309 @@
+"Pretraining, fine-tuning together and alone, scores, files."
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from neurocompanion.core import ParameterError, TrainingError
+from neurocompanion.sessions import models as M
+from neurocompanion.sessions import training as T
+from neurocompanion.sessions.baselines import StitchedGRU, StitchedLinear
+from neurocompanion.sessions.data import Session
+from neurocompanion.training.metrics import bits_per_spike
+
+SMALL = dict(bins=20, token=10, width=16, heads=2, layers=2, feedforward=24)
+EXACT = dict(rtol=0, atol=0)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def made(name, trials=(20, 4, 4), units=6, bins=20, seed=0, kind="spikes"):
+    "A session whose units follow a slow common rate."
+    draw = torch.Generator().manual_seed(seed)
+    rate = torch.rand(sum(trials), 1, 1, generator=draw) * torch.ones(1, bins, units)
+    x = torch.poisson(rate, generator=draw)
+    if kind == "traces": x = x - 0.5 + 0.1 * torch.randn(x.shape, generator=draw)
+    return Session(name, *x.split(trials), 0.02, tuple(range(units)), {"kind": kind})
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return [made("A"), made("B", (37, 5, 3), 6, seed=1), made("C", (9, 3, 3), 11, seed=2),
+            made("D", (17, 2, 2), 4, 15, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def body(pool): return T.pretrain(pool[:2], epochs=2, lr=5e-3, settings=SMALL)[0]
+
+
+def own(t): return [p.detach().clone() for p in t.model.session_parameters(t.session)]
+
+
+def same(a, b, exact=False):
+    "Two fine-tunes are the same."
+    assert (a.session, a.seed, a.best_epoch, a.stopped) == (b.session, b.seed, b.best_epoch,
+                                                            b.stopped)
+    for k in ("train_loss", "valid_loss"):
+        torch.testing.assert_close(*(torch.tensor([r[k] for r in t.rows]) for t in (a, b)),
+                                   **(EXACT if exact else dict(rtol=1e-4, atol=1e-5)))
+    for p, q in zip(own(a), own(b)):
+        torch.testing.assert_close(p, q, **(EXACT if exact else dict(rtol=1e-3, atol=1e-4)))
+
+
+# ---- batches
+
+def test_no_trial_is_lost(pool):
+    batches = T.Batches(pool, batch=16)
+    batches.generator.manual_seed(4)
+    for _ in range(2):
+        seen = {s.name: [] for s in pool}
+        for name, x, mask in batches:
+            assert mask.shape == x.shape[:2] and mask.any() and len(x) <= 16
+            seen[name] += [tuple(v.flatten().tolist()) for v in x]
+        for s in pool: assert sorted(seen[s.name]) == sorted(tuple(v.flatten().tolist())
+                                                             for v in s.train)
+    assert len(batches) == 2 + 3 + 1 + 2
+
+
+def test_batches_change_and_repeat(pool):
+    told = []
+    for seed in (1, 1, 2):
+        batches = T.Batches(pool)
+        batches.generator.manual_seed(seed)
+        told.append([[m for *_, m in batches] for _ in range(2)])
+    flat = lambda e: torch.cat([m.flatten() for m in e]).tolist()
+    assert flat(told[0][0]) == flat(told[1][0]) != flat(told[2][0])
+    assert flat(told[0][0]) != flat(told[0][1])
+
+
+# ---- pretraining
+
+def test_pretraining_learns_and_repeats(pool):
+    a, run = T.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
+    b, again = T.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
+    c, _ = T.pretrain(pool, epochs=1, seed=4, settings=SMALL)
+    assert run.best_loss < run.rows[0]["valid_loss"] and run.rows == again.rows
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert not torch.equal(a.positions, c.positions)
+    assert list(a.sessions) == list("ABCD") and not a.training
+
+
+def test_outside_numbers_are_left_alone(pool, body):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    T.pretrain(pool[:1], epochs=1, settings=SMALL)
+    T.fine_tune(body, pool[2], epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_pretraining_resumes(pool, tmp_path):
+    how = dict(epochs=4, lr=5e-3, settings=SMALL)
+    whole, run = T.pretrain(pool, **how)
+
+    def stop(state):
+        if state.epoch == 2: raise KeyboardInterrupt
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        T.pretrain(pool, **how, checkpoint=path, save_seconds=0, measure=lambda s: stop(s) or {})
+    resumed, found = T.pretrain(pool, **how, checkpoint=path)
+    assert [r["valid_loss"] for r in found.rows] == [r["valid_loss"] for r in run.rows]
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
+    with pytest.raises(TrainingError, match="another run"):
+        T.pretrain(pool[:3], **how, checkpoint=path)
+
+
+@pytest.mark.parametrize("make", [StitchedLinear, StitchedGRU])
+def test_other_models(pool, make):
+    torch.manual_seed(0)
+    model, run = T.pretrain(pool[:3], model=make(20), epochs=3, lr=1e-2)
+    tuned = T.fine_tune_many(model, pool[2:], epochs=3, lr=1e-2)
+    for t, s in zip(tuned, pool[2:]): same(t, T.fine_tune(model, s, epochs=3, lr=1e-2))
+    assert np.isfinite(T.evaluate(tuned[0].model, pool[2]).pooled)
+
+
+def test_refused(pool, body):
+    for call, words in [
+            (lambda: T.pretrain([]), "there are no sessions"),
+            (lambda: T.pretrain([pool[0], pool[0]]), "A: two sessions have the same name"),
+            (lambda: T.pretrain(pool, epochs=0, settings=SMALL), "epochs is out of range"),
+            (lambda: T.pretrain(pool, epochs=1, settings=SMALL, start="x"), "mean or usual"),
+            (lambda: T.pretrain(pool, epochs=1, settings=SMALL | dict(bins=17)), "at most 17 bins"),
+            (lambda: T.fine_tune_many(body, []), "sessions does not fit"),
+            (lambda: T.fine_tune_many(body, pool, seeds=[1, 2]), "seeds does not fit the rest"),
+            (lambda: T.fine_tune(body, pool[0], batch=0), "batch is out of range"),
+            (lambda: T.evaluate(body, pool[0], "all"), "no such part"),
+            (lambda: T.evaluate(body, pool[3]), "D: the model does not know this session"),
+            (lambda: T.evaluate(body, pool[0], last=21), "cannot be forecast")]:
+        with pytest.raises(ParameterError, match=words): call()
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_bad_counts_are_named(pool, body, part):
+    x = getattr(pool[1], part).clone()
+    x[2, 1, 0] = np.nan
+    bad = pool[1]._replace(**{part: x})
+    for call in (lambda: T.pretrain([pool[0], bad], settings=SMALL),
+                 lambda: T.fine_tune_many(body, [pool[0], bad])):
+        with pytest.raises(ParameterError, match=rf"B, trial 2 \({part}\): these are not spike"):
+            call()
+
+
+def test_divergence_names_session_and_epoch(pool, body):
+    wild = dict(epochs=3, lr=1e20, clip=None, weight_decay=0.0)
+    with pytest.raises(TrainingError, match="session [ABCD], epoch 1: training diverged"):
+        T.pretrain(pool, settings=SMALL, **wild)
+    with pytest.raises(TrainingError, match="session C, epoch 1: training diverged"):
+        T.fine_tune(body, pool[2], **wild)
+
+
+# ---- fine-tuning
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_together_is_alone(pool, body, threads):
+    how = dict(epochs=4, lr=1e-2)
+    alone = [T.fine_tune(body, s, seed=i, **how) for i, s in enumerate(pool)]
+    torch.set_num_threads(threads)
+    for t, a in zip(T.fine_tune_many(body, pool, seeds=[0, 1, 2, 3], **how), alone): same(t, a)
+    assert torch.get_num_threads() == threads
+
+
+def test_together_is_alone_with_patience(pool, body):
+    how = dict(epochs=30, lr=5e-2, patience=2)
+    together = T.fine_tune_many(body, pool, **how)
+    assert len({len(t.rows) for t in together}) > 1                        # they end apart
+    for t, s in zip(together, pool): same(t, T.fine_tune(body, s, **how))
+    assert {t.stopped for t in together} >= {"patience"}
+
+
+def test_seeds_and_bodies(pool, body):
+    other, _ = T.pretrain(pool[:1], epochs=1, lr=5e-3, seed=9, settings=SMALL)
+    seeds = T.fine_tune_many(body, pool[3], seeds=[10, 20, 10], epochs=2, lr=1e-2)
+    same(seeds[0], seeds[2])
+    assert seeds[0].best_loss != seeds[1].best_loss
+    mixed = T.fine_tune_many([body, other, body], pool[3], epochs=2, lr=1e-2)
+    same(mixed[0], mixed[2])
+    same(mixed[1], T.fine_tune(other, pool[3], epochs=2, lr=1e-2))
+    assert mixed[1].best_loss != mixed[0].best_loss
+
+
+def test_packs_of_any_size(pool, body, monkeypatch):
+    usual = T.fine_tune_many(body, pool, epochs=2, lr=1e-2)
+    monkeypatch.setattr(T, "_packs", lambda jobs, part: [[j] for j in jobs])
+    for a, b in zip(usual, T.fine_tune_many(body, pool, epochs=2, lr=1e-2)): same(a, b)
+
+
+def test_the_body_is_frozen(pool, body):
+    before = copy.deepcopy(body.state_dict())
+    flags = [p.requires_grad for p in body.parameters()]
+    tuned = T.fine_tune(body, pool[2], epochs=2, lr=1e-2)
+    assert all(torch.equal(v, before[k]) for k, v in body.state_dict().items())
+    assert [p.requires_grad for p in body.parameters()] == flags
+    assert list(body.sessions) == ["A", "B"]
+    assert all(p is q for p, q in zip(tuned.model.shared_parameters(), body.shared_parameters()))
+    assert all(p.grad is None for p in body.shared_parameters())
+
+
+def test_it_is_the_plain_loop(pool, body):
+    "The same as a loop with PyTorch's own parts: one batch, no dropout, bins hidden alike."
+    s, flat = pool[2], lambda optimiser, steps: torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
+    still = copy.deepcopy(body)
+    still.dropout = 0.0
+    tuned = T.fine_tune(still, s, seed=5, epochs=3, lr=1e-2, schedule=flat, start="usual")
+    model = M.beside(still)
+    model.add_session("C", 11, seed=T._stream(5, "C", "stitchers"))
+    params = model.session_parameters("C")
+    optimiser = torch.optim.AdamW(params, 1e-2, weight_decay=0.01)
+    order = torch.Generator().manual_seed(T._stream(5, "C", "order"))
+    losses = []
+    for _ in range(3):
+        x = s.train[torch.randperm(len(s.train), generator=order)]
+        mask = M.hide(x.shape[:2], 0.3, order)
+        loss = M.poisson_nll(model(x, "C", mask), x, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx([r["train_loss"] for r in tuned.rows], rel=1e-4)
+
+
+def test_token(pool, body):
+    mean = torch.stack([body.stitcher(n).token for n in "AB"]).mean(0)
+    kept = T.fine_tune(body, pool[2], epochs=2, lr=1e-2, train_token=False)
+    torch.testing.assert_close(kept.model.stitcher("C").token, mean)
+    assert kept.model.stitcher("C").token.requires_grad                     # afterwards as usual
+    moved = T.fine_tune(body, pool[2], epochs=2, lr=1e-2)
+    assert not torch.equal(moved.model.stitcher("C").token, mean)
+
+
+def test_start_at_the_mean(pool, body):
+    model = M.beside(body)
+    model.add_session("C", 11)
+    T._begin_at("mean", model, pool[2])
+    rate = model.stitcher("C").decode.bias.exp()
+    torch.testing.assert_close(rate, pool[2].train.mean((0, 1)), rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
+    torch.set_num_threads(threads)
+    how, path = dict(epochs=5, lr=1e-2, patience=3), tmp_path / "run.pt"
+    whole, usual = T.fine_tune_many(body, pool, **how), T._epoch
+
+    def broken(jobs, epoch, how):
+        if epoch == 3: raise KeyboardInterrupt
+        usual(jobs, epoch, how)
+
+    monkeypatch.setattr(T, "_epoch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)
+    monkeypatch.setattr(T, "_epoch", usual)
+    resumed = T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)
+    for a, b in zip(whole, resumed): same(a, b, exact=threads == 1)
+    again = T.fine_tune_many(body, pool, **how, checkpoint=path)             # nothing left to do
+    for a, b in zip(resumed, again): same(a, b, exact=True)
+    for call in (lambda: T.fine_tune_many(body, pool[:3], **how, checkpoint=path),
+                 lambda: T.fine_tune_many(body, pool, **how | dict(lr=1e-3), checkpoint=path)):
+        with pytest.raises(TrainingError, match="belongs to another run"): call()
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(TrainingError, match="no readable checkpoint"):
+        T.fine_tune_many(body, pool, **how, checkpoint=path)
+
+
+def test_traces(pool):
+    worms = [made(n, kind="traces", seed=i) for i, n in enumerate(("w1", "w2"))]
+    body, run = T.pretrain(worms, epochs=12, lr=1e-2, settings=SMALL)
+    assert run.best_loss < run.rows[0]["valid_loss"]
+    score = T.evaluate(T.fine_tune(body, worms[1], epochs=3, lr=1e-2).model, worms[1])
+    assert score.pooled <= 1
+
+
+# ---- scores and files
+
+def test_evaluate_is_the_metric(pool, body):
+    for part, last in (("test", None), ("valid", 7)):
+        x, n = getattr(pool[1], part), last or 2
+        rate = M.forward_prediction(body, x, "B", n).exp()
+        score = T.evaluate(body, pool[1], part, last=last)
+        assert score.pooled == pytest.approx(bits_per_spike(rate, x[:, -n:]))
+        assert score.per_unit == pytest.approx(bits_per_spike(rate, x[:, -n:], per_neuron=True))
+        assert score[4:] == (len(x), n, x[:, -n:].sum().item())
+
+
+def test_models_are_kept(pool, body, tmp_path):
+    T.save_model(tmp_path / "m.pt", body)
+    read, x = T.load_model(tmp_path / "m.pt"), pool[0].test
+    with torch.no_grad(): assert torch.equal(read(x, "A"), body(x, "A"))
+    assert read.settings == body.settings and read.sessions == body.sessions
+    gru = StitchedGRU(20)
+    gru.add_session("a.b", 3)
+    T.save_model(tmp_path / "g.pt", gru)
+    assert T.load_model(tmp_path / "g.pt", StitchedGRU).sessions == {"a.b": 3}
+    with pytest.raises(TrainingError, match="a model of kind StitchedGRU"):
+        T.load_model(tmp_path / "g.pt")
+    with pytest.raises(FileNotFoundError): T.load_model(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"x")
+    with pytest.raises(TrainingError, match="no model that can be read"):
+        T.load_model(tmp_path / "bad.pt")

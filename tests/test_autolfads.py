@@ -293,3 +293,14 @@ def test_behaviour_with_gaps_beside_a_glm(mirror):
     rows = ex.decoding(method="smoothing", **how)
     units = [r for r in rows if r["what"] == "unit"]
     assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
+
+
+def test_trials_in_which_units_were_held_out_are_left_out_and_said(tmp_path):
+    ds = ts.recording(ts.setting(task="dad", trials=60, steps=20))
+    x = ds.spikes.values.astype(float)
+    x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
+    own = ds.assign(spikes=(ds.spikes.dims, x))
+    save(own, tmp_path / "own.nc")
+    with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
+        row = ex.decoding(data=str(tmp_path / "own.nc"), behaviour="movement", method="smoothing")
+    assert row[0]["used_trials"] + row[0]["test_trials"] == 50

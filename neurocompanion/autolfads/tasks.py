@@ -6,10 +6,11 @@
 __all__ = ['TASKS', 'METHODS', 'SYNTHETIC', 'Task', 'Setting', 'setting', 'unslide', 'recording', 'behaviour_of', 'halves',
            'Study', 'study', 'Chops', 'chops', 'inputs']
 
-# %% ../../nbs/autolfads/tasks.ipynb #e08dce3b
+# %% ../../nbs/autolfads/tasks.ipynb #184dba1b
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+import warnings
 import numpy as np
 from . import data as ad
 from .models import Hyper
@@ -207,7 +208,7 @@ def recording(
     if s.trials and "trial" in ds.dims: ds = ds.isel(trial=slice(s.trials))
     return _active(ds, "spikes", "unit", s.units)
 
-# %% ../../nbs/autolfads/tasks.ipynb #0ec75a45
+# %% ../../nbs/autolfads/tasks.ipynb #c038cfaa
 def _single_steps(ds, window=8):
     "Counts of single steps in place of sums over sliding windows."
     single, certain = unslide(ds["spikes"].values, window)
@@ -221,6 +222,10 @@ def _whole(ds):
     "Trials of one length: what was observed in all of them."
     if ds.attrs["kind"] == "traces" or "trial" not in ds.dims: return ds
     x = ds["spikes"].transpose("trial", "time", "unit").values
+    if x.dtype.kind == "f" and (blind := np.isnan(x).all(1).any(1)).any() and not blind.all():
+        warnings.warn(f"{ds.attrs['subject']}: {blind.sum()} of {len(x)} trials are left out, in "
+                      "which a unit was not observed", stacklevel=3)
+        ds, x = ds.isel(trial=~blind), x[~blind]
     seen = ~np.isnan(x).any(2).any(0) if x.dtype.kind == "f" else np.ones(x.shape[1], bool)
     if seen.sum() < 2: raise RecordingError("no two steps were observed in all trials",
                                             where=ds.attrs["subject"], fix="Leave short trials out")

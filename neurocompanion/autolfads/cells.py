@@ -88,7 +88,8 @@ def _fused_product():
     return op if all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) else None
 
 
-_FUSED = _fused_product()
+_WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
+_FUSED = _fused_product() if _WIDE else None
 
 
 def _fused(x):

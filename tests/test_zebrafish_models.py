@@ -1,0 +1,134 @@
+"The volumetric network: reference values, published sizes, what moves an output, bad input."
+import numpy as np
+import pytest
+import torch
+
+from neurocompanion.core import ParameterError, RecordingError, home
+from neurocompanion.zebrafish.models import (
+    UNet3D, flops, hl_gauss, hl_loss, hl_mean, lead_embedding, load_reference, receptive_field)
+
+GOLDEN = home() / "tests" / "data" / "unet3d_golden.npz"
+SMALL = dict(width=8, groups=4, super_width=4)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def parameters(net): return sum(p.numel() for p in net.parameters())
+
+
+def test_reference_values():
+    model, x, lead, y = load_reference(GOLDEN)
+    with torch.no_grad(): found = model(x, lead)
+    assert found.shape == y.shape and (found - y).abs().max() < 1e-5
+    with np.load(GOLDEN) as saved:
+        np.testing.assert_allclose(lead_embedding([1, 2, 32]), saved["emb"], atol=1e-6)
+
+
+@pytest.mark.parametrize("how, n", [(dict(context=4, resample=4, super_resolve=2), 14_546_305),
+                                    (dict(context=256, resample=0, super_resolve=2), 4_689_793),
+                                    (dict(context=4, resample=2), 8_965_633)])
+def test_published_numbers_of_parameters(how, n):
+    with torch.device("meta"): assert parameters(UNet3D(**how)) == n
+
+
+@pytest.mark.parametrize("lacking", ["x", "y", "p/conv_in/kernel"])
+def test_a_reference_that_lacks_something_is_refused(tmp_path, lacking):
+    with np.load(GOLDEN) as saved: kept = {k: saved[k] for k in saved.files if k != lacking}
+    np.savez(tmp_path / "some.npz", **kept)
+    with pytest.raises(RecordingError, match=f"some.npz.*no {lacking}"):
+        load_reference(tmp_path / "some.npz")
+
+
+def test_a_reference_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(RecordingError, match="bad.npz"): load_reference(tmp_path / "bad.npz")
+
+
+def test_a_reference_of_another_size_is_read(tmp_path):
+    "Three resamplings, two steps of super-resolution, other blocks and widths."
+    torch.manual_seed(1)
+    net = UNet3D(3, width=16, super_width=8, groups=8, resample=3, super_resolve=2,
+                 blocks=(2, 1, 4), embedding=16)
+    for p in net.parameters(): torch.nn.init.normal_(p, std=0.1)
+    x, lead = torch.randn(1, 3, 8, 8, 4), torch.tensor([3.0])
+    kinds = {"down": "res_in", "up": "res_out", "above": "res_up"}
+    def theirs(name):
+        parts = name.split(".")
+        if parts[0] in kinds: parts = [f"{kinds[parts[0]]}{parts[1]}_b{parts[2]}", *parts[3:]]
+        out = "/".join(parts).replace("film_out/linear", "cond_time_out")
+        out = out.replace("film/linear", "cond_time")
+        return "p/" + out.replace("weight", "scale" if "norm" in out else "kernel")
+    def turned(v): return v.permute(4, 2, 3, 1, 0) if v.ndim == 5 else v.mT if v.ndim == 2 else v
+    saved = {theirs(k): turned(v).contiguous().numpy() for k, v in net.state_dict().items()}
+    with torch.no_grad(): y = net(x, lead)
+    np.savez(tmp_path / "more.npz", x=x[..., None], t=lead, y=y[..., None], **saved)
+    model, x, lead, y = load_reference(tmp_path / "more.npz")
+    with torch.no_grad(): assert (model(x, lead) - y).abs().max() < 1e-5
+    assert model.norm_out.num_groups == 8
+
+
+@pytest.mark.parametrize("size", [(7, 6, 3), (9, 5, 1), (8, 8, 4)])
+@pytest.mark.parametrize("rise", [0, 1])
+def test_any_size_comes_out_as_it_went_in(size, rise):
+    net = UNet3D(2, resample=3, super_resolve=rise, **SMALL).eval()
+    out = net(torch.randn(1, 2, *size), 4)
+    assert out.shape == (1, 1, size[0] * (1 + rise), size[1] * (1 + rise), size[2])
+
+
+def test_samples_do_not_mix_and_leads_belong_to_them():
+    torch.manual_seed(0)
+    net = UNet3D(2, resample=1, **SMALL).eval()
+    for p in net.parameters(): torch.nn.init.normal_(p, std=0.2)
+    x = torch.randn(3, 2, 6, 6, 2)
+    with torch.no_grad():
+        whole = net(x, torch.tensor([1, 8, 32]))
+        for i, lead in enumerate((1, 8, 32)):
+            torch.testing.assert_close(net(x[i:i + 1], lead), whole[i:i + 1], atol=1e-5, rtol=1e-5)
+        assert (net(x, 1) - whole)[1:].abs().max() > 1e-3
+
+
+def test_channels_last_and_bf16_say_nearly_the_same():
+    torch.manual_seed(0)
+    net = UNet3D(2, resample=1, **SMALL).eval()
+    x = torch.randn(1, 2, 8, 8, 2)
+    with torch.no_grad():
+        plain = net(x, 1)
+        turned = net.to(memory_format=torch.channels_last_3d)(
+            x.to(memory_format=torch.channels_last_3d), 1)
+        with torch.autocast("cpu", torch.bfloat16): rough = net(x, 1)
+    torch.testing.assert_close(turned, plain, atol=1e-5, rtol=1e-4)
+    assert (rough.float() - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_the_same():
+    model, x, lead, y = load_reference(GOLDEN)
+    with torch.no_grad(): found = model.cuda()(x.cuda(), lead.cuda()).cpu()
+    assert (found - y).abs().max() < 1e-3
+
+
+def test_published_field_of_view_and_equal_cost():
+    assert receptive_field(UNet3D(resample=0, **SMALL)) == (21, 21, 21)
+    one, two = (receptive_field(UNet3D(resample=n, **SMALL)) for n in (2, 4))
+    assert one[0] > 64 and two[0] > 256 and one[2] < one[0]
+    cost = [flops(UNet3D(4, resample=n), (32, 32, 16)) for n in (0, 2, 4)]
+    assert max(cost) < 1.25 * min(cost)
+
+
+@pytest.mark.parametrize("how, says", [
+    (dict(width=10, groups=4), "multiple"), (dict(context=0), "context"),
+    (dict(resample=((2, 2),)), "three factors"), (dict(embedding=5), "even")])
+def test_sizes_that_cannot_be(how, says):
+    with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **how})
+
+
+def test_histograms_there_and_back():
+    y = torch.linspace(-0.2, 1.45, 50)
+    h = hl_gauss(y)
+    torch.testing.assert_close(h.sum(-1), torch.ones(50))
+    found = hl_mean(h.clamp_min(1e-30).log())
+    assert (found - y).abs().max() < 0.02 and (found - y)[5:-5].abs().max() < 2e-3
+    logits = torch.randn(50, 32, requires_grad=True)
+    hl_loss(logits, y).sum().backward()
+    torch.testing.assert_close(logits.grad, logits.softmax(1).detach() - h)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'OFFSETS', 'PADDING', 'HELD_OUT', 'TEST', 'VALID', 'HORIZON', 'LONGEST', 'SPLITS', 'cell_matrix',
-           'extract_traces', 'coarser_video', 'coarser_cells', 'split_conditions', 'windows', 'cut', 'errors',
-           'grand_mean', 'correlations']
+           'extract_traces', 'coarser_video', 'coarser_cells', 'split_conditions', 'recording_splits', 'windows', 'cut',
+           'errors', 'grand_mean', 'correlations']
 
 # %% ../../nbs/zebrafish/data.ipynb #8e0ba903
 import numpy as np
@@ -107,6 +107,25 @@ def split_conditions(
 
 
 SPLITS = split_conditions()
+
+# %% ../../nbs/zebrafish/data.ipynb #720d7b4c
+def recording_splits(
+    ds,                     # a recording with `condition`, codes that `flag_meanings` names
+    held_out=HELD_OUT,
+    padding: int = PADDING,
+    shares=(TEST, VALID),
+) -> dict:                  # as `split_conditions` makes them
+    "The splits of a recording whose conditions follow one another."
+    if "condition" not in ds: raise RecordingError(
+        "the recording does not say what was shown", where=ds.attrs.get("subject"),
+        expected="`condition`, a code for each frame", found=", ".join(map(str, ds.data_vars)))
+    code = ds["condition"].values
+    first = np.flatnonzero(np.diff(code, prepend=code[0] - 1))
+    names = np.array(ds["condition"].attrs["flag_meanings"].split())[code[first]]
+    if len(set(names)) < len(names): raise RecordingError(
+        "a condition comes back", where=ds.attrs.get("subject"), expected="each of them once",
+        found=" ".join(names), fix="Give the second time a name of its own")
+    return split_conditions((*map(int, first), len(code)), names.tolist(), held_out, padding, shares)
 
 # %% ../../nbs/zebrafish/data.ipynb #9856da81
 def windows(

@@ -125,7 +125,8 @@ def recording_splits(
     if len(set(names)) < len(names): raise RecordingError(
         "a condition comes back", where=ds.attrs.get("subject"), expected="each of them once",
         found=" ".join(names), fix="Give the second time a name of its own")
-    return split_conditions((*map(int, first), len(code)), names.tolist(), held_out, padding, shares)
+    offsets = (*map(int, first), len(code))
+    return split_conditions(offsets, names.tolist(), held_out, padding, shares)
 
 # %% ../../nbs/zebrafish/data.ipynb #9856da81
 def windows(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HL_RANGE', 'HL_SIGMA', 'lead_embedding', 'FiLM', 'Block', 'UNet3D', 'load_reference', 'receptive_field', 'flops',
-           'hl_gauss', 'hl_mean', 'hl_loss']
+           'hl_gauss', 'hl_mean', 'hl_loss', 'LinearTraces', 'TiDE', 'TimeMix', 'TSMixer']
 
-# %% ../../nbs/zebrafish/models.ipynb #d4da94ca
+# %% ../../nbs/zebrafish/models.ipynb #a0d1a9d4
 import math
 from zipfile import BadZipFile
 
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ParameterError, RecordingError
+from .traces import (  # noqa: F401, passed on
+    LinearTraces, TiDE, TimeMix, TSMixer)
+
+# %% ../../nbs/zebrafish/models.ipynb #83a7a583
+_all_ = ["LinearTraces", "TiDE", "TimeMix", "TSMixer"]
 
 # %% ../../nbs/zebrafish/models.ipynb #e96800fb
 def lead_embedding(

@@ -1,0 +1,156 @@
+"Video: views and readers against plain indexing, bounded reading ahead, real recordings."
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings import video as V
+
+FILM = np.arange(5 * 3 * 4 * 6, dtype=np.uint16).reshape(5, 3, 4, 6)   # time z y x
+
+
+def keys(n):
+    whole = st.integers(-n, n - 1)
+    ends = st.one_of(st.none(), st.integers(-n - 1, n + 1))
+    return st.one_of(whole, st.builds(slice, ends, ends, st.one_of(st.none(), st.integers(1, 3))))
+
+
+any_key = st.tuples(*(keys(n) for n in FILM.shape)).flatmap(
+    lambda k: st.integers(1, 4).map(lambda n: k[:n]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(any_key, st.permutations(range(4)))
+def test_views_index_like_numpy(key, axes):
+    turned = V.View(FILM.transpose(axes), np.argsort(axes).tolist())
+    np.testing.assert_array_equal(turned[key], FILM[key])
+    assert turned.shape == FILM.shape and turned.nbytes == FILM.nbytes
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series")
+    t, nz, ny, nx = FILM.shape
+    (folder / "conf.json").write_text(json.dumps(
+        {"dims": [ny, nx, nz], "keytype": "int16", "valuetype": "uint16", "nvalues": t}))
+    record = np.dtype([("key", "<i2", 3), ("value", "<u2", t)])
+    np.array([((y, x, z), FILM[:, z, y, x]) for z in range(nz) for x in range(nx)
+              for y in range(ny)], record).tofile(folder / "key.bin")
+    return folder
+
+
+@settings(max_examples=100, deadline=None)
+@given(key=any_key)
+def test_series_index_like_numpy(series, key):
+    np.testing.assert_array_equal(V.Series(series)[key], FILM[key])
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=any_key)
+def test_tiffs_index_like_numpy(tmp_path_factory, key):
+    from PIL import Image
+    folder = tmp_path_factory.getbasetemp() / "tiffs"
+    if not folder.exists():
+        folder.mkdir()
+        for t, f in enumerate(FILM):
+            first, *rest = [Image.fromarray(p) for p in f]
+            first.save(folder / f"{t}.tif", save_all=True, append_images=rest)
+    np.testing.assert_array_equal(V.open_video(folder)[key], FILM[key])
+
+
+def test_a_crop_reads_only_its_chunks(tmp_path):
+    import zarr
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(4, 2, 8, 8), chunks=(1, 2, 4, 4),
+                              dtype="f4")
+    array[:] = 7
+    for chunk in (tmp_path / "a.zarr" / "c").rglob("*"):
+        if chunk.is_file() and not (chunk.parent.name == "1" and chunk.name == "1"):
+            chunk.write_bytes(b"spoilt")                       # an error, if it were read
+    box = V.View(V.open_zarr(tmp_path / "a.zarr"), box=(None, None, (4, 8), (4, 8)))
+    np.testing.assert_array_equal(box[:], np.full((4, 2, 4, 4), 7))
+    with pytest.raises((RuntimeError, ValueError, OSError)): V.open_zarr(tmp_path / "a.zarr")[:]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("room", [2, 6])
+def test_reading_ahead_is_bounded_and_in_order(threads, room):
+    lock, held = threading.Lock(), [0, 0]
+
+    def read(i):
+        with lock:
+            held[0] += 1
+            held[1] = max(held)
+        time.sleep(0.0005 * ((7 * i) % 5))
+        return {"a": np.full(50, i, np.uint8), "b": (np.zeros(50, np.uint8),)}
+
+    for i, got in enumerate(V.Ahead(read, range(60), memory=room * 100, threads=threads)):
+        assert got["a"][0] == i
+        with lock: held[0] -= 1
+    assert i == 59 and held[1] <= room
+
+
+def test_reading_ahead_can_be_left():
+    before = threading.active_count()
+    for _ in V.Ahead(lambda i: np.zeros(10), range(1000), memory=200): break
+    time.sleep(0.05)
+    assert threading.active_count() <= before + 1
+    with pytest.raises(ParameterError): V.Ahead(len, [], threads=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3),
+       st.integers(1, 4))
+def test_shards_cover_everything_once(ny, nx, ky, kx, m):
+    try: boxes = V.shards((2, ny, nx), (ky, kx), (m, m))
+    except ParameterError: return
+    count = np.zeros((2, ny, nx), int)
+    for (a, b), (c, d), (e, f) in boxes:
+        assert c % m == 0 and e % m == 0 and c < d and e < f
+        count[a:b, c:d, e:f] += 1
+    assert (count == 1).all() and len(boxes) == ky * kx
+
+
+def test_wrong_files_are_told(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"no picture")
+    (tmp_path / "a.h5").write_bytes(b"no file")
+    for name in ("a.tif", "a.h5", "b.zarr", "a.avi"):
+        with pytest.raises(RecordingError, match=name): V.open_video(tmp_path / name)
+
+
+# ---- real recordings
+
+def test_real_series_and_pictures_agree(mirror):
+    place = mirror / "zebrafish_thunder" / "fish"
+    if not place.is_dir(): pytest.skip("the mirror has no light-sheet recording")
+    series, pictures = V.open_video(place / "series"), V.open_video(place / "images")
+    assert series.shape == (240, 2, 76, 87) and pictures.shape == (20, 2, 76, 87)
+    np.testing.assert_array_equal(series[:20], pictures[...])
+    ds = V.read_series_fish(place, radius=2.5)
+    assert 40 < ds["cells"].max() < 100
+    from neurocompanion.zebrafish.data import extract_traces
+    trace = extract_traces(ds["video"], ds["cells"])
+    loop = np.stack([ds["video"].values[:, ds["cells"].values == n].mean(1)
+                     for n in range(1, int(ds["cells"].max()) + 1)], 1)
+    np.testing.assert_allclose(trace, loop, rtol=0, atol=1e-6)
+
+
+def test_real_clusters(mirror):
+    files = sorted((mirror / "zebrafish_chen2018_units").glob("*.npz"))
+    if not files: pytest.skip("the mirror has no cluster traces")
+    sizes = [V.read_clusters(f)["trace"].shape for f in files]
+    assert sizes == [(640, 115), (1200, 133), (500, 133), (600, 99)]
+
+
+def test_real_suite2p_masks(mirror):
+    place = mirror / "suite2p_pynapple"
+    if not place.is_dir(): pytest.skip("the mirror has no suite2p regions")
+    every = V.suite2p_masks(place / "DERIVED_roi_masks.npz")
+    some = V.suite2p_masks(place / "DERIVED_roi_masks.npz", iscell=place / "iscell.npy")
+    cells = np.load(place / "iscell.npy")[:, 0].astype(bool)
+    assert len(np.unique(every)) - 1 <= len(cells) and every.max() <= len(cells)
+    assert set(np.unique(some)) - {0} <= set(np.flatnonzero(cells) + 1)

@@ -1,0 +1,112 @@
+"Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
+import numpy as np
+import pytest
+import torch
+
+from neurocompanion.core import ParameterError
+from neurocompanion.zebrafish import sharding, training
+from neurocompanion.zebrafish.data import extract_traces, split_conditions, windows
+from neurocompanion.zebrafish.models import UNet3D
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = dict(width=4, groups=2, super_width=4)
+
+
+def test_cell_means_are_equation_one():
+    rng = np.random.default_rng(0)
+    cells, video = rng.choice([0, 1, 4, 9], (2, 5, 6)), rng.standard_normal((7, 2, 5, 6))
+    made = training.CellMeans(cells)(torch.from_numpy(video).float())
+    np.testing.assert_allclose(made, extract_traces(video, cells), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["trace", "voxel", "histogram", "direct"])
+def test_a_batch_can_be_learned(kind):
+    rng = np.random.default_rng(0)
+    cells = rng.choice([0, 1, 2, 3], (2, 8, 8))
+    how = dict(embedding=0, outputs=3) if kind == "direct" else {}
+    if kind == "histogram": how = dict(outputs=32)
+    model = UNet3D(2, resample=((1, 2, 2),), **SMALL, **how)
+    x, lead = torch.rand(2, 2, 2, 8, 8), torch.tensor([1, 3])
+    y = torch.rand(2, 2, 8, 8)
+    loss = {"voxel": training.voxel_mae, "histogram": training.histogram_loss(cells)}.get(
+        kind, training.trace_mae(cells))
+    optimiser, losses = torch.optim.Adam(model.parameters(), 1e-2), []
+    for _ in range(60):
+        value = loss(model, x, lead, y)
+        losses.append(training.trace_mae(cells)(model, x, lead, y).item())
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_direct_output_is_the_frame_asked_for():
+    model = UNet3D(2, resample=0, embedding=0, outputs=4, **SMALL)
+    x = torch.randn(3, 2, 2, 5, 5)
+    made, every = training.frame_of(model, x, torch.tensor([4, 1, 2])), model(x)
+    for i, h in enumerate((4, 1, 2)): torch.testing.assert_close(made[i], every[i, h - 1])
+
+
+def test_samples_read_only_what_they_need():
+    class Film:
+        shape, read = (50, 1, 2, 2), []
+
+        def __getitem__(self, key):
+            self.read.append(key)
+            return np.zeros(self.shape)[key]
+
+    film = Film()
+    samples = training.Samples(film, np.arange(10), 4, 32, batch=2, steps=3)
+    assert len(list(samples)) == len(samples) == 3
+    frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in film.read)
+    assert frames == 3 * 2 * 5                                # context and one frame, each
+
+
+def test_samples_repeat_with_the_seed():
+    video = np.zeros((60, 1, 1, 1))
+    def once():
+        torch.manual_seed(3)
+        return [h.tolist() for _, h, _ in training.Samples(video, np.arange(20), 4, 9)]
+    first = once()
+    assert first == once() and len(set(map(tuple, first))) > 3
+
+
+def test_forecasts_are_those_of_the_network():
+    rng = np.random.default_rng(0)
+    cells, video = rng.choice([0, 1, 2], (1, 4, 4)), rng.standard_normal((30, 1, 4, 4))
+    model = UNet3D(3, resample=0, **SMALL).eval()
+    made = training.video_forecast(model, video, cells, horizon=2)(np.array([0, 7]))
+    x = torch.from_numpy(video[7:10]).float()[None]
+    with torch.no_grad(): want = training.CellMeans(cells)(model(x, 2)[:, 0])[0]
+    assert made.shape == (2, 2, 2)
+    np.testing.assert_allclose(made[1, 1], want, atol=1e-5)
+
+
+def test_trained_network_resumes(tmp_path):
+    video = np.random.default_rng(0).standard_normal((60, 1, 4, 4))
+    w = windows(2, 2, splits=split_conditions((0, 60), ("a",), ()), longest=4)
+    def run(epochs, **how):
+        torch.manual_seed(0)
+        model = UNet3D(2, resample=0, **SMALL)
+        training.train_video(model, training.Samples(video, w["train"]["a"], 2, 2, batch=4),
+                             epochs=epochs, device=torch.device("cpu"), lr=1e-3, **how)
+        return torch.cat([p.flatten() for p in model.parameters()])
+    whole = run(2)
+    again = run(2, checkpoint=tmp_path / "a.pt")
+    torch.testing.assert_close(whole, again)
+    torch.testing.assert_close(run(2, checkpoint=tmp_path / "a.pt"), whole)
+
+
+# ---- a volume in parts
+
+@pytest.mark.parametrize("parts, how", [
+    ((2, 2), dict(resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),), residual=True)),
+    ((1, 4), dict(resample=((1, 2, 2),), save_memory=True))])
+def test_four_processes_equal_one(parts, how):
+    made = sharding.compare(parts, (2, 8 * parts[0], 8 * parts[1]), context=2, **SMALL, **how)
+    assert made["forecast"] < 1e-5 * made["scale"] and made["gradient"] < 1e-5
+
+
+def test_what_cannot_be_cut_is_told():
+    with pytest.raises(ParameterError, match="multiple of 4"):
+        sharding.Grid((2, 2), (3, 4), 0).cut(torch.zeros(1, 1, 2, 6, 8), (4, 4))

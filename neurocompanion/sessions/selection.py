@@ -23,7 +23,7 @@ from .pretraining import (
 from .training import fine_tune_many
 from ..training.metrics import bits_per_spike, interval, r2
 
-# %% ../../nbs/sessions/selection.ipynb #d7ce669b
+# %% ../../nbs/sessions/selection.ipynb #173698ee
 class Setting(NamedTuple):
     "Everything that a run is asked."
     data: str = "simulated"    # "real", "simulated", or the path of your recordings
@@ -53,12 +53,12 @@ class Setting(NamedTuple):
     ratio: float = 0.3         # of the bins are hidden
     train_token: bool = True   # whether fine-tuning trains the session token of the ndt
     last: int = 0              # bins that are forecast; 0: a tenth of a trial
-    ranked_by: int = 3         # seeds whose mean makes the ranking
+    ranked_by: str = "0,1,2"   # seeds whose mean makes the ranking
     sizes: str = "1,2,3,4,5,10,20,30,40,all"   # sessions to pretrain on
     orders: str = "random,ranked,reverse"      # in which they are taken
     seed: int = 0              # of training; random order: of the shuffle too
 
-# %% ../../nbs/sessions/selection.ipynb #e40ef8a1
+# %% ../../nbs/sessions/selection.ipynb #85840930
 MODELS = {"ndt": NDT, "linear": StitchedLinear, "gru": StitchedGRU}
 
 
@@ -68,7 +68,7 @@ def setting(
     "A setting whose words all mean something."
     s = asked(Setting, how, model=tuple(MODELS), by=("session", "subject"),
               source=("", "ladder", *pools.SOURCES))
-    for name in "epochs", "tune_epochs", "batch", "ranked_by":
+    for name in "epochs", "tune_epochs", "batch":
         if getattr(s, name) < 1: raise ParameterError(f"{name} is too small", found=getattr(
             s, name), expected="1 or more")
     return s
@@ -275,20 +275,20 @@ def _tuned(s, held, bodies, seed):
     return [_measured(t.model, held, s) | dict(readout=read_out(
         b, held, seed, ratio=s.ratio, last=s.last), seconds=each) for t, b in zip(done, bodies)]
 
-# %% ../../nbs/sessions/selection.ipynb #57c1b592
+# %% ../../nbs/sessions/selection.ipynb #e0151fef
 def baselines(
     s: Setting,
     held: Session,
     seed: int,
     shelf: Shelf,
-) -> list:            # a dict for each: by, valid, valid_unit, test, test_unit
+) -> list:            # a dict for each: against, valid, valid_unit, test, test_unit
     "Scores of models that know the held-out session alone."
-    found = [dict(by="alone", **_measured(pretrained(s, [held], seed, shelf)[0], held, s))]
+    found = [dict(against="alone", **_measured(pretrained(s, [held], seed, shelf)[0], held, s))]
     if held.kind == "traces": return found
     for name, make in (("mean", Mean), ("smoothing", Smoothing)):
         model = make(held.train.shape[1])
         model.add_session(held.name, len(held.units))
-        found.append(dict(by=name, **_measured(model.fit(held), held, s)))
+        found.append(dict(against=name, **_measured(model.fit(held), held, s)))
     return found
 
 # %% ../../nbs/sessions/selection.ipynb #10ff9e19

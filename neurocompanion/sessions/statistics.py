@@ -196,19 +196,20 @@ def guesses(
             found.append(dict(held=held, guess=name, rho=sign * rho))
     return pd.DataFrame(found)
 
-# %% ../../nbs/sessions/statistics.ipynb #ff5775ec
+# %% ../../nbs/sessions/statistics.ipynb #766e0c96
 def cost(
-    rows,              # of `scaling`
-    ranking,           # of `ranking`, on the same pool
+    rows,              # of `scaling`, with the whole pool among the sizes
     epochs: int,       # of pretraining
     tune_epochs: int,  # of fine-tuning
 ):                     # DataFrame: held, order, size, passes, ranking_passes, gain
     "Passes of trials that a model costs, and what it gains."
-    pool = _rows(ranking, "session").drop_duplicates(["held", "session"])
-    alone = pool.groupby("held")["n_train"].sum() * epochs
     g = gains(rows)
+    pool = g[g["order"] == "all"].groupby("held")["pool_trials"].first()   # of all sessions
+    if missing := set(g["held"]) - set(pool.index): raise ParameterError(
+        "nothing was pretrained on the whole pool", where=sorted(missing)[0],
+        expected="`all` among the sizes")
     tune = g["held_train"] * tune_epochs
-    ranks = g["held"].map(alone) + g["pool_size"] * tune
+    ranks = g["held"].map(pool) * epochs + g["pool_size"] * tune
     g = g.assign(passes=g["pool_trials"] * epochs + tune,
                  ranking_passes=np.where(g["order"].isin(["ranked", "reverse"]), ranks, 0))
     by = g.groupby(["held", "order", "size"], sort=False)

@@ -17,7 +17,7 @@ from ..core import ParameterError, asked
 from . import pools
 from .baselines import Mean, Smoothing, StitchedGRU, StitchedLinear
 from .data import Session, fewer, from_recording
-from .models import NDT, beside, forward_prediction, hide, last_bins
+from .models import NDT, beside, hide, last_bins
 from .pretraining import (
     _fingerprint, evaluate, load_model, pretrain, save_model)
 from .training import fine_tune_many

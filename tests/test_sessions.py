@@ -1,0 +1,182 @@
+"sessions' experiments: the ranking, what it may look at, what is kept, and what a sweep asks for."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from neurocompanion.core import NeurocompanionError, ParameterError, home
+from neurocompanion.recordings.standard import save as save_recording
+from neurocompanion.sessions import experiments as ex
+from neurocompanion.sessions import pools, selection as se, statistics as st
+from neurocompanion.sweeps.sweep import expand, load
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+QUICK = dict(epochs=2, tune_epochs=2)
+TINY = dict(sessions=4, trials=30, units=8, **QUICK)
+
+
+@pytest.fixture(autouse=True)
+def kept_apart(tmp_path, monkeypatch):
+    "Every test has a shelf of its own."
+    monkeypatch.setenv("NEUROCOMPANION_RESULTS", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def few():
+    "A held-out session and three others."
+    s = se.setting(**TINY)
+    return se.sessions_of(s)
+
+
+def test_the_ranking_finds_the_nearest_sessions():
+    held, *rest = pools.pool("simulated", sessions=6)
+    t = se.rank_sessions(held, rest, seeds=2)
+    distance = [pools.true_distance(held, next(r for r in rest if r.name == n)) for n in t.session]
+    assert spearmanr(t["rank"], distance)[0] >= 0.8
+    assert t.score.is_monotonic_decreasing and (t.low < t.score).all() and (t.score < t.high).all()
+
+
+def test_the_order_of_the_pool_changes_nothing(few):
+    held, rest = few
+    a, b = (se.rank_sessions(held, pool, seeds=2, **QUICK) for pool in (rest, rest[::-1]))
+    assert a.session.tolist() == b.session.tolist()
+    np.testing.assert_allclose(a.score, b.score, atol=1e-5)
+
+
+def test_neither_test_trials_nor_the_pools_validation_scores_choose(few):
+    held, rest = few
+    blind = held._replace(test=torch.zeros_like(held.test))
+    a, b = (se.rank_sessions(h, rest, seeds=1, **QUICK) for h in (held, blind))
+    assert a.equals(b)
+    other = held._replace(valid=held.valid.flip(0, 1))
+    assert not a.equals(se.rank_sessions(other, rest, seeds=1, **QUICK))
+
+
+def test_bodies_never_see_the_session_held_out(few):
+    held, rest = few
+    shelf = se.Shelf()
+    se.rank_sessions(held, [*rest, held], seeds=1, shelf=shelf, **QUICK)
+    bodies = [m for m in shelf.found.values() if isinstance(m, torch.nn.Module)]
+    assert sorted(n for m in bodies for n in m.sessions) == sorted(r.name for r in rest)
+
+
+def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path):
+    held, rest = few
+    ask = lambda: se.rank_sessions(held, rest, seeds=2, shelf=tmp_path / "s", **QUICK)
+    first, files = ask(), sorted((tmp_path / "s").iterdir())
+    times = {f: f.stat().st_mtime_ns for f in files}
+    assert len(files) == 4 * len(rest) and ask().equals(first)
+    assert {f: f.stat().st_mtime_ns for f in files} == times
+    for f in files: f.write_bytes(b"{")
+    assert ask().equals(first)
+
+
+@pytest.mark.parametrize("change", [dict(epochs=3), dict(lr=0.02), dict(token=5), dict(batch=8),
+                                    dict(ratio=0.4), dict(model="gru")])
+def test_another_setting_is_another_body(few, change):
+    _, rest = few
+    a, b = (se._digest(se._pretraining(se.setting(**{**QUICK, **c}), rest, 0))
+            for c in ({}, change))
+    assert a != b
+
+
+def test_a_frozen_body_stays_as_it_is(few):
+    held, rest = few
+    s, shelf = se.setting(**QUICK), se.Shelf()
+    body, _ = se.pretrained(s, rest, 0, shelf)
+    before = [p.detach().clone() for p in body.parameters()]
+    se.tuned_scores(s, held, [rest], 0, shelf)
+    assert all(torch.equal(p, q) for p, q in zip(before, body.parameters()))
+    assert list(body.sessions) == sorted(r.name for r in rest)
+
+
+@pytest.mark.parametrize("model", ["linear", "gru", "ndt"])
+def test_every_body_goes_the_whole_way(model):
+    rows = pd.DataFrame(ex.scaling(**TINY, model=model, width=8, heads=2, layers=1, feedforward=8,
+                                   ranked_by="0", sizes="1,2,all"))
+    assert rows[["valid", "test", "test_unit"]].notna().all().all()
+    assert (rows.what == "scaling").sum() == 7
+
+
+def test_a_laboratorys_own_files(tmp_path):
+    made = pools.simulated(3, trials=30, steps=30, units=6, bin_size=0.02)
+    (tmp_path / "pool").mkdir()
+    for i, ds in enumerate(made[1:]): save_recording(ds, tmp_path / "pool" / f"{i}.nc")
+    save_recording(made[0], tmp_path / "mine.nc")
+    t = ex.rank_sessions(tmp_path / "mine.nc", tmp_path / "pool", seeds=2, **QUICK)
+    assert list(t.columns) == ["session", "score", "low", "high", "rank"] and len(t) == 3
+    mine, *_ = pools.from_files(tmp_path / "mine.nc")
+    u = ex.rank_sessions(mine, pools.from_files(tmp_path / "pool"), seeds=2, **QUICK)
+    np.testing.assert_allclose(t.score, u.score, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (dict(model="lstm"), "no such model"), (dict(colour=1), "no such parameter"),
+    (dict(held_out=99), "no such session"), (dict(by="mouse"), "no such by"),
+    (dict(source="mice"), "no such source"), (dict(sizes="1,x"), "no number of sessions"),
+    (dict(orders="best"), "no such order"), (dict(ranked_by="x"), "needs seeds"),
+    (dict(epochs=0), "too small"), (dict(data="nowhere"), "no such data")])
+def test_what_cannot_be(wrong, said):
+    with pytest.raises(NeurocompanionError, match=said): ex.scaling(**{**TINY, **wrong})
+
+
+def test_what_cannot_be_ranked(few):
+    held, rest = few
+    for bad, said in (([held], "nothing to rank"), ([3], "no session"), ([], "nothing to rank")):
+        with pytest.raises(ParameterError, match=said): se.rank_sessions(held, bad, **QUICK)
+    with pytest.raises(NeurocompanionError, match="width of bins"):
+        se.rank_sessions(held._replace(bin_size=0.1), rest, **QUICK)
+
+
+def test_leaving_out_an_animal(monkeypatch):
+    own = pools.pool("simulated", sessions=3, world=dict(trials=30, units=8))
+    pair = [p._replace(facts=p.facts | {"subject": "ab"[i // 2]}) for i, p in enumerate(own)]
+    monkeypatch.setattr(se, "_pool", lambda data, source, sessions, split, data_seed, trials,
+                        units, bin_ms: pair)
+    for by, n in (("session", 3), ("subject", 2)):
+        assert len(se.sessions_of(se.setting(by=by))[1]) == n
+
+
+def test_sweeps_are_whole_and_one_is_the_headline():
+    specs = [load(p) for p in sorted((home() / "nbs/sessions/sweeps").glob("*.yaml"))]
+    assert sum(s.headline for s in specs) == 1
+    for spec in specs:
+        assert set(spec.scales) == {"tiny", "laptop", "paper"}
+        for scale in spec.scales:
+            for p in expand(spec, scale):
+                se.setting(**{k: v for k, v in p.items() if k != "experiment"})
+        assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
+        ndt = [p for p in expand(spec, "paper")]
+        assert all((p["model"], p["token"], p["width"], p["layers"], p["epochs"], p["lr"])
+                   == ("ndt", 668, 512, 5, 1000, 1e-4) for p in ndt)
+
+
+@pytest.mark.parametrize("name", ["headline", "ranking", "worms", "models"])
+def test_tiny_sweeps_run(name):
+    for p in expand(f"sessions/{name}", "tiny")[-2:]:
+        rows = pd.DataFrame(ex.run(**p))
+        assert len(rows) and not set(rows) & set(se.Setting._fields)
+
+
+def test_the_files_that_a_run_reads(mirror):
+    assert len(ex.inputs(data="real", source="aplysia")) == 21
+    assert all(k.startswith("steinmetz2019/") for k in ex.inputs(data="real"))
+    assert ex.inputs(experiment="scaling") == {}
+
+
+def test_a_law_that_holds_is_found_and_the_whole_pool_is_not_fitted():
+    rows = pd.DataFrame([dict(what="scaling", held="A", order="ranked", size=n, seed=s,
+                              test=1 + 0.5 * np.log(n)) for n in (1, 2, 4) for s in (0, 1)]
+                        + [dict(what="scaling", held="A", order="all", size=8, seed=0, test=0.0)])
+    t, _ = st.laws(rows)
+    assert t.told[0] == pytest.approx(1 + 0.5 * np.log(8)) and t.measured[0] == 0
+
+
+def test_the_number_of_sessions_is_chosen_without_the_test_trials():
+    base = [dict(what="baseline", against="alone", held="A", test=0.0, valid=0.0)]
+    rows = [dict(what="scaling", held="A", order="ranked", size=n, valid=v, test=t)
+            for n, v, t in ((1, 0.3, 0.1), (2, 0.2, 0.9))]
+    rows = pd.DataFrame(base + rows)
+    assert st.table_1(rows).loc["A", "ranked"] == 0.1
+    assert st.table_1(rows, "test").loc["A", "ranked"] == 0.9

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
-def call(*args, cwd=ROOT, timeout=240, **env):
+def call(*args, cwd=ROOT, timeout=900, **env):
     quiet = {k: v for k, v in os.environ.items() if k != "NEUROCOMPANION_MIRROR"}
     return subprocess.run([str(BIN / "neurocompanion"), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env=quiet | env, timeout=timeout)

@@ -1,10 +1,15 @@
 "Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from neurocompanion.core import ParameterError
-from neurocompanion.zebrafish import sharding, training
+from neurocompanion.recordings.simulate_video import fish
+from neurocompanion.recordings.standard import save
+from neurocompanion.zebrafish import distributed, sharding, training
 from neurocompanion.zebrafish.data import extract_traces, split_conditions, windows
 from neurocompanion.zebrafish.models import UNet3D
 
@@ -140,3 +145,63 @@ def test_a_part_reads_its_own_chunks(tmp_path):
         own = {f"c/{t}/0/{2 * i + k}/{j}" for t in frames for k in (0, 1)}
         assert sorted(Counted.asked) == sorted(own)
         Counted.asked.clear()
+
+
+# ---- processes that torchrun starts
+
+@pytest.fixture(scope="module")
+def small_fish(tmp_path_factory):
+    film = fish(8, shape=(2, 16, 16), radius=2.5, voxel_size=(3, 1.5, 1.5), dtype="float32",
+                conditions={"dark": (60, 0)})
+    return save(film, tmp_path_factory.mktemp("fish") / "fish.nc")
+
+
+NET = "--context 2 --width 4 --groups 2 --resample 1 --horizon 2 --lr 1e-3".split()
+
+
+def torchrun(video, *args, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+               str(processes), "-m", "neurocompanion.zebrafish.distributed", "--video", str(video)]
+    return subprocess.run([*command, *NET, "--device", "cpu", *args], capture_output=True,
+                          text=True, timeout=240)
+
+
+def weights(path): return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("how", ["--batch 2", "--batch 2 --shards 2x1"])
+def test_two_processes_equal_one(small_fish, tmp_path, how):
+    "Eight steps in two processes, then all of them in one; and a checkpoint that both can read."
+    kept = ["--checkpoint", str(tmp_path / "fish.pt")] if "shards" not in how else []
+    more = ["--steps", "4", "--epochs", "2", *how.split(), *kept]
+    done = torchrun(small_fish, *more, "--out", str(tmp_path / "two.pt"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes" in done.stdout
+    alone = ["--video", str(small_fish), *NET, "--steps", "4", "--epochs", "2", "--batch", "2"]
+    assert distributed.main([*alone, "--out", str(tmp_path / "one.pt")]) == 0
+    two, one = weights(tmp_path / "two.pt"), weights(tmp_path / "one.pt")
+    for name in one: torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)
+    if not kept: return
+    assert distributed.main([*alone, *kept, "--out", str(tmp_path / "again.pt")]) == 0
+    for name, w in weights(tmp_path / "again.pt").items(): assert torch.equal(w, two[name])
+
+
+def test_what_does_not_fit_is_told(small_fish, capsys):
+    for args, says in [(["--shards", "2x2"], "4 processes for 2x2 parts"),
+                       (["--shards", "2"], "such as 2x1"), (["--batch", "0"], "multiple of the 1"),
+                       (["--horizon", "60"], "no window fits")]:
+        assert distributed.main(["--video", str(small_fish), *NET, *args]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_parts_work_in_half_precision():
+    "As on a GPU: convolutions in bf16, norms and losses in full precision."
+    cells, model = torch.randint(0, 4, (2, 8, 8)), UNet3D(2, resample=((1, 2, 2),), **SMALL)
+    x, y = torch.randn(1, 2, 2, 8, 8), torch.randn(1, 2, 8, 8)
+    whole = training.trace_mae(cells)(model, x, 3, y)
+    part = sharding.shard(model, sharding.Grid((1, 1), (3, 4), 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = sharding.part_loss(cells)(part, x, 3, y)
+    rough.backward()
+    assert rough.dtype == torch.float32 and abs(rough - whole) < 0.02 * whole
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)

@@ -91,13 +91,17 @@ class Samples:
                  batch: int = 1,
                  still: bool = False,   # the same draws in every epoch, for validation
                  target=None,           # what is forecast, where it is finer than `video`
+                 part: tuple = (0, 1),  # of a batch, which and of how many is read here
                  memory: int = 256 << 20):  # bytes read ahead
         if not len(starts): raise ParameterError("there is no window to train on", found="none",
                                                  expected="a recording longer than a window")
         self.video, self.target = video, video if target is None else target
         self.starts, self.context, self.horizon = np.asarray(starts), context, horizon
         self.steps, self.batch = steps or -(-len(starts) // batch), batch
-        self.still, self.memory = still, memory
+        self.still, self.memory, self.part = still, memory, part
+        if batch % part[1]: raise ParameterError(
+            "a batch does not fall into equal parts", found=f"{batch} samples",
+            expected=f"a multiple of {part[1]}")
 
     def __len__(self): return self.steps
 
@@ -112,7 +116,7 @@ class Samples:
 
     def read(self, draw):
         "One batch."
-        C = self.context
+        C, draw = self.context, draw[self.part[0]::self.part[1]]
         x = np.stack([self.video[a:a + C] for a, _ in draw])
         y = np.stack([self.target[a + C + h - 1] for a, h in draw])
         return (np.ascontiguousarray(x, np.float32), np.ascontiguousarray(draw[:, 1]),

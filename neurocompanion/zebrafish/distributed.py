@@ -6,7 +6,7 @@
 __all__ = ['Team', 'parse_shards', 'meet', 'starts_of', 'brightness', 'add_gradients', 'joint_optimiser', 'everyone', 'losses_of',
            'train', 'parser', 'main']
 
-# %% ../../nbs/zebrafish/distributed.ipynb #d42bc526
+# %% ../../nbs/zebrafish/distributed.ipynb #f299e3ac
 import argparse, os, sys
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from ..core import (
     NeurocompanionError, ParameterError, atomic_path, default_device, set_seed)
-from ..recordings.simulate_video import fish
 from ..recordings.standard import open_recording
 from ..recordings.video import df_over_f
 from ..training.fit import fit
@@ -212,7 +211,7 @@ def _wait(state):
     "No one begins before all have read the checkpoint."
     if dist.is_initialized(): dist.barrier()
 
-# %% ../../nbs/zebrafish/distributed.ipynb #fc5d0d1a
+# %% ../../nbs/zebrafish/distributed.ipynb #cbac1e74
 def parser() -> argparse.ArgumentParser:
     "What the command takes."
     ask = argparse.ArgumentParser("neurocompanion.zebrafish.distributed",
@@ -232,10 +231,16 @@ def parser() -> argparse.ArgumentParser:
     return ask
 
 
+def _simulated(seed):
+    "A fish for trying things out."
+    from neurocompanion.recordings.simulate_video import fish
+    return fish(60, seed=seed, shape=(4, 64, 64), radius=2.5, voxel_size=(3, 1, 1))
+
+
 def _run(args):
     "Train as the arguments say; what came of it."
     team = meet(parse_shards(args.shards), args.device)
-    ds = open_recording(args.video) if args.video else fish(seed=args.seed)
+    ds = open_recording(args.video) if args.video else _simulated(args.seed)
     given = {k: getattr(args, k) for k in ("horizon", "held_out", "batch", "steps", "epochs", "lr",
                                            "seed", "checkpoint")}
     net = {k: getattr(args, k) for k in ("context", "width", "groups", "resample", "save_memory")}

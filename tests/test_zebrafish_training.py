@@ -166,6 +166,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
             "neurocompanion.zebrafish.distributed"]
 COPIES = ["-c", """
 import os, sys
+import torch._dynamo
 from torch.multiprocessing import start_processes
 from neurocompanion.zebrafish import distributed
 

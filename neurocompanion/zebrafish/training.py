@@ -77,7 +77,13 @@ def histogram_loss(cells) -> Callable:  # masks  # z y x
         return hl_loss(model(x, lead), y)[:, inside.to(x.device)].mean()
     return loss
 
-# %% ../../nbs/zebrafish/training.ipynb #b0c6e1bf
+# %% ../../nbs/zebrafish/training.ipynb #262b6713
+def _draw(starts, n, horizon, rng):
+    "`n` first frames, all of them before any comes again, each with a lead time."  # n 2
+    rounds = [rng.permutation(starts) for _ in range(-(-n // len(starts)))]
+    return np.stack([np.concatenate(rounds)[:n], rng.integers(1, horizon + 1, n)], 1)
+
+# %% ../../nbs/zebrafish/training.ipynb #9b7166ad
 class Samples:
     "Batches (frames, lead time, frame to come), drawn anew in every epoch."
 
@@ -107,12 +113,9 @@ class Samples:
 
     def draws(self):
         "First frames and lead times of an epoch."  # s b 2
-        seed = 0 if self.still else int(torch.randint(2**31, ()))
-        rng = np.random.default_rng(seed)
-        n = self.steps * self.batch
-        rounds = [rng.permutation(self.starts) for _ in range(-(-n // len(self.starts)))]
-        lead = rng.integers(1, self.horizon + 1, n)
-        return np.stack([np.concatenate(rounds)[:n], lead], 1).reshape(self.steps, self.batch, 2)
+        seed, n = 0 if self.still else int(torch.randint(2**31, ())), self.steps * self.batch
+        made = _draw(self.starts, n, self.horizon, np.random.default_rng(seed))
+        return made.reshape(self.steps, self.batch, 2)
 
     def read(self, draw):
         "One batch."

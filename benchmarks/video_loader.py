@@ -1,6 +1,6 @@
 """Whether frames come from the disk as fast as the volumetric network takes them.
 
-    python benchmarks/video_loader.py [--shape 120 16 64 64] [--threads 1] [--repeats 5]
+    python benchmarks/video_loader.py [--shape 120 8 48 48] [--threads 1] [--repeats 3]
 
 A film of ΔF/F (float32 noise, chunks of one frame by 64 × 64 voxels, Zarr's usual compression) is
 written to a temporary folder. Per network, three things take turns in one process: the loader alone
@@ -28,8 +28,8 @@ from neurocompanion.recordings.video import open_video
 from neurocompanion.zebrafish.models import UNet3D
 from neurocompanion.zebrafish.training import Samples, voxel_mae
 
-NETS = {"128 features, 4 resamplings": dict(width=128, resample=4),
-        "16 features, 2 resamplings": dict(width=16, groups=4, resample=2)}
+NETS = {"128 features, 4 resamplings": dict(width=128, resample=((1, 2, 2),) + ((2, 2, 2),) * 3),
+        "16 features, 2 resamplings": dict(width=16, groups=4, resample=((1, 2, 2), (2, 2, 2)))}
 C, H = 4, 32
 
 
@@ -82,7 +82,7 @@ def compare(name, film, repeats):
         loading, batch = load(film, 40)
         start = time.perf_counter()
         step(*batch)
-        seen.append((loading, time.perf_counter() - start, *both(film, step, 4)))
+        seen.append((loading, time.perf_counter() - start, *both(film, step, 3)))
     loading, network, together, waiting = (statistics.median(v) for v in zip(*seen[1:]))
     print(f"{name}: loader {5 / loading:.0f} frames/s, network takes {5 / network:.1f} frames/s "
           f"({network / loading:.1f} x); together {5 / together:.1f} frames/s, {waiting:.1%} of "
@@ -91,9 +91,9 @@ def compare(name, film, repeats):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--shape", nargs=4, type=int, default=[120, 16, 64, 64], help="t z y x")
+    ask.add_argument("--shape", nargs=4, type=int, default=[120, 8, 48, 48], help="t z y x")
     ask.add_argument("--threads", type=int, default=1)
-    ask.add_argument("--repeats", type=int, default=5)
+    ask.add_argument("--repeats", type=int, default=3)
     asked = ask.parse_args()
     core.keep_memory()
     torch.set_num_threads(asked.threads)

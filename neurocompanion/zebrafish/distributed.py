@@ -6,7 +6,7 @@
 __all__ = ['Team', 'parse_shards', 'meet', 'starts_of', 'brightness', 'add_gradients', 'joint_optimiser', 'everyone', 'losses_of',
            'train', 'parser', 'main']
 
-# %% ../../nbs/zebrafish/distributed.ipynb #f299e3ac
+# %% ../../nbs/zebrafish/distributed.ipynb #72ba2d2f
 import argparse, os, sys
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ from ..recordings.video import df_over_f
 from ..training.fit import fit
 from ..training.schedules import cosine, make_optimiser
 from .data import recording_splits, split_conditions, windows
-from .models import UNet3D
+from .models import UNet3D, steps_of
 from .sharding import (
     Grid, multiple_of, part_loss, part_of, shard, sum_over)
 from .training import Samples, histogram_loss, trace_mae, voxel_mae
@@ -211,7 +211,7 @@ def _wait(state):
     "No one begins before all have read the checkpoint."
     if dist.is_initialized(): dist.barrier()
 
-# %% ../../nbs/zebrafish/distributed.ipynb #cbac1e74
+# %% ../../nbs/zebrafish/distributed.ipynb #54fe44d5
 def parser() -> argparse.ArgumentParser:
     "What the command takes."
     ask = argparse.ArgumentParser("neurocompanion.zebrafish.distributed",
@@ -243,7 +243,8 @@ def _run(args):
     ds = open_recording(args.video) if args.video else _simulated(args.seed)
     given = {k: getattr(args, k) for k in ("horizon", "held_out", "batch", "steps", "epochs", "lr",
                                            "seed", "checkpoint")}
-    net = {k: getattr(args, k) for k in ("context", "width", "groups", "resample", "save_memory")}
+    net = {k: getattr(args, k) for k in ("context", "width", "groups", "save_memory")}
+    net["resample"] = tuple(f[::-1] for f in steps_of(args.resample))     # frames are z y x
     model, made = train(ds, team, model=net, **given)
     if team.rank: return
     if args.out:

@@ -57,7 +57,7 @@ def loader(film, folder, limit):
 def df_over_f(film, folder, limit):
     from neurocompanion.recordings.video import View, df_over_f, shards
     boxes = [(z, *box) for z in range(film.shape[1]) for _, *box in shards(film.shape[1:], (4, 4))]
-    for z, *box in boxes: df_over_f(View(film, box=[None, (z, z + 1), *box])[:], 100, dark=90)
+    for z, *box in boxes: df_over_f(View(film, box=[None, (z, z + 1), *box])[:], dark=90)
     return f"{len(boxes)} boxes of {film.shape[0]} frames"
 
 

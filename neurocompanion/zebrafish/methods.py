@@ -67,7 +67,7 @@ def unet(
                   super_width=s.super_width, blocks=blocks, groups=s.groups, dropout=s.dropout,
                   residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32)
 
-# %% ../../nbs/zebrafish/methods.ipynb #49e8f82b
+# %% ../../nbs/zebrafish/methods.ipynb #0eb63429
 def samples(
     s: Setting,
     fish: Fish,
@@ -90,21 +90,21 @@ def trained(
     "A U-Net, trained."
     torch.manual_seed(s.seed)
     net, rows = unet(s, residual), []
-    for fitted in _pretrained(s, net, others): rows += fitted.rows
+    for fitted in _pretrained(s, net, others): rows += [r | {"stage": "before"} for r in fitted]
     cells = None if s.loss == "voxel" else fish.cells
     train, valid = samples(s, fish, s.steps)
     fitted = train_video(net, train, valid, cells=cells, epochs=s.checks, seed=s.seed,
                          lr=s.tune_lr if others else s.lr)
-    return net, fitted.rows
+    return net, rows + [r | {"stage": "after"} for r in fitted.rows]
 
 
 def _pretrained(s, net, others):
-    "Train on the films of other specimens, one after the other in every round."
+    "Train on the films of other specimens, a batch of each in turn."
     if not others: return
     blind = s._replace(loss="voxel", with_valid=False)
     each = [samples(blind, o, s.before) for o in others]
     train, valid = (_Mixed([e[i] for e in each]) for i in (0, 1))
-    yield train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr)
+    yield train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr).rows
 
 # %% ../../nbs/zebrafish/methods.ipynb #9d39d3f0
 class _Mixed:
@@ -176,13 +176,13 @@ def _traces(name, s, fish):
                             batch=s.trace_batch, patience=s.patience).rows
     return trace_forecast(model, fish.trace, s.context, s.horizon, told), model, rows
 
-# %% ../../nbs/zebrafish/methods.ipynb #0d74303d
+# %% ../../nbs/zebrafish/methods.ipynb #1b2019c5
 def forecaster(
     name: str,       # of `MODELS`
     s: Setting,
     fish: Fish,
     others: tuple = (),   # specimens that a network is pretrained on
-) -> tuple:          # forecast(starts) -> w h n; parameters, seconds, history
+) -> tuple:          # forecast(starts) -> w h n; parameters and seconds; history; the model
     "A model, trained, as a forecast."
     begun = time.perf_counter()
     if name in NETS:
@@ -195,7 +195,7 @@ def forecaster(
     else: forecast, model, rows = _traces(name, s, fish)
     about = dict(parameters=sum(p.numel() for p in model.parameters()) if model else 0,
                  seconds=time.perf_counter() - begun)
-    return forecast, about, rows
+    return forecast, about, rows, model
 
 # %% ../../nbs/zebrafish/methods.ipynb #2d267f58
 def judged(

@@ -25,7 +25,7 @@ from neurocompanion.zebrafish.data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
     split_conditions)
 
-# %% ../../nbs/zebrafish/fish.ipynb #984daa54
+# %% ../../nbs/zebrafish/fish.ipynb #18ddc5f4
 class Setting(NamedTuple):
     "What an experiment may be asked for."
     data: str = "simulated"    # "simulated", "real", "zapbench" (the public bucket), or a file
@@ -48,9 +48,10 @@ class Setting(NamedTuple):
     blocks: str = "1,1,1"      # on the way down, up, and lowest; the paper: 1,2,3
     groups: int = 4            # of a group norm; the paper: 16
     dropout: float = 0.0       # the paper: .1 for C = 256
-    steps: int = 400           # of training; the paper: 250 000 to 500 000
-    batch: int = 8             # films in a step; the paper: 1
-    lr: float = 0.003          # highest learning rate; the paper: 0.0001
+    steps: int = 600           # of training; the paper: 250 000 to 500 000
+    batch: int = 4             # films in a step; the paper: 1
+    lr: float = 0.0015         # highest learning rate; the paper: 0.0001
+    clip: float = 1.0          # largest norm of the gradient; 0: any, and the paper tells of none
     checks: int = 8            # how often validation windows are looked at
     most: int = 256            # validation windows of a look, at most
     trace_epochs: int = 30     # of trace models, at most; the paper: until patience is at an end

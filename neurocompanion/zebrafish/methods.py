@@ -67,7 +67,7 @@ def unet(
                   super_width=s.super_width, blocks=blocks, groups=s.groups, dropout=s.dropout,
                   residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32)
 
-# %% ../../nbs/zebrafish/methods.ipynb #0eb63429
+# %% ../../nbs/zebrafish/methods.ipynb #4d6ea449
 def samples(
     s: Setting,
     fish: Fish,
@@ -94,7 +94,7 @@ def trained(
     cells = None if s.loss == "voxel" else fish.cells
     train, valid = samples(s, fish, s.steps)
     fitted = train_video(net, train, valid, cells=cells, epochs=s.checks, seed=s.seed,
-                         lr=s.tune_lr if others else s.lr)
+                         lr=s.tune_lr if others else s.lr, clip=s.clip or None)
     return net, rows + [r | {"stage": "after"} for r in fitted.rows]
 
 
@@ -104,7 +104,8 @@ def _pretrained(s, net, others):
     blind = s._replace(loss="voxel", with_valid=False)
     each = [samples(blind, o, s.before) for o in others]
     train, valid = (_Mixed([e[i] for e in each]) for i in (0, 1))
-    yield train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr).rows
+    yield train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr,
+                      clip=s.clip or None).rows
 
 # %% ../../nbs/zebrafish/methods.ipynb #9d39d3f0
 class _Mixed:

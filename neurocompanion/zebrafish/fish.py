@@ -25,7 +25,7 @@ from neurocompanion.zebrafish.data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
     split_conditions)
 
-# %% ../../nbs/zebrafish/fish.ipynb #18ddc5f4
+# %% ../../nbs/zebrafish/fish.ipynb #1ff8a2e9
 class Setting(NamedTuple):
     "What an experiment may be asked for."
     data: str = "simulated"    # "simulated", "real", "zapbench" (the public bucket), or a file
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     flat: int = 1              # the first so many of these in the plane alone
     blocks: str = "1,1,1"      # on the way down, up, and lowest; the paper: 1,2,3
     groups: int = 4            # of a group norm; the paper: 16
-    dropout: float = 0.0       # the paper: .1 for C = 256
+    dropout: float = 0.0       # the paper: .1 for the long context
     steps: int = 600           # of training; the paper: 250 000 to 500 000
     batch: int = 4             # films in a step; the paper: 1
     lr: float = 0.0015         # highest learning rate; the paper: 0.0001

@@ -117,6 +117,29 @@ def test_every_resolution_forecasts_the_fine_film(coarser, resample):
     assert out.shape[2:] == fish.target.shape[1:]
 
 
+def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    rng, top, T = np.random.default_rng(0), tmp_path / "zapbench", 7879
+    cells = np.zeros((8, 64, 2), np.uint32)                         # x y z
+    cells[2:4, 10:14], cells[5:7, 30:34] = 1, 3
+    film = rng.random((8, 64, 2, T), np.float32)
+    half = film.reshape(4, 2, 32, 2, 2, T).mean((1, 3))
+    for place, array in {"segmentation": cells, "df_over_f_xyz_chunked/s0": film,
+                         "df_over_f_xyz_chunked/s1": half, "traces": rng.random((T, 3), np.float32),
+                         "stimuli_features": np.zeros((T, 26), np.float32)}.items():
+        zarr.save_array(str(top / place), array)
+    monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path))
+    s = fs.setting(data="zapbench", coarser=2, fine=True, horizon=32, longest=256)
+    fish = fs.film(s)
+    assert fish.video.shape == (T, 2, 28, 4) and fish.target.shape == (T, 2, 56, 8)
+    assert fish.cells.shape == (2, 56, 8) and fish.trace.shape == (T, 2)
+    assert {k: len(v) for k, v in me.asked_windows(s, fish).items()}["taxis"] == 368
+    x, lead, y = next(iter(me.samples(s, fish, 8)[0]))
+    assert x.shape == (4, 4, 2, 28, 4) and y.shape == (4, 2, 56, 8)
+    coarse = fs.film(s._replace(fine=False))
+    assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
+
+
 def test_other_specimens_take_turns():
     mixed = me._Mixed([[1, 2, 3], ["a"]])
     assert len(mixed) == 3 and list(mixed) == [1, "a", 2]

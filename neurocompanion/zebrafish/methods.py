@@ -175,7 +175,7 @@ def _windows(s, fish, told, most=1 << 30):
     if size > most: return [Cut(fish, s, at, told, still=i > 0) for i, at in enumerate(parts)]
     return [trace_windows(fish.trace, at, s.context, s.horizon, told) for at in parts]
 
-# %% ../../nbs/zebrafish/methods.ipynb #67c74eca
+# %% ../../nbs/zebrafish/methods.ipynb #9c15227f
 def _evoked(s, fish):
     "The mean response at each phase of the stimulus."
     phase = tr.stimulus_phase(fish.stimulus, fish.condition, longest=99)
@@ -194,8 +194,9 @@ def _traces(name, s, fish):
     told = fish.stimulus if name == "tide" else None
     rows = []
     if any(p.requires_grad for p in model.parameters()):
-        rows = train_traces(model, *_windows(s, fish, told), epochs=s.trace_epochs, lr=s.trace_lr, seed=s.seed,
-                            batch=s.trace_batch, patience=s.patience).rows
+        rows = train_traces(model, *_windows(s, fish, told), epochs=s.trace_epochs,
+                            lr=s.trace_lr, seed=s.seed, batch=s.trace_batch,
+                            patience=s.patience).rows
     return trace_forecast(model, fish.trace, s.context, s.horizon, told), model, rows
 
 # %% ../../nbs/zebrafish/methods.ipynb #1b2019c5

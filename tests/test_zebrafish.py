@@ -146,7 +146,7 @@ def test_other_specimens_take_turns():
 
 
 def test_a_film_of_ones_own(tmp_path):
-    ds = benchmark_fish(30, scale=0.12, **fs.OPTICS)
+    ds = benchmark_fish(30, scale=0.12, shape=(4, 32, 32), **fs.OPTICS)
     save_recording(ds, tmp_path / "mine.nc")
     how = {**TINY, "models": "linear,last", "data": str(tmp_path / "mine.nc")}
     t = pd.DataFrame(ex.forecast(**how))

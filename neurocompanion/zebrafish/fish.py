@@ -25,13 +25,15 @@ from neurocompanion.zebrafish.data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
     split_conditions)
 
-# %% ../../nbs/zebrafish/fish.ipynb #1ff8a2e9
+# %% ../../nbs/zebrafish/fish.ipynb #790bbaae
 class Setting(NamedTuple):
     "What an experiment may be asked for."
     data: str = "simulated"    # "simulated", "real", "zapbench" (the public bucket), or a file
     data_seed: int = 0         # of what is simulated
     subject: str = "subject_12"  # which of the fish with clusters
     cells: int = 60            # of a simulated fish
+    side: int = 32             # of its volume, voxels along y and x
+    planes: int = 4            # along z
     length: float = 0.25       # of a simulated recording, as a part of the public one's
     coarser: int = 2           # the film is averaged over so many voxels in the plane; the paper: 4
     fine: bool = False         # forecast at full resolution all the same
@@ -67,7 +69,7 @@ class Setting(NamedTuple):
     every: int = 1             # forecast every so many test windows
     seed: int = 0              # of weights and order
 
-# %% ../../nbs/zebrafish/fish.ipynb #b9ed8742
+# %% ../../nbs/zebrafish/fish.ipynb #decc333f
 LOSSES = "trace", "voxel", "histogram", "direct"
 
 
@@ -77,7 +79,7 @@ def setting(
     "A setting whose words and sizes all mean something."
     s = asked(Setting, how, loss=LOSSES)
     for name in ("context", "horizon", "coarser", "steps", "batch", "checks", "trace_epochs",
-                 "every", "width", "before"):
+                 "every", "width", "before", "side", "planes"):
         if getattr(s, name) < 1: raise ParameterError(f"{name} is too small", expected="1 or more",
                                                       found=getattr(s, name))
     if s.context > s.longest: raise ParameterError(
@@ -127,19 +129,24 @@ def relative(
                                          fix="Correct the masks, or `dark`")
     return (v - base) / np.maximum(base, low)
 
-# %% ../../nbs/zebrafish/fish.ipynb #509e2d3b
-OPTICS = dict(shape=(4, 32, 32), voxel_size=(4.0, 2.0, 2.0), blur=(3.0, 1.5, 1.5), photons=100.0,
-              coupling=0.6, dtype="float32")
+# %% ../../nbs/zebrafish/fish.ipynb #db347cde
+OPTICS = dict(voxel_size=(4.0, 2.0, 2.0), blur=(3.0, 1.5, 1.5), photons=100.0, coupling=0.6,
+              dtype="float32")
 DARK = 100.0    # what the simulated camera counts without light
 
 
+def _recording(s, seed):
+    "A simulated fish as a microscope sees it."
+    return benchmark_fish(s.cells, scale=s.length, seed=seed, shape=(s.planes, s.side, s.side),
+                          **OPTICS)
+
+
 @lru_cache(2)
-def _simulated(cells, length, seed):
-    "A fish as it is recorded: ΔF/F and the rest."
-    ds = benchmark_fish(cells, scale=length, seed=seed, **OPTICS)
+def _simulated(s, seed):
+    "A fish as it is recorded, its splits and its ΔF/F; of `s`, what a fish hangs on."
+    ds = _recording(s, seed)
     splits, mask = recording_splits(ds), ds["cells"].values
-    df = relative(ds["video"].values, mask, train_frames(splits), dark=DARK)
-    return ds, splits, df
+    return ds, splits, relative(ds["video"].values, mask, train_frames(splits), dark=DARK)
 
 
 def simulated(
@@ -148,7 +155,8 @@ def simulated(
 ) -> Fish:
     "A simulated fish."
     seed = s.data_seed + 1000 * other
-    ds, splits, df = _simulated(s.cells, s.length, seed)
+    ds, splits, df = _simulated(Setting(cells=s.cells, side=s.side, planes=s.planes,
+                                        length=s.length), seed)
     return made(s, f"fish {seed}", df, ds["cells"].values, ds["stimulus"].values,
                 ds["condition"].values, splits)
 
@@ -175,7 +183,7 @@ def made(
                 np.asarray(stimulus, np.float32), np.asarray(condition).astype(int), splits,
                 target / np.float32(unit) if s.fine else None, unit)
 
-# %% ../../nbs/zebrafish/fish.ipynb #437c5db7
+# %% ../../nbs/zebrafish/fish.ipynb #19def621
 SERIES = "zebrafish_thunder/fish/series"
 RADIUS = 3.0     # of a cell, voxels
 WHOLE = 240      # frames of the real recording
@@ -187,8 +195,7 @@ def light_sheet(
     "A film without masks: segmented here."
     if s.data == "real": ds = read_series_fish(sources.fetch(SERIES, progress=False).resolve())
     elif s.data == "simulated":
-        ds = benchmark_fish(s.cells, scale=s.length, seed=s.data_seed, **OPTICS)
-        ds = ds.isel(time=slice(WHOLE))
+        ds = _recording(s, s.data_seed).isel(time=slice(WHOLE))
     else: ds = recorded(s.data, "video")
     v = np.asarray(ds["video"].values, np.float32)
     v = v - np.float32(DARK if s.data == "simulated" else 0)
@@ -201,7 +208,7 @@ def light_sheet(
     none = np.zeros((len(v), 1))
     return made(s, ds.attrs["subject"], df, cells, none, none[:, 0], splits, unit)
 
-# %% ../../nbs/zebrafish/fish.ipynb #991c72b6
+# %% ../../nbs/zebrafish/fish.ipynb #f1ec6430
 CLUSTERS = tuple(f"zebrafish_chen2018_units/subject_{i}" for i in (12, 13, 14, 15))
 
 
@@ -214,8 +221,7 @@ def clusters(
                                                     expected=", ".join(names))
     if s.data == "real": ds = read_clusters(sources.fetch(names[s.subject], progress=False))
     elif s.data == "simulated":
-        fish = benchmark_fish(s.cells, scale=s.length, seed=s.data_seed + int(s.subject[-2:]),
-                              **OPTICS)
+        fish = _recording(s, s.data_seed + int(s.subject[-2:]))
         ds = fish[["activity"]].rename(activity="trace").assign_attrs(subject=s.subject)
     else: ds = recorded(s.data, "traces")
     x = np.asarray(ds["trace"].values, np.float32)

@@ -73,13 +73,13 @@ def baseline(
                                         expected="2 frames or more")
     starts = np.arange(0, max(len(x) - window // 2, 1), max(window // 2, 1))
     cuts = [(s, min(s + window, len(x))) for s in starts]
-    low = np.stack([np.percentile(x[a:b], percentile, axis=0) for a, b in cuts])
+    low = np.stack([np.percentile(x[a:b], percentile, axis=0) for a, b in cuts]).astype(np.float32)
     middle, t = np.array([(a + b - 1) / 2 for a, b in cuts]), np.arange(len(x))
     i = np.searchsorted(middle, t).clip(1, max(len(middle) - 1, 1)) - 1
     if len(middle) == 1: return np.broadcast_to(low[0], x.shape).astype(np.float32)
     share = ((t - middle[i]) / (middle[i + 1] - middle[i])).clip(0, 1)
-    share = share.reshape(-1, *[1] * (x.ndim - 1))
-    return (low[i] * (1 - share) + low[i + 1] * share).astype(np.float32)
+    share = share.reshape(-1, *[1] * (x.ndim - 1)).astype(np.float32)
+    return low[i] * (1 - share) + low[i + 1] * share
 
 
 def df_over_f(

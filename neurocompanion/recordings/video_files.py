@@ -214,50 +214,58 @@ class Tiffs:
             expected=self.shape[2:])
         return np.array(got)
 
-# %% ../../nbs/recordings/video_files.ipynb #4d092aed
+# %% ../../nbs/recordings/video_files.ipynb #a19453f3
+def _series_format(folder):
+    "Shape and type of the video, and how a record lies in a file."
+    path = folder / "conf.json"
+    try: conf = json.loads(path.read_text())
+    except (OSError, ValueError) as e: raise RecordingError(
+        "this folder has no conf.json that can be read", where=folder, found=e) from e
+    try:
+        (ny, nx, nz), keys, T = conf["dims"], np.dtype(conf["keytype"]), conf["nvalues"]
+        shape, kind = (T, nz, ny, nx), np.dtype(conf["valuetype"])
+        return shape, kind, np.dtype([("key", keys.newbyteorder("<"), 3),
+                                      ("value", kind.newbyteorder("<"), T)])
+    except (KeyError, TypeError, ValueError) as e: raise RecordingError(
+        "conf.json does not describe a volume", where=path, found=e,
+        expected="dims (3 numbers), keytype, nvalues, valuetype") from e
+
+# %% ../../nbs/recordings/video_files.ipynb #2c6c3971
+def _records(folder, record):
+    "All files' records, where they lie."
+    made = []
+    for path in sorted(folder.glob("*.bin")):
+        if path.stat().st_size % record.itemsize: raise RecordingError(
+            "the file does not hold whole records", where=path,
+            found=f"{path.stat().st_size} bytes", expected=f"a multiple of {record.itemsize}")
+        made.append(np.memmap(path, record, "r"))
+    return made
+
+
+def _places(records, shape, folder):
+    "File and record of each voxel."  # z y x 2
+    rows = np.full((*shape, 2), -1, np.int64)
+    for i, part in enumerate(records):
+        y, x, z = part["key"].T
+        rows[z, y, x] = np.stack([np.full(len(part), i), np.arange(len(part))], 1)
+    if (rows >= 0).all(): return rows
+    raise RecordingError("voxels are missing", where=folder,
+                         found=f"{(rows[..., 0] < 0).sum()} of them",
+                         expected=f"{rows[..., 0].size} records")
+
+# %% ../../nbs/recordings/video_files.ipynb #febdde64
 class Series:
     "A folder of voxels' series as an array of time, z, y, x."
     ndim = 4
 
     def __init__(self, folder):  # a folder with conf.json and *.bin
         self.folder = Path(folder)
-        try: conf = json.loads((self.folder / "conf.json").read_text())
-        except (OSError, ValueError) as e: raise RecordingError(
-            "this folder has no conf.json that can be read", where=folder, found=e) from e
-        try:
-            (ny, nx, nz), keys, T = conf["dims"], np.dtype(conf["keytype"]), conf["nvalues"]
-            self.shape, self.dtype = (T, nz, ny, nx), np.dtype(conf["valuetype"])
-        except (KeyError, TypeError, ValueError) as e: raise RecordingError(
-            "conf.json does not describe a volume", where=self.folder / "conf.json", found=e,
-            expected="dims (3 numbers), keytype, nvalues, valuetype") from e
-        self.record = np.dtype([("key", keys.newbyteorder("<"), 3),
-                                ("value", self.dtype.newbyteorder("<"), T)])
+        self.shape, self.dtype, self.record = _series_format(self.folder)
+
+    records = cached_property(lambda self: _records(self.folder, self.record))
+    rows = cached_property(lambda self: _places(self.records, self.shape[1:], self.folder))
 
     def __len__(self): return self.shape[0]
-
-    @cached_property
-    def records(self):
-        "All files' records, where they lie."
-        made = []
-        for path in sorted(self.folder.glob("*.bin")):
-            if path.stat().st_size % self.record.itemsize: raise RecordingError(
-                "the file does not hold whole records", where=path,
-                found=f"{path.stat().st_size} bytes",
-                expected=f"a multiple of {self.record.itemsize}")
-            made.append(np.memmap(path, self.record, "r"))
-        return made
-
-    @cached_property
-    def rows(self):
-        "File and record of each voxel."  # z y x 2
-        rows = np.full((*self.shape[1:], 2), -1, np.int64)
-        for i, part in enumerate(self.records):
-            y, x, z = part["key"].T
-            rows[z, y, x] = np.stack([np.full(len(part), i), np.arange(len(part))], 1)
-        if (rows < 0).any(): raise RecordingError(
-            "voxels are missing", where=self.folder, found=f"{(rows[..., 0] < 0).sum()} of them",
-            expected=f"{rows[..., 0].size} records")
-        return rows
 
     def __getitem__(self, key):
         t, *space = _full(key, 4)

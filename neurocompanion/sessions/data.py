@@ -227,7 +227,8 @@ def _facts(ds, kind, unit, train, bin_size, trials):
     area = sorted({str(v) for v in ds["area"].values}) if "area" in ds.coords else []
     facts = dict(
         kind=kind, subject=animal(ds), source=ds.attrs["source"], trials=trials,
-        units=train.shape[2], bins=train.shape[1], quality=_good(ds, unit), areas=tuple(area),
+        units=train.shape[2], recorded=ds.sizes[unit], bins=train.shape[1],
+        quality=_good(ds, unit), areas=tuple(area),
         rate=float(train.mean()) / bin_size if kind == "spikes" else float("nan"),
         fingerprint=hashlib.sha256(np.ascontiguousarray(main).tobytes()).hexdigest()[:16])
     known = {k: ds.attrs[k] for k in ("distance", "sha256") if k in ds.attrs}

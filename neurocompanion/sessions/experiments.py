@@ -38,7 +38,7 @@ def _about(held):
 def _known(held, rest):
     "What is known of sessions without a model: a dict for each."
     f, g = pools.facts(rest, held), similarities(held, rest).drop(columns="session")
-    names = dict(session="session", subject="subject", trials="n_trials", units="n_units",
+    names = dict(session="session", subject="subject", trials="n_trials", recorded="n_units",
                  quality="quality", rate="rate", areas="n_areas", distance="far")
     f = f[list(names)].rename(columns=names).join(g.add_suffix("_gap"))
     return f.to_dict("records")

@@ -257,7 +257,7 @@ def facts(
 ):                                       # a DataFrame, one row for each session
     "What is known about sessions without a model."
     import pandas as pd
-    keep = ("subject", "source", "kind", "trials", "units", "bins", "rate", "quality")
+    keep = "subject", "source", "kind", "trials", "units", "recorded", "bins", "rate", "quality"
     rows = [dict(session=s.name, **{k: s.facts.get(k) for k in keep},
                  areas=len(s.facts.get("areas", ())), left_out=sum(
                      r.get("number", 1) for r in s.report if "unit" in r or "neuron" in r),

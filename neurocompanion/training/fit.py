@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -171,6 +172,12 @@ def _copy_weights(state):
         else: state.weights[k] = copy.deepcopy(v)
 
 # %% ../../nbs/training/fit.ipynb #04b9d54f
+def _first():
+    "Of processes that train together, the first one writes."
+    alone = not (dist.is_available() and dist.is_initialized())
+    return alone or dist.get_rank() == 0
+
+
 class _Keeper:
     "Writes checkpoints when they are due, and ends the run when asked to."
 
@@ -181,7 +188,7 @@ class _Keeper:
     def save(self, state):
         if not self.path: return
         settle(state)
-        save_checkpoint(self.path, state, self.settings)
+        if _first(): save_checkpoint(self.path, state, self.settings)
         self.last = time.monotonic()
 
     def after_step(self, state):

@@ -157,7 +157,7 @@ def cut(
     horizon: int = HORIZON,
 ) -> tuple:         # what is seen, what is to come  # w C …, w H …
     "Windows cut from a series."
-    at, length = np.asarray(starts), len(series)
+    at, length = np.asarray(starts), np.shape(series)[0]
     if at.size and not 0 <= at.min() <= at.max() <= length - context - horizon:
         raise ParameterError("a window leaves the recording", expected=f"{length} frames or fewer",
                              found=f"frames {at.min()} to {at.max() + context + horizon}",

@@ -77,7 +77,13 @@ def histogram_loss(cells) -> Callable:  # masks  # z y x
         return hl_loss(model(x, lead), y)[:, inside.to(x.device)].mean()
     return loss
 
-# %% ../../nbs/zebrafish/training.ipynb #b0c6e1bf
+# %% ../../nbs/zebrafish/training.ipynb #262b6713
+def _draw(starts, n, horizon, rng):
+    "`n` first frames, all of them before any comes again, each with a lead time."  # n 2
+    rounds = [rng.permutation(starts) for _ in range(-(-n // len(starts)))]
+    return np.stack([np.concatenate(rounds)[:n], rng.integers(1, horizon + 1, n)], 1)
+
+# %% ../../nbs/zebrafish/training.ipynb #9b7166ad
 class Samples:
     "Batches (frames, lead time, frame to come), drawn anew in every epoch."
 
@@ -91,28 +97,29 @@ class Samples:
                  batch: int = 1,
                  still: bool = False,   # the same draws in every epoch, for validation
                  target=None,           # what is forecast, where it is finer than `video`
+                 part: tuple = (0, 1),  # of a batch, which and of how many is read here
                  memory: int = 256 << 20):  # bytes read ahead
         if not len(starts): raise ParameterError("there is no window to train on", found="none",
                                                  expected="a recording longer than a window")
         self.video, self.target = video, video if target is None else target
         self.starts, self.context, self.horizon = np.asarray(starts), context, horizon
         self.steps, self.batch = steps or -(-len(starts) // batch), batch
-        self.still, self.memory = still, memory
+        self.still, self.memory, self.part = still, memory, part
+        if batch % part[1]: raise ParameterError(
+            "a batch does not fall into equal parts", found=f"{batch} samples",
+            expected=f"a multiple of {part[1]}")
 
     def __len__(self): return self.steps
 
     def draws(self):
         "First frames and lead times of an epoch."  # s b 2
-        seed = 0 if self.still else int(torch.randint(2**31, ()))
-        rng = np.random.default_rng(seed)
-        n = self.steps * self.batch
-        rounds = [rng.permutation(self.starts) for _ in range(-(-n // len(self.starts)))]
-        lead = rng.integers(1, self.horizon + 1, n)
-        return np.stack([np.concatenate(rounds)[:n], lead], 1).reshape(self.steps, self.batch, 2)
+        seed, n = 0 if self.still else int(torch.randint(2**31, ())), self.steps * self.batch
+        made = _draw(self.starts, n, self.horizon, np.random.default_rng(seed))
+        return made.reshape(self.steps, self.batch, 2)
 
     def read(self, draw):
         "One batch."
-        C = self.context
+        C, draw = self.context, draw[self.part[0]::self.part[1]]
         x = np.stack([self.video[a:a + C] for a, _ in draw])
         y = np.stack([self.target[a + C + h - 1] for a, h in draw])
         return (np.ascontiguousarray(x, np.float32), np.ascontiguousarray(draw[:, 1]),

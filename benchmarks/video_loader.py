@@ -1,0 +1,103 @@
+"""Whether frames come from the disk as fast as the volumetric network takes them.
+
+    python benchmarks/video_loader.py [--shape 120 8 48 48] [--threads 1] [--repeats 3]
+
+A film of ΔF/F (float32 noise, chunks of one frame by 64 × 64 voxels, Zarr's usual compression) is
+written to a temporary folder. Per network, three things take turns in one process: the loader alone
+(`training.Samples`: four frames and one to come, read ahead), the network alone (a training step on
+a batch in memory), and both together, where the loader reads while the network computes. The system
+keeps the file in memory, so this is the cost of finding, unpacking and copying.
+
+Printed: frames a second of each (five to a sample), and which part of the steps together is spent
+waiting for frames. Medians. The loader must be at least as fast as the network takes frames.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+
+os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+
+import numpy as np
+import torch
+
+from neurocompanion import core
+from neurocompanion.recordings.video import open_video
+from neurocompanion.zebrafish.models import UNet3D
+from neurocompanion.zebrafish.training import Samples, voxel_mae
+
+NETS = {"128 features, 4 resamplings": dict(width=128, resample=((1, 2, 2),) + ((2, 2, 2),) * 3),
+        "16 features, 2 resamplings": dict(width=16, groups=4, resample=((1, 2, 2), (2, 2, 2)))}
+C, H = 4, 32
+
+
+def written(folder, shape):
+    "A film of noise on the disk."
+    import zarr
+    film = zarr.create_array(f"{folder}/film.zarr", shape=shape, dtype="f4",
+                             chunks=(1, shape[1], min(64, shape[2]), min(64, shape[3])))
+    rng = np.random.default_rng(0)
+    for t in range(shape[0]): film[t] = rng.standard_normal(shape[1:], np.float32)
+    return open_video(f"{folder}/film.zarr")
+
+
+def step_of(net):
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-4)
+
+    def step(x, lead, y):
+        optimiser.zero_grad()
+        voxel_mae(net, x, lead, y).backward()
+        optimiser.step()
+    return step
+
+
+def load(film, n):
+    "Seconds for each sample of `n`."
+    samples = Samples(film, np.arange(film.shape[0] - C - H), C, H, steps=n)
+    start = time.perf_counter()
+    for batch in samples: last = batch
+    return (time.perf_counter() - start) / n, last
+
+
+def both(film, step, n):
+    "Seconds a step, and the share of them spent waiting for frames."
+    stream = iter(Samples(film, np.arange(film.shape[0] - C - H), C, H, steps=n))
+    waited = worked = 0.0
+    next(stream)                                      # the first one is always waited for
+    for _ in range(n - 1):
+        a = time.perf_counter()
+        batch = next(stream)
+        b = time.perf_counter()
+        step(*batch)
+        waited, worked = waited + b - a, worked + time.perf_counter() - b
+    return (waited + worked) / (n - 1), waited / (waited + worked)
+
+
+def compare(name, film, repeats):
+    torch.manual_seed(0)
+    step, seen = step_of(UNet3D(C, **NETS[name])), []
+    for _ in range(repeats + 1):
+        loading, batch = load(film, 40)
+        start = time.perf_counter()
+        step(*batch)
+        seen.append((loading, time.perf_counter() - start, *both(film, step, 3)))
+    loading, network, together, waiting = (statistics.median(v) for v in zip(*seen[1:]))
+    print(f"{name}: loader {5 / loading:.0f} frames/s, network takes {5 / network:.1f} frames/s "
+          f"({network / loading:.1f} x); together {5 / together:.1f} frames/s, {waiting:.1%} of "
+          f"the time waiting", flush=True)
+
+
+if __name__ == "__main__":
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--shape", nargs=4, type=int, default=[120, 8, 48, 48], help="t z y x")
+    ask.add_argument("--threads", type=int, default=1)
+    ask.add_argument("--repeats", type=int, default=3)
+    asked = ask.parse_args()
+    core.keep_memory()
+    torch.set_num_threads(asked.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        film = written(folder, tuple(asked.shape))
+        print(f"{film.shape} float32, {asked.threads} thread(s) of PyTorch, 2 of the loader")
+        for name in NETS: compare(name, film, asked.repeats)

@@ -153,13 +153,14 @@ def train_video(
     return fit(model, loss, train, valid, epochs=epochs, lr=lr, weight_decay=weight_decay,
                schedule=cosine(final=1e-3), precision="auto", valid_loss=judge, seed=seed, **how)
 
-# %% ../../nbs/zebrafish/training.ipynb #a9c8ccea
+# %% ../../nbs/zebrafish/training.ipynb #58db8769
 @torch.no_grad()
 def video_forecast(
     model: UNet3D,
     video,                   # what it was trained on  # time z y x
     cells,                   # masks of the frames that it gives  # z y x
     horizon: int = HORIZON,
+    batch: int = 1,          # lead times at once
 ) -> Callable:               # forecast(starts) -> w h n, as `data.errors` asks for
     "A network as a forecast of traces."
     device = next(model.parameters()).device
@@ -171,8 +172,9 @@ def video_forecast(
         for a in starts:
             x = torch.from_numpy(np.ascontiguousarray(video[a:a + C], np.float32))[None].to(device)
             with torch.no_grad():
-                out.append(torch.cat([means(frame_of(model, x, torch.tensor([h], device=device)))
-                                      for h in range(1, horizon + 1)]))
+                leads = torch.arange(1, horizon + 1, device=device).split(batch)
+                many = [x.expand(len(h), *x.shape[1:]) for h in leads]
+                out.append(torch.cat([means(frame_of(model, v, h)) for v, h in zip(many, leads)]))
         return torch.stack(out).cpu().numpy()
     return forecast
 

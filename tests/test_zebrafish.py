@@ -1,0 +1,203 @@
+"Experiments of the volumetric paper: what is trained on, what is scored, what is said of mistakes."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from neurocompanion.core import NeurocompanionError, ParameterError, home
+from neurocompanion.recordings.simulate_fish import benchmark_fish
+from neurocompanion.recordings.standard import save as save_recording
+from neurocompanion.sweeps.sweep import expand, load
+from neurocompanion.zebrafish import experiments as ex
+from neurocompanion.zebrafish import fish as fs
+from neurocompanion.zebrafish import methods as me
+from neurocompanion.zebrafish.data import errors, grand_mean
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = dict(length=0.12, cells=30, horizon=4, steps=2, checks=1, batch=2, trace_epochs=1, every=8,
+            longest=8, most=8, width=4)
+
+
+@pytest.fixture(scope="module")
+def small():
+    s = fs.setting(**TINY)
+    return s, fs.simulated(s)
+
+
+def test_splits_do_not_overlap_and_the_held_out_condition_is_not_learned_from(small):
+    s, fish = small
+    train, valid = me.starts(s, fish)
+    span = lambda at: set(np.concatenate([np.arange(a, a + s.context + s.horizon) for a in at]))
+    seen = lambda at, c, h: {int(t) for a in at for t in range(a + c, a + c + h)}
+    taxis = set(range(*fish.splits["taxis"]["held out"]))
+    test = np.concatenate([*me.asked_windows(s, fish).values()])
+    assert not span(train) & taxis and not span(valid) & taxis
+    forecast = [seen(at, s.context, s.horizon) for at in (train, valid, test)]
+    assert not forecast[0] & forecast[1] and not forecast[0] & forecast[2]
+    assert not forecast[1] & forecast[2]
+
+
+@pytest.mark.parametrize("model", ["linear", "tsmixer", "tide", "evoked"])
+def test_test_frames_change_no_trace_model(small, model):
+    s, fish = small
+    other = fish.trace.copy()
+    for p in fish.splits.values(): other[slice(*p.get("test", p.get("held out")))] += 3
+    at = np.concatenate([v[:2] for v in me.windows(s.context, s.horizon, splits=fish.splits,
+                                                   longest=s.longest)["train"].values()])
+    a, b = (me.forecaster(model, s, f)[0](at) for f in (fish, fish._replace(trace=other)))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_test_frames_change_no_network(small):
+    s, fish = small
+    other = fish.video.copy()
+    for p in fish.splits.values(): other[slice(*p.get("test", p.get("held out")))] += 3
+    a, b = (me.trained(s, f)[0].state_dict() for f in (fish, fish._replace(video=other)))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_baseline_reads_training_frames_alone():
+    rng = np.random.default_rng(0)
+    film, cells = 50 + rng.random((40, 1, 4, 4)), np.ones((1, 4, 4), int)
+    later = film.copy()
+    later[30:] *= 3
+    a, b = (fs.relative(f, cells, np.arange(30)) for f in (film, later))
+    np.testing.assert_array_equal(a[:30], b[:30])
+
+
+def test_scores_are_those_of_the_data_page(small):
+    s, fish = small
+    s = s._replace(every=1)
+    forecast = lambda at: np.repeat(fish.trace[at + s.context - 1][:, None], s.horizon, 1)
+    found = me.judged(forecast, s, fish)
+    t = errors(forecast, fish.trace, s.context, horizon=s.horizon, splits=fish.splits,
+               longest=s.longest)
+    rows = pd.DataFrame(me.by_lead(found, s)).pivot(index="condition", columns="h", values="mae")
+    np.testing.assert_allclose(rows.loc[t.index], t, rtol=1e-5)
+    assert me.mean_error(found) == pytest.approx(grand_mean(t).mean(), rel=1e-5)
+
+
+def test_the_grand_mean_leaves_the_held_out_condition_out_and_weighs_conditions_alike():
+    error = lambda n, e: (np.full((n, 2, 3), e), np.zeros((n, 2, 3)))
+    found = {"gain": error(1, 1.0), "dots": error(9, 2.0), "taxis": error(5, 100.0)}
+    assert me.mean_error(found) == pytest.approx(1.5)
+
+
+def test_errors_are_told_in_the_units_of_the_recording(small):
+    s, fish = small
+    forecast = lambda at: np.zeros((len(at), s.horizon, fish.trace.shape[1]))
+    once, thrice = (me.mean_error(me.judged(forecast, s, fish._replace(unit=u))) for u in (1, 3))
+    assert thrice == pytest.approx(3 * once)
+
+
+def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small):
+    s, fish = small
+    phase = me.tr.stimulus_phase(fish.stimulus, fish.condition, longest=99)
+    answer = np.stack([np.sin(phase + i) for i in range(3)], 1).astype(np.float32)
+    forecast = me.forecaster("evoked", s, fish._replace(trace=answer))[0]
+    at = me.asked_windows(s, fish)["dark"]
+    truth = np.stack([answer[a + s.context:a + s.context + s.horizon] for a in at])
+    np.testing.assert_allclose(forecast(at), truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [dict(loss="direct"), dict(loss="histogram"), dict(masked=True),
+                                  dict(models="unet_residual"), dict(with_valid=True)])
+def test_every_variant_goes_the_whole_way(more):
+    t = pd.DataFrame(ex.run("objective", **TINY, **more))
+    assert t[t.what == "model"].test.notna().all() and not set(t) & set(fs.Setting._fields)
+
+
+@pytest.mark.parametrize("coarser, resample", [(1, 3), (4, 1)])
+def test_every_resolution_forecasts_the_fine_film(coarser, resample):
+    s = fs.setting(**TINY, coarser=coarser, fine=True, resample=resample, flat=resample - 1)
+    fish = fs.film(s)
+    assert fish.trace.shape[1] == 30 and fish.cells.shape == (4, 32, 32)
+    assert fish.video.shape[2:] == (32 // coarser, 32 // coarser) and fish.target.shape[2] == 32
+    out = me.unet(s)(torch.zeros(1, 4, *fish.video.shape[1:]), torch.ones(1))
+    assert out.shape[2:] == fish.target.shape[1:]
+
+
+def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    rng, top, T = np.random.default_rng(0), tmp_path / "zapbench", 7879
+    cells = np.zeros((8, 64, 2), np.uint32)                         # x y z
+    cells[2:4, 10:14], cells[5:7, 30:34] = 1, 3
+    film = rng.random((8, 64, 2, T), np.float32)
+    half = film.reshape(4, 2, 32, 2, 2, T).mean((1, 3))
+    for place, array in {"segmentation": cells, "df_over_f_xyz_chunked/s0": film,
+                         "df_over_f_xyz_chunked/s1": half, "traces": rng.random((T, 3), np.float32),
+                         "stimuli_features": np.zeros((T, 26), np.float32)}.items():
+        zarr.save_array(str(top / place), array)
+    monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path))
+    s = fs.setting(data="zapbench", coarser=2, fine=True, horizon=32, longest=256)
+    fish = fs.film(s)
+    assert fish.video.shape == (T, 2, 28, 4) and fish.target.shape == (T, 2, 56, 8)
+    assert fish.cells.shape == (2, 56, 8) and fish.trace.shape == (T, 2)
+    assert {k: len(v) for k, v in me.asked_windows(s, fish).items()}["taxis"] == 368
+    x, lead, y = next(iter(me.samples(s, fish, 8)[0]))
+    assert x.shape == (4, 4, 2, 28, 4) and y.shape == (4, 2, 56, 8)
+    coarse = fs.film(s._replace(fine=False))
+    assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
+
+
+def test_other_specimens_take_turns():
+    mixed = me._Mixed([[1, 2, 3], ["a"]])
+    assert len(mixed) == 3 and list(mixed) == [1, "a", 2]
+
+
+def test_a_film_of_ones_own(tmp_path):
+    ds = benchmark_fish(30, scale=0.12, shape=(4, 32, 32), **fs.OPTICS)
+    save_recording(ds, tmp_path / "mine.nc")
+    how = {**TINY, "models": "linear,last", "data": str(tmp_path / "mine.nc")}
+    t = pd.DataFrame(ex.forecast(**how))
+    assert t[t.what == "lead"].condition.nunique() == 9
+    assert list(ex.inputs(**how, experiment="forecast")) == ["mine.nc"]
+    with pytest.raises(NeurocompanionError, match="another kind of recording"):
+        ex.clusters(**how)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (dict(models="gpt"), "no such model"), (dict(loss="mse"), "no such loss"),
+    (dict(colour=1), "no such parameter"), (dict(context=9), "longer than the longest"),
+    (dict(steps=0), "steps is too small"), (dict(blocks="1,1"), "blocks are three numbers"),
+    (dict(coarser=3), "cannot be made so much coarser"), (dict(data="nowhere"), "no such data"),
+    (dict(resample=0), "too few resamplings"), (dict(horizon=40), "no validation window")])
+def test_what_cannot_be(wrong, said):
+    with pytest.raises(NeurocompanionError, match=said): ex.forecast(**{**TINY, **wrong})
+
+
+def test_what_cannot_be_run():
+    with pytest.raises(ParameterError, match="no such experiment"): ex.run("forcast")
+    with pytest.raises(ParameterError, match="there is no film"):
+        ex.clusters(**TINY, models="unet")
+    with pytest.raises(ParameterError, match="no such fish"):
+        ex.clusters(**TINY, models="last", subject="subject_1")
+
+
+def test_sweeps_are_whole_and_one_is_the_headline():
+    specs = [load(p) for p in sorted((home() / "nbs/zebrafish/sweeps").glob("*.yaml"))]
+    assert sum(s.headline for s in specs) == 1
+    for spec in specs:
+        for scale in ("tiny", "laptop", "paper"):
+            for p in expand(spec, scale):
+                assert p.pop("experiment") in ex.EXPERIMENTS
+                s = fs.setting(**p)
+                assert set(me.listed(s)) and me.resampling(s) is not None
+        assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
+
+
+@pytest.mark.parametrize("name", ["headline", "context", "pretraining", "cost", "light_sheet",
+                                  "clusters"])
+def test_tiny_sweeps_run(name):
+    p = expand(f"zebrafish/{name}", "tiny")[-1]
+    rows = pd.DataFrame(ex.run(**p))
+    assert len(rows) and not set(rows) & set(fs.Setting._fields)
+
+
+def test_the_real_recordings(mirror):
+    s = fs.setting(data="real", longest=8)
+    fish = fs.light_sheet(s)
+    assert fish.video.shape == (240, 2, 38, 43) and 20 < fish.trace.shape[1] < 100
+    for subject, shape in (("subject_12", (640, 115)), ("subject_15", (600, 99))):
+        assert fs.clusters(s._replace(subject=subject)).trace.shape == shape
+    assert len(ex.inputs(data="real")) == 6

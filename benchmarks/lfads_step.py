@@ -14,8 +14,6 @@ machine disturbs less. GFLOP/s count products only, beside what one large produc
 
 import argparse
 import os
-import statistics
-import time
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -25,6 +23,7 @@ from torch import nn
 
 from neurocompanion import core
 from neurocompanion.autolfads import cells, models
+from turns import measure
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
     "lorenz": (128, 100, 60, 0.505, 0.629),
@@ -98,17 +97,6 @@ def gigaflops(batch, steps, neurons):
              + gru(s["inputs"], s["generator"]) + 2 * s["controller"] * s["inputs"]
              + s["generator"] * s["factors"] + s["factors"] * neurons)
     return 2 * batch * steps * (3 * (encoders + chain) - data) / 1e9
-
-
-def measure(ways, repeats):
-    "Medians of wall and processor seconds of each way; runs take turns, the first does not count."
-    seen = [[] for _ in ways]
-    for _ in range(repeats + 1):
-        for way, times in zip(ways, seen):
-            wall, cpu = time.perf_counter(), time.process_time()
-            way()
-            times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return [[statistics.median(t) for t in zip(*times[1:])] for times in seen]
 
 
 def peak():

@@ -14,8 +14,6 @@ exceed 100 %: on some processors PyTorch's second product (oneDNN) is faster tha
 
 import argparse
 import os
-import statistics
-import time
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -26,6 +24,7 @@ from torch import nn
 from neurocompanion import core
 from neurocompanion.sessions import products
 from neurocompanion.sessions.models import NDT, fill_in, hide, may_ask, poisson_nll
+from turns import measure
 
 SHAPES = {  # batch, bins, units, sizes of the model
     "paper": (16, 150, 1015, {}),
@@ -94,17 +93,6 @@ def gigaflops(batch, bins, units, mask=None, *, token=668, width=512, heads=8, l
     total = (times * body + 6 * width * ((layers - 1) * pairs + asked)
              + 2 * rows * units * token + 3 * told * width * units)
     return 2 * total / 1e9
-
-
-def measure(ways, repeats):
-    "Medians of wall and processor seconds of each way; runs take turns, the first does not count."
-    seen = [[] for _ in ways]
-    for _ in range(repeats + 1):
-        for way, times in zip(ways, seen):
-            wall, cpu = time.perf_counter(), time.process_time()
-            way()
-            times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return [[statistics.median(t) for t in zip(*times[1:])] for times in seen]
 
 
 def step(model, loss):

@@ -15,8 +15,6 @@ thread computes, so that others' work on the machine does not count, and of the 
 
 import argparse
 import os
-import statistics
-import time
 from collections import Counter
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
@@ -26,6 +24,7 @@ from torch import nn
 
 from neurocompanion import core
 from neurocompanion.zebrafish.models import UNet3D, flops
+from turns import measure
 
 NETS = {"short": dict(context=4, resample=4, super_resolve=2), "plain": dict(resample=2)}
 
@@ -55,17 +54,6 @@ def alone(reads, width, *size, first=False):
     return run
 
 
-def measure(ways, repeats, clock):
-    "Median seconds of each way; runs take turns, the first does not count."
-    seen = [[] for _ in ways]
-    for _ in range(repeats + 1):
-        for way, times in zip(ways, seen):
-            start = clock()
-            way()
-            times.append(clock() - start)
-    return [statistics.median(times[1:]) for times in seen]
-
-
 def compare(name, side, threads, repeats):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -80,8 +68,8 @@ def compare(name, side, threads, repeats):
     parts = shapes(net, x)
     own = [alone(*k, first=k[0] == net.context) for k in parts]
     best = alone(128, 128, *side)
-    clock = time.process_time if threads == 1 else time.perf_counter
-    t, t_best, *t_own = measure([step, best, *own], repeats, clock)
+    timed = measure([step, best, *own], repeats)
+    t, t_best, *t_own = [cpu if threads == 1 else wall for wall, cpu in timed]
     bare = sum(n * t for n, t in zip(parts.values(), t_own))
     flop = 3 * flops(net, side) / 1e9
     rate = 3 * 2 * 27 * 128**2 * side[0] * side[1] * side[2] / 1e9 / t_best

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'home',
            'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'files_below', 'checksum', 'asked',
-           'set_seed', 'use_deterministic', 'default_device', 'keep_memory', 'trim_memory', 'quiet', 'progress',
-           'git_revision', 'versions', 'run_record']
+           'experiment_of', 'set_seed', 'use_deterministic', 'default_device', 'keep_memory', 'trim_memory', 'quiet',
+           'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -189,6 +189,16 @@ def asked(
             raise ParameterError(f"there is no such {name}", found=repr(getattr(filled, name)),
                                  expected=" or ".join(map(repr, words)))
     return filled
+
+# %% ../nbs/core.ipynb #dcbb4264
+def experiment_of(
+    known: dict,   # experiments of a paper, by name
+    name: str,
+):                 # one of them
+    "The experiment of this name."
+    if name in known: return known[name]
+    raise ParameterError("there is no such experiment", found=repr(name),
+                         expected=" or ".join(known))
 
 # %% ../nbs/core.ipynb #a9d8db40
 def set_seed(

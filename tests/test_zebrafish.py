@@ -182,7 +182,7 @@ def test_sweeps_are_whole_and_one_is_the_headline():
             for p in expand(spec, scale):
                 assert p.pop("experiment") in ex.EXPERIMENTS
                 s = fs.setting(**p)
-                assert set(me.listed(s)) and me.resampling(s) is not None
+                assert me.listed(s) and len(me.resampling(s)) == s.resample
         assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
 
 

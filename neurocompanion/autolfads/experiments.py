@@ -17,7 +17,7 @@ from .pbt import SPACE, Range, draw
 from .subspaces import soft_normalise
 from .tasks import Setting, behaviour_of, chops, halves, setting, study
 from .tasks import inputs  # noqa: F401  what a run reads, for `run`
-from ..core import ParameterError, TrainingError
+from ..core import ParameterError, TrainingError, experiment_of
 from ..recordings.spikes import smooth
 from ..training.metrics import r2
 
@@ -462,6 +462,4 @@ def run(
     **parameters,     # fields of `Setting`
 ) -> list:            # its rows
     "Run an experiment by name."
-    if experiment in EXPERIMENTS: return EXPERIMENTS[experiment](out, **parameters)
-    raise ParameterError("there is no such experiment", found=repr(experiment),
-                         expected=" or ".join(EXPERIMENTS))
+    return experiment_of(EXPERIMENTS, experiment)(out, **parameters)

@@ -6,7 +6,7 @@
 __all__ = ['ORDERS', 'EXPERIMENTS', 'shelf', 'inputs', 'ranking', 'scaling', 'run']
 
 # %% ../../nbs/sessions/experiments.ipynb #b98d1971
-from ..core import ParameterError, results_dir
+from ..core import ParameterError, experiment_of, results_dir
 from . import pools
 from .selection import (  # noqa: F401, `rank_sessions` for who imports it
     Setting, Shelf, baselines, pretrained, rank_sessions, sessions_of, setting, tuned_scores)
@@ -126,6 +126,4 @@ def run(
     **parameters,     # fields of `Setting`
 ) -> list:            # its rows
     "Run an experiment by name."
-    if experiment in EXPERIMENTS: return EXPERIMENTS[experiment](**parameters)
-    raise ParameterError("there is no such experiment", found=repr(experiment),
-                         expected=" or ".join(EXPERIMENTS))
+    return experiment_of(EXPERIMENTS, experiment)(**parameters)

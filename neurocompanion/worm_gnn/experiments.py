@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 import torch
-from ..core import ParameterError, asked, checksum, sha256
+from ..core import ParameterError, asked, checksum, experiment_of, sha256
 from ..recordings import connectome as wiring
 from ..recordings.simulate_pool import write_pool
 from ..recordings.sources import fetch, registry
@@ -441,6 +441,4 @@ def run(
     **parameters,     # fields of `Setting`
 ):                    # its rows
     "Run an experiment by name."
-    if experiment in EXPERIMENTS: return EXPERIMENTS[experiment](**parameters)
-    raise ParameterError("there is no such experiment", found=repr(experiment),
-                         expected=" or ".join(EXPERIMENTS))
+    return experiment_of(EXPERIMENTS, experiment)(**parameters)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import time
 import numpy as np
 import torch
-from ..core import ParameterError, default_device, set_seed
+from ..core import ParameterError, default_device, experiment_of, set_seed
 from ..training.fit import evaluate, fit
 from . import data as wd, pool as pools
 from .heads import LR, History, Mean, Naive, OwnHistory, build
@@ -281,8 +281,6 @@ def run(
     **parameters,     # all parameters of a run
 ) -> list:            # its rows
     "Run an experiment by name."
-    if experiment not in EXPERIMENTS:
-        raise ParameterError("there is no such experiment", found=repr(experiment),
-                             expected=" or ".join(EXPERIMENTS))
+    chosen = experiment_of(EXPERIMENTS, experiment)
     if experiment != "free_running": parameters.pop("horizon", None)
-    return EXPERIMENTS[experiment](**parameters)
+    return chosen(**parameters)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from ..core import ParameterError
+from ..core import ParameterError, experiment_of
 from . import fish as fs
 from .data import coarser_video
 from .fish import Setting, inputs, setting  # noqa: F401, passed on
@@ -179,6 +179,4 @@ def run(
     **parameters,     # fields of `Setting`
 ) -> list:            # its rows
     "Run an experiment by name."
-    if experiment in EXPERIMENTS: return EXPERIMENTS[experiment](**parameters)
-    raise ParameterError("there is no such experiment", found=repr(experiment),
-                         expected=" or ".join(EXPERIMENTS))
+    return experiment_of(EXPERIMENTS, experiment)(**parameters)

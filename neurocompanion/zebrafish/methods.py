@@ -90,7 +90,7 @@ def trained(
     "A U-Net, trained."
     torch.manual_seed(s.seed)
     net, rows = unet(s, residual), []
-    for fitted in _pretrained(s, net, others): rows += [r | {"stage": "before"} for r in fitted]
+    if others: rows = [r | {"stage": "before"} for r in _pretrained(s, net, others)]
     cells = None if s.loss == "voxel" else fish.cells
     train, valid = samples(s, fish, s.steps)
     fitted = train_video(net, train, valid, cells=cells, epochs=s.checks, seed=s.seed,
@@ -99,13 +99,12 @@ def trained(
 
 
 def _pretrained(s, net, others):
-    "Train on the films of other specimens, a batch of each in turn."
-    if not others: return
+    "Train on the films of other specimens, a batch of each in turn; its history."
     blind = s._replace(loss="voxel", with_valid=False)
     each = [samples(blind, o, s.before) for o in others]
     train, valid = (_Mixed([e[i] for e in each]) for i in (0, 1))
-    yield train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr,
-                      clip=s.clip or None).rows
+    return train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr,
+                       clip=s.clip or None).rows
 
 # %% ../../nbs/zebrafish/methods.ipynb #9d39d3f0
 class _Mixed:

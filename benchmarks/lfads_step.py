@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neurocompanion import core
-from neurocompanion.autolfads import cells, models
+from neurocompanion.autolfads import cells, models, native
 from turns import measure
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
@@ -131,6 +131,6 @@ if __name__ == "__main__":
     ask.add_argument("--repeats", type=int, default=5)
     asked = ask.parse_args()
     core.keep_memory()
-    print(f"PyTorch {torch.__version__}; fused product: {'yes' if cells._FUSED else 'no'}")
+    print(f"PyTorch {torch.__version__}; compiled loops: {'yes' if native.library() else 'no'}")
     for threads in asked.threads:
         for name in asked.shapes: compare(name, threads, asked.repeats)

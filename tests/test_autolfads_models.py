@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from neurocompanion.autolfads import cells
 from neurocompanion.autolfads import models as M
+from neurocompanion.autolfads import native
 from neurocompanion.core import ParameterError, RecordingError
 
 GOLDEN = Path(__file__).parent / "data" / "lfads_golden.npz"
@@ -19,10 +20,10 @@ CONTROLLED = SMALL | dict(ci_encoder=4, controller=5, inputs=2)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=["fused", "plain"])
-def product(request, monkeypatch):
-    "With the fused product, where there is one, and without."
-    if request.param == "plain": monkeypatch.setattr(cells, "_FUSED", None)
+@pytest.fixture(params=["compiled", "pytorch"])
+def loops(request, monkeypatch):
+    "The compiled loops, where there is a compiler, and those in PyTorch."
+    if request.param == "pytorch": monkeypatch.setattr(native, "library", lambda: None)
 
 
 def counts(*shape, rate=0.7): return torch.poisson(torch.full(shape, rate))
@@ -35,7 +36,7 @@ def plain_read(x, h0, weights, backwards=False):
 
 # ---- reference values
 
-def test_golden_outputs(product):
+def test_golden_outputs(loops):
     model, inputs, expected = M.load_reference(GOLDEN)
     assert not model.training
     with torch.no_grad(): out = model(*inputs)
@@ -274,7 +275,7 @@ def test_training_step_equals_plain_loops(monkeypatch, sizes, external, head):
         torch.testing.assert_close(fast[2][name], g, rtol=1e-7, atol=eps)
 
 
-def test_training_step_in_single_precision(monkeypatch, product):
+def test_training_step_in_single_precision(monkeypatch, loops):
     model = M.LFADS(20, 25, **CONTROLLED | dict(generator=40, ic_encoder=30))
     x = counts(16, 25, 20)
     fast = gradients(model, x, x)
@@ -294,7 +295,7 @@ def test_loops_against_differences():
         assert gradcheck(lambda x, h, *w: cells.read(x, h, w, backwards), leaves)  # noqa: B023
 
 
-def test_states_beyond_the_clamp(product):
+def test_states_beyond_the_clamp(loops):
     net, h0 = cells.GRU(2, 3), torch.tensor([[90.0, -90, 0.5]])
     with torch.no_grad():                                    # a network that remembers
         net.w_h *= 0.01
@@ -305,7 +306,7 @@ def test_states_beyond_the_clamp(product):
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_backward_twice():
+def test_backward_twice(loops):
     x = torch.randn(3, 2, 2, requires_grad=True)
     total = cells.read(x, torch.zeros(2, 3), cells.GRU(2, 3).weights())[0].sum()
     first, = torch.autograd.grad(total, x, retain_graph=True)
@@ -317,11 +318,50 @@ def test_backward_twice():
 
 def test_nothing_is_kept_without_gradients(monkeypatch):
     kept = []
+    monkeypatch.setattr(native, "library", lambda: None)
     step = cells._Cell.step
     monkeypatch.setattr(cells._Cell, "step", lambda *a: kept.append(step(*a)) or kept[-1])
     model = M.LFADS(5, 6, **CONTROLLED)
     with torch.no_grad(): out = model(counts(2, 6, 5))
     assert out.log_rates.grad_fn is None and kept
+
+
+# ---- compiled loops
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    "A function that takes another compiler, with an empty cache."
+    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path))
+    native.library.cache_clear()
+    yield lambda **given: [monkeypatch.setenv(k, v) for k, v in given.items()]
+    native.library.cache_clear()
+
+
+@pytest.mark.parametrize("given", [dict(CC="false"), dict(CC="/no/such/compiler"),
+                                   dict(NEUROCOMPANION_COMPILE="no")])
+def test_without_a_compiler(compiler, given, tmp_path):
+    compiler(**given)
+    assert native.library() is None and not list(tmp_path.rglob("*.so"))
+    model = M.LFADS(5, 6, **CONTROLLED)
+    assert gradients(model, counts(2, 6, 5), counts(2, 6, 5))[0].isfinite()
+
+
+def test_compiled_once(compiler, tmp_path, monkeypatch):
+    if native.library() is None: pytest.skip("needs a C compiler")
+    native.library.cache_clear()
+    assert native.library() is not None and len(list(tmp_path.rglob("*"))) == 2
+    native.library.cache_clear()
+    monkeypatch.setattr(native.subprocess, "run", None)     # it is there: nothing is compiled
+    assert native.library() is not None
+
+
+def test_threads_do_not_change_results():
+    model, x = M.LFADS(5, 9, **CONTROLLED), counts(200, 9, 5)
+    one = gradients(model, x, x)
+    torch.set_num_threads(2)
+    two = gradients(model, x, x)
+    for name in ("ic_encoder.0.w_h", "controller.w_in", "generator.bias"):
+        torch.testing.assert_close(one[2][name], two[2][name], rtol=1e-5, atol=1e-7)
 
 
 # ---- the loss

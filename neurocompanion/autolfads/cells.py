@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import native
+
 # %% ../../nbs/autolfads/cells.ipynb #fca12622
 CLIP = 5.0  # states stay within ± this
 
@@ -50,6 +52,14 @@ def read_plain(x, h0, weights):  # t b i, b h -> t b h
     return torch.stack(states)
 
 # %% ../../nbs/autolfads/cells.ipynb #4ddd6814
+def _masks(keeps, scale, like):
+    "Masks that hold 0 or `scale`, or None, in the precision of `like`."
+    return [k if k is None else k.to(like.dtype) * scale for k in keeps]
+
+
+def _times(x, mask): return x if mask is None else x * mask
+
+
 def chain_plain(
     ci: Tensor,                    # what encoders say to the controller  # t b 2e
     ext: Tensor,                   # external inputs, or none of them  # t b x
@@ -58,10 +68,12 @@ def chain_plain(
     out: tuple,                    # weight and bias: controller -> moments of u
     fac: Tensor,                   # generator -> factors  # f g
     noise: Tensor | None = None,   # to sample u with; None: its mean  # t b u
-    keep_f=None, keep_g=None,      # dropout masks of factors read and of states  # t b f, t b g
+    keeps=(None,) * 3,             # what dropout keeps, of what is read, ci and f, and of g: True
+    scale: float = 1.0,            # what is kept is multiplied by it
 ):  # controller states, moments of u, u, generator states, factors
     "Controller and generator in turn."
-    seen, c, g, f = [], c0, g0, f0
+    keep_ci, keep_f, keep_g = _masks(keeps, scale, ci)
+    ci, seen, c, g, f = _times(ci, keep_ci), [], c0, g0, f0
     for t in range(len(ci)):
         f = f if keep_f is None else f * keep_f[t]
         c = gru_step(torch.cat([ci[t], f], -1), c, *con)
@@ -72,46 +84,6 @@ def chain_plain(
         f = F.linear(g if keep_g is None else g * keep_g[t], fac)
         seen.append((c, moments, u, g, f))
     return tuple(torch.stack(s) for s in zip(*seen))
-
-# %% ../../nbs/autolfads/cells.ipynb #cdb2f4ee
-def _fused_product():
-    "PyTorch's fused linear layer for CPUs, if this build has it and it agrees with the plain one."
-    x, w = torch.linspace(-1, 1, 6).view(2, 3), torch.eye(4, 3)
-    other, b, plain = torch.ones(2, 4), torch.ones(4), x @ w.mT
-    try:
-        op = torch.ops.mkldnn._linear_pointwise
-        pairs = [(op(x, w, b, "sigmoid", [], ""), (plain + b).sigmoid()),
-                 (op(x, w, b, "tanh", [], ""), (plain + b).tanh()),
-                 (op(x, w, None, "none", [], ""), plain),
-                 (op.binary(x, other, w, None, "add"), plain + other)]
-    except (AttributeError, RuntimeError, TypeError): return None
-    return op if all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) else None
-
-
-_WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
-_FUSED = _fused_product() if _WIDE else None
-
-
-def _fused(x):
-    return _FUSED is not None and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
-
-# %% ../../nbs/autolfads/cells.ipynb #fb28e939
-def _gate(x, w, b, act):  # b i, o i -> b o
-    "act(x wᵀ + b), act being sigmoid or tanh."
-    if _fused(x): return _FUSED(x, w, b, act, [], "")
-    return getattr(torch.addmm(b, x, w.mT), act + "_")()
-
-
-def _linear(x, w, b=None):
-    "x wᵀ + b"
-    if _fused(x): return _FUSED(x, w, b, "none", [], "")
-    return F.linear(x, w, b)
-
-
-def _plus(other, x, w):
-    "other + x wᵀ"
-    if _fused(x): return _FUSED.binary(x, other, w, None, "add")
-    return torch.addmm(other, x, w.mT)
 
 # %% ../../nbs/autolfads/cells.ipynb #9777c972
 class _Cell:
@@ -128,10 +100,10 @@ class _Cell:
     def step(self, h, out):
         "The state after `h`, into `out`; `self.x` holds the input. What a way back needs."
         self.h.copy_(h)
-        zr = _gate(self.both[0], *self.zr, "sigmoid")
+        zr = torch.addmm(self.zr[1], self.both[0], self.zr[0].mT).sigmoid_()
         z, r = zr[:, :self.k], zr[:, self.k:]
         torch.mul(r, h, out=self.rh)
-        n = _gate(self.both[1], *self.n, "tanh")
+        n = torch.addmm(self.n[1], self.both[1], self.n[0].mT).tanh_()
         torch.lerp(n, h, z, out=out)
         return zr, n
 
@@ -159,7 +131,8 @@ class _BackCell:
         "Add what is held to the gradients of the weights."
         (a, r), dzr, dn = [x.flatten(-3, -2) for x in (self.both[:, :self.at], self.dzr[:self.at],
                                                        self.dn[:self.at])]
-        self.d_zr, self.d_n = _plus(self.d_zr, dzr.mT, a.mT), _plus(self.d_n, dn.mT, r.mT)
+        self.d_zr.addmm_(dzr.mT, a)
+        self.d_n.addmm_(dn.mT, r)
         self.bias += torch.cat([dzr.sum(0), dn.sum(0)])
         self.at = 0
 
@@ -178,7 +151,7 @@ def _back(self, dh, h, kept):
     torch.mul(r, h, out=at_rh)
     through = dh * z
     torch.ops.aten.tanh_backward.grad_input(dh - through, n, grad_input=dn)
-    d = _linear(dn, self.n_t)
+    d = dn @ self.n_t.mT
     drh = d[:, -self.k:]
     torch.mul(h - n, dh, out=dz)
     torch.mul(drh, h, out=dr)
@@ -186,7 +159,7 @@ def _back(self, dh, h, kept):
     torch.addcmul(through, drh, r, out=drh)
     self.at += 1
     if self.at == self.held: self.gather()
-    return _plus(d, dzr, self.zr_t)
+    return torch.addmm(d, dzr, self.zr_t.mT)
 
 
 _BackCell.back = _back
@@ -234,8 +207,9 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, h0, w_in, w_h, bias, backwards, keep):
-        out, last, steps = _read_forth(x, h0, (w_in, w_h, bias), backwards, keep)
-        ctx.backwards = backwards
+        weights, ctx.backwards, ctx.native = (w_in, w_h, bias), backwards, native.usable(x)
+        if ctx.native: out, last, steps = native.read_forth(x, h0, weights, CLIP, backwards, keep)
+        else: out, last, steps = _read_forth(x, h0, weights, backwards, keep)
         ctx.save_for_backward(x, h0, w_in, w_h, bias, out, *steps)
         ctx.set_materialize_grads(False)
         return out, last
@@ -244,8 +218,10 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out, d_last):
         x, h0, w_in, w_h, bias, out, *steps = ctx.saved_tensors
-        found = _read_back(x, h0, (w_in, w_h, bias), out, steps, d_out, d_last, ctx.backwards,
-                           ctx.needs_input_grad[0])
+        wants = ctx.needs_input_grad[0]
+        given = x, h0, (w_in, w_h, bias), out, steps, d_out, d_last
+        found = native.read_back(*given, CLIP, ctx.backwards, wants) if ctx.native else \
+            _read_back(*given, ctx.backwards, wants)
         return *found, None, None
 
 # %% ../../nbs/autolfads/cells.ipynb #da9d2034
@@ -259,8 +235,10 @@ def read(
     return _Read.apply(x, h0, *weights, backwards, torch.is_grad_enabled())
 
 # %% ../../nbs/autolfads/cells.ipynb #1e1999b2
-def _chain_forward(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keep_f, keep_g, keep):
+def _chain_forward(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keeps, scale, keep):
     "The loop of `chain_plain`, and what is needed to walk it back."
+    keep_ci, keep_f, keep_g = _masks(keeps, scale, ci)
+    ci = _times(ci, keep_ci)
     (steps, batch, k_ci), k_u = ci.shape, len(out[1]) // 2
     cs, gs = ci.new_empty(steps, *c0.shape), ci.new_empty(steps, *g0.shape)
     con, gen, c, g, f = _Cell(con, batch), _Cell(gen, batch), c0, g0, f0
@@ -271,7 +249,7 @@ def _chain_forward(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keep_f, keep_
         at_f.copy_(f if keep_f is None else f * keep_f[t])
         by_c = con.step(c, c_t)
         c = c_t.clamp_(-CLIP, CLIP) if t == 0 else c_t
-        moments, spread = _linear(c, *out), None
+        moments, spread = F.linear(c, *out), None
         u = moments[:, :k_u]
         if noise is not None:
             spread = (moments[:, k_u:] / 2).exp_().mul_(noise[t])
@@ -280,7 +258,7 @@ def _chain_forward(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keep_f, keep_
         if ext.shape[2]: gen.x[..., k_u:].copy_(ext[t])
         by_g = gen.step(g, g_t)
         g = g_t.clamp_(-CLIP, CLIP) if t == 0 else g_t
-        f = _linear(g if keep_g is None else g * keep_g[t], fac)
+        f = F.linear(g if keep_g is None else g * keep_g[t], fac)
         seen.append((moments, u, f))
         if keep: kept += *by_c, *by_g, spread
     moments, us, fs = (torch.stack(s) for s in zip(*seen))
@@ -296,10 +274,11 @@ def _add(a, rest, t):
 class _Back:
     "The way back through the chain, a step at a time, from the last to the first."
 
-    def __init__(self, saved, d_outs):
-        (self.ci, self.ext, self.c0, self.g0, self.f0, *weights, self.noise, self.keep_f,
-         self.keep_g) = saved[:17]
-        self.cs, moments, self.us, self.gs, self.fs, *self.kept = saved[17:]
+    def __init__(self, saved, d_outs, scale):
+        ci, self.ext, self.c0, self.g0, self.f0, *weights, self.noise = saved[:15]
+        self.cs, moments, self.us, self.gs, self.fs, *self.kept = saved[18:]
+        self.keep_ci, self.keep_f, self.keep_g = _masks(saved[15:18], scale, ci)
+        self.ci = _times(ci, self.keep_ci)
         self.d_cs, self.d_moments, self.d_us, self.d_gs, self.d_fs = d_outs
         batch = len(self.c0)
         self.con, self.gen = [_BackCell(weights[i:i + 3], batch) for i in (0, 3)]
@@ -311,7 +290,7 @@ class _Back:
 def _back_generator(self, t, dg, df, by_g):
     "From factors and state to the state before, and to u."
     self.at_factors[t] = df
-    into = _linear(df, self.fac_t)
+    into = df @ self.fac_t.mT
     dg = dg + into if self.keep_g is None else torch.addcmul(dg, into, self.keep_g[t])
     dg = _add(dg, self.d_gs, t)
     if t == 0: dg = _clamped(dg, self.gs[0])
@@ -329,7 +308,7 @@ def _back_controller(self, t, dc, du, by_c, spread):
     if self.d_moments is not None: d_moments.copy_(self.d_moments[t])
     d_moments[:, :k_u] += du
     if spread is not None: d_moments[:, k_u:].addcmul_(du, spread, value=0.5)
-    dc = _add(_plus(dc, d_moments, self.out_t), self.d_cs, t)
+    dc = _add(torch.addmm(dc, d_moments, self.out_t.mT), self.d_cs, t)
     if t == 0: dc = _clamped(dc, self.cs[0])
     f = self.fs[t - 1] if t else self.f0
     x = self.con.x
@@ -351,8 +330,8 @@ def _walk(self):
     states = self.gs if self.keep_g is None else self.gs * self.keep_g
     rows = [a.flatten(0, 1) for a in (self.at_moments, self.cs, self.at_factors, states)]
     out = rows[0].mT @ rows[1], rows[0].sum(0)
-    return (self.d_ci, self.d_ext, dc, dg, df, *self.con.gradients(), *self.gen.gradients(),
-            *out, rows[2].mT @ rows[3])
+    return (_times(self.d_ci, self.keep_ci), self.d_ext, dc, dg, df, *self.con.gradients(),
+            *self.gen.gradients(), *out, rows[2].mT @ rows[3])
 
 
 _Back.generator, _Back.controller, _Back.walk = _back_generator, _back_controller, _walk
@@ -362,10 +341,13 @@ class _Chain(torch.autograd.Function):
     "`chain_plain` with its own way back."
 
     @staticmethod
-    def forward(ctx, keep, *args):
-        ci, ext, c0, g0, f0, *w, noise, keep_f, keep_g = args
-        outs, kept = _chain_forward(ci, ext, c0, g0, f0, w[:3], w[3:6], w[6:8], w[8], noise,
-                                         keep_f, keep_g, keep)
+    def forward(ctx, keep, scale, *args):
+        *starts, noise, a, b, c = args
+        starts, w, ctx.scale = starts[:5], starts[5:], scale
+        given = (*starts, w[:3], w[3:6], w[6:8], w[8], noise, (a, b, c), scale)
+        ctx.native = native.usable(starts[0])
+        outs, kept = native.chain_forth(*given, CLIP, keep) if ctx.native else \
+            _chain_forward(*given, keep)
         ctx.save_for_backward(*args, *outs, *kept)
         ctx.set_materialize_grads(False)
         return outs
@@ -373,10 +355,13 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *d_outs):
-        return None, *_Back(ctx.saved_tensors, d_outs).walk(), None, None, None
+        saved = ctx.saved_tensors
+        found = native.chain_back(saved, d_outs, ctx.scale, CLIP) if ctx.native else \
+            _Back(saved, d_outs, ctx.scale).walk()
+        return None, None, *found, *[None] * 4
 
 # %% ../../nbs/autolfads/cells.ipynb #5366fcfc
-def chain(ci, ext, c0, g0, f0, con, gen, out, fac, noise=None, keep_f=None, keep_g=None):
+def chain(ci, ext, c0, g0, f0, con, gen, out, fac, noise=None, keeps=(None,) * 3, scale=1.0):
     "What `chain_plain` computes, faster; the same arguments."
-    return _Chain.apply(torch.is_grad_enabled(), ci, ext, c0, g0, f0, *con, *gen, *out, fac, noise,
-                        keep_f, keep_g)
+    return _Chain.apply(torch.is_grad_enabled(), scale, ci, ext, c0, g0, f0, *con, *gen, *out, fac,
+                        noise, *keeps)

@@ -74,13 +74,17 @@ def _linear(reads, out, bias=True):
     return layer
 
 
-def _keep(shape, rate, like, generator=None):
-    "A mask of 0 and 1/(1 - rate): sixteen random bits an element."
+def _kept(shape, rate, like, generator=None):
+    "A mask, True with probability 1 - rate: sixteen random bits an element."
     n = math.prod(shape)
     bits = torch.empty(n // 4 + 1, dtype=torch.int64, device=like.device)
     bits.random_(-2**63, None, generator=generator)
-    kept = bits.view(torch.int16)[:n] >= round(rate * 2**16) - 2**15
-    return kept.view(shape).to(like.dtype).mul_(1 / (1 - rate))
+    return (bits.view(torch.int16)[:n] >= round(rate * 2**16) - 2**15).view(shape)
+
+
+def _keep(shape, rate, like, generator=None):
+    "A mask of 0 and 1/(1 - rate)."
+    return _kept(shape, rate, like, generator).to(like.dtype).mul_(1 / (1 - rate))
 
 
 def _drop(x, rate, generator=None):
@@ -291,12 +295,14 @@ def decode(model, start, ci, external=None, noise=None, dropout=0.0, generator=N
         ext = _drop(ext, dropout, generator)
     if model.inputs:
         f0 = F.linear(_drop(g0, dropout, generator), fac)
-        keep = [_keep((model.steps, batch, k), dropout, g0, generator) if dropout else None
-                for k in (f0.shape[1], g0.shape[1])]
+        keep_f, keep_g, keep_ci = [
+            _kept((model.steps, batch, a.shape[-1]), dropout, g0, generator) if dropout else None
+            for a in (f0, g0, ci)]
         c, moments, u, g, f = cells.chain(
-            _drop(ci, dropout, generator), ext, _wide(model.con_h0, batch), g0, f0,
+            ci, ext, _wide(model.con_h0, batch), g0, f0,
             model.controller.weights(), model.generator.weights(),
-            (model.co_linear.weight, model.co_linear.bias), fac, noise, *keep)
+            (model.co_linear.weight, model.co_linear.bias), fac, noise,
+            (keep_ci, keep_f, keep_g), 1 / (1 - dropout))
         mean, logvar = moments.chunk(2, -1)
         std = (logvar / 2).exp()
     else:

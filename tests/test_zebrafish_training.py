@@ -107,11 +107,13 @@ def test_trained_network_resumes(tmp_path):
 # ---- a volume in parts
 
 @pytest.mark.parametrize("parts, how", [
-    ((2, 2), dict(resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),), residual=True)),
-    ((1, 4), dict(resample=((1, 2, 2),))),
-    pytest.param((1, 4), dict(resample=((1, 2, 2),), save_memory=True), marks=pytest.mark.slow)])
+    ((2, 1), dict(samples=2, resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),),
+                  dropout=0.3)),
+    ((1, 4), dict(resample=((1, 2, 2),), residual=True)),
+    pytest.param((1, 4), dict(resample=((1, 2, 2),), save_memory=True, dropout=0.3),
+                 marks=pytest.mark.slow)])
 def test_four_processes_equal_one(parts, how):
-    "Forecast, the loss of cells that lie in all parts, and the gradients of every weight."
+    "Forecasts, the loss of cells that lie in all parts, and the gradients of every weight."
     made = sharding.compare(parts, (2, 4 * parts[0], 4 * parts[1]), context=2, **SMALL, **how)
     assert max(made["forecast"], made["loss"]) < 1e-5 * made["scale"] and made["gradient"] < 1e-5
 

@@ -161,7 +161,8 @@ def small_fish(tmp_path_factory):
     return save(film, tmp_path_factory.mktemp("fish") / "fish.nc")
 
 
-NET = "--context 2 --width 4 --groups 2 --resample 1 --horizon 2 --lr 1e-3".split()
+NET = ("--context 2 --width 4 --groups 2 --super-width 4 --resample 1 --horizon 2 --lr 1e-3 "
+       "--dropout 0.2").split()
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
@@ -173,12 +174,12 @@ from torch.multiprocessing import start_processes
 from neurocompanion.zebrafish import distributed
 
 def one(rank):
-    "What torchrun would say, and its command; without importing everything twice."
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    "What torchrun would say, and its command; without importing everything again."
+    os.environ.update(RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     sys.exit(distributed.main(args))
 
 port, *args = sys.argv[1:]
-start_processes(one, nprocs=2, start_method="fork" if sys.platform == "linux" else "spawn")
+start_processes(one, nprocs=4, start_method="fork" if sys.platform == "linux" else "spawn")
 """]
 
 
@@ -189,7 +190,7 @@ def free_port():
 
 
 def together(start, video, *args):
-    "Two processes on this machine."
+    "Two processes on this machine, or four."
     return subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
                            *args], capture_output=True, text=True, timeout=240,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -198,22 +199,24 @@ def together(start, video, *args):
 def weights(path): return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("how", ["", "--shards 2x1"])
-def test_two_processes_equal_one(small_fish, tmp_path, how):
-    "Eight steps in two processes, then all of them in one; and a checkpoint that both can read."
+@pytest.mark.parametrize("how", ["", "--shards 2x1 --super-resolve 1"])
+def test_processes_equal_one(small_fish, tmp_path, how):
+    """Eight steps with dropout in two processes, or two groups of two; then all of them in one.
+
+    And a checkpoint that both can read."""
     kept = ["--checkpoint", str(tmp_path / "fish.pt")] if "shards" not in how else []
-    more = ["--steps", "4", "--epochs", "2", "--batch", "2", *how.split(), *kept]
-    start = [*COPIES, free_port()] if how else TORCHRUN
-    done = together(start, small_fish, *more, "--out", str(tmp_path / "two.pt"))
+    more = ["--steps", "4", "--epochs", "2", "--batch", "2", *kept]
+    start, n = ([*COPIES, free_port()], 4) if how else (TORCHRUN, 2)
+    done = together(start, small_fish, *more, *how.split(), "--out", str(tmp_path / "many.pt"))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 processes" in done.stdout
-    alone = ["--video", str(small_fish), *NET, "--steps", "4", "--epochs", "2", "--batch", "2"]
+    assert f"{n} processes" in done.stdout
+    alone = ["--video", str(small_fish), *NET, *more[:6], *how.split()[2:]]
     assert distributed.main([*alone, "--out", str(tmp_path / "one.pt")]) == 0
-    two, one = weights(tmp_path / "two.pt"), weights(tmp_path / "one.pt")
-    for name in one: torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)
+    many, one = weights(tmp_path / "many.pt"), weights(tmp_path / "one.pt")
+    for name in one: torch.testing.assert_close(many[name], one[name], atol=1e-5, rtol=0)
     if not kept: return
     assert distributed.main([*alone, *kept, "--out", str(tmp_path / "again.pt")]) == 0
-    for name, w in weights(tmp_path / "again.pt").items(): assert torch.equal(w, two[name])
+    for name, w in weights(tmp_path / "again.pt").items(): assert torch.equal(w, many[name])
 
 
 def test_what_does_not_fit_is_told(small_fish, capsys):

@@ -1,4 +1,5 @@
 "Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
+import itertools
 import os
 import socket
 import subprocess
@@ -124,7 +125,7 @@ def test_what_cannot_be_cut_is_told():
 
 
 def test_a_part_reads_its_own_chunks(tmp_path):
-    "Four parts together read every chunk of the frames they ask for once, and no other."
+    "A part reads its chunks of the frames of its group's sample, each once, and no other."
     import zarr
     from zarr.storage import LocalStore, WrapperStore
 
@@ -139,15 +140,19 @@ def test_a_part_reads_its_own_chunks(tmp_path):
                               dtype="f4")
     array[:] = np.random.default_rng(0).random(array.shape)
     counted = zarr.open_array(Counted(LocalStore(tmp_path / "a.zarr")), mode="r")
-    for rank in range(4):
+    for rank, sample in itertools.product(range(4), range(2)):
         grid = sharding.Grid((2, 2), (3, 4), rank)
         part = sharding.part_of(counted, grid, (4, 4))
-        samples = training.Samples(part, [3], 4, 2, still=True)
+        samples = training.Samples(distributed.Coarse(part, (1, 2, 2)), [0, 5], 4, 2, batch=2,
+                                   still=True, target=part, part=(sample, 2))
         (x, lead, y), = samples
-        np.testing.assert_array_equal(x, grid.cut(torch.from_numpy(array[3:7])[None]))
-        frames = {*range(3, 7), 6 + int(lead)}
+        first = int(samples.draws()[0, sample, 0])
+        last = first + 3 + int(lead)
+        np.testing.assert_array_equal(y, grid.cut(torch.from_numpy(array[last])[None, None])[0])
+        assert x.shape == (1, 4, 2, 4, 4) and x.mean() == pytest.approx(
+            grid.cut(torch.from_numpy(array[first:first + 4])[None]).mean().item())
         i, j = grid.place
-        own = {f"c/{t}/0/{2 * i + k}/{j}" for t in frames for k in (0, 1)}
+        own = {f"c/{t}/0/{2 * i + k}/{j}" for t in (*range(first, first + 4), last) for k in (0, 1)}
         assert sorted(Counted.asked) == sorted(own)
         Counted.asked.clear()
 
@@ -198,35 +203,33 @@ def together(start, video, *args):
 def weights(path): return torch.load(path, weights_only=True)
 
 
-def both(start, video, folder, shards, *how):
-    "Weights after eight steps in processes together, and in one; their words and all arguments."
-    how = ["--steps", "4", "--epochs", "2", "--batch", "2", *how]
-    done = together(start, video, *how, *shards, "--out", str(folder / "many.pt"))
+def both(start, video, folder, how, shards=""):
+    "How far weights differ after steps in processes together and in one; what those said."
+    done = together(start, video, *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
+                    "--checkpoint", str(folder / "fish.pt"))
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = ["--video", str(video), *NET, *how, "--out", str(folder / "one.pt")]
-    if "--checkpoint" in how: alone += ["--checkpoint", str(folder / "other.pt")]
+    alone = ["--video", str(video), *NET, *how.split(), "--out", str(folder / "one.pt")]
     assert distributed.main(alone) == 0
     many, one = weights(folder / "many.pt"), weights(folder / "one.pt")
-    off = torch.cat([(many[k] - one[k]).abs().flatten() for k in one])
-    return off, done.stdout
+    return torch.cat([(many[k] - one[k]).abs().flatten() for k in one]), done.stdout
 
 
 def test_two_processes_equal_one(small_fish, tmp_path):
     "With dropout, and a checkpoint that one process can read."
-    kept = ["--dropout", "0.2", "--checkpoint", str(tmp_path / "fish.pt")]
-    off, said = both(TORCHRUN, small_fish, tmp_path, [], *kept)
+    how = "--steps 4 --epochs 2 --batch 2 --dropout 0.2"
+    off, said = both(TORCHRUN, small_fish, tmp_path, how)
     assert "2 processes" in said
     assert off.quantile(0.9) < 1e-5     # Adam may turn a weight whose gradient is only rounding
-    again = ["--video", str(small_fish), *NET, "--steps", "4", "--epochs", "2", "--batch", "2"]
-    assert distributed.main([*again, *kept, "--out", str(tmp_path / "again.pt")]) == 0
+    kept = ["--checkpoint", str(tmp_path / "fish.pt"), "--out", str(tmp_path / "again.pt")]
+    assert distributed.main(["--video", str(small_fish), *NET, *how.split(), *kept]) == 0
     many = weights(tmp_path / "many.pt")
     for name, w in weights(tmp_path / "again.pt").items(): assert torch.equal(w, many[name])
 
 
 def test_two_groups_of_two_equal_one(small_fish, tmp_path):
     "Each group has a sample of its own, in two parts, and forecasts a finer frame."
-    off, said = both([*COPIES, free_port()], small_fish, tmp_path, ["--shards", "2x1"],
-                     "--super-resolve", "1")
+    off, said = both([*COPIES, free_port()], small_fish, tmp_path,
+                     "--steps 2 --batch 2 --super-resolve 1", "--shards 2x1")
     assert "4 processes, frames in 2x1 parts" in said and off.max() < 1e-5
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Team', 'parse_shards', 'meet', 'starts_of', 'brightness', 'Coarse', 'films', 'joint_optimiser', 'everyone',
            'losses_of', 'train', 'parser', 'main']
 
-# %% ../../nbs/zebrafish/distributed.ipynb #ae6c437d
+# %% ../../nbs/zebrafish/distributed.ipynb #4846fe12
 import argparse, math, os, sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from ..core import (
     NeurocompanionError, ParameterError, atomic_path, default_device, set_seed)
@@ -114,7 +113,7 @@ def brightness(
     if ds["video"].attrs.get("units") in ("dF/F", "ΔF/F"): return part
     return df_over_f(part[:])
 
-# %% ../../nbs/zebrafish/distributed.ipynb #cabe6868
+# %% ../../nbs/zebrafish/distributed.ipynb #7a5b9941
 class Coarse:
     "Frames as means over blocks of voxels, averaged when they are sliced."
 
@@ -133,7 +132,7 @@ def films(
     "Frames for a network, those to come, and their cells."
     borders = [m * r for m, r in zip(multiple, rise[1:])]
     fine = brightness(ds, grid, borders)
-    cells = part_of(ds["cells"].values, grid, borders)[:] if "cells" in ds else None
+    cells = part_of(ds["cells"].variable, grid, borders)[:] if "cells" in ds else None
     if coarse is None: return fine if max(rise) == 1 else Coarse(fine, rise), fine, cells
     size, *sides = ds["video"].shape
     want, found = (size, *(n // r for n, r in zip(sides, rise))), coarse["video"].shape

@@ -101,6 +101,25 @@ def test_channels_last_and_bf16_say_nearly_the_same():
     assert (rough.float() - plain).abs().max() < 0.1 * plain.abs().max()
 
 
+def test_a_step_in_bf16_with_blocks_computed_again():
+    "As on a GPU: features last, dropout, gradients that are those of a plain step."
+    x = torch.randn(2, 2, 8, 8, 2)
+
+    def gradients(half, save):
+        torch.manual_seed(0)
+        net = UNet3D(2, resample=1, super_resolve=1, dropout=0.3, save_memory=save, **SMALL)
+        net.to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half): said = net(x, 2)
+        said.float().square().mean().backward()
+        assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+        return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    plain, rough = gradients(False, False), gradients(True, False)
+    torch.testing.assert_close(gradients(False, True), plain)
+    torch.testing.assert_close(gradients(True, True), rough)
+    assert (rough - plain).norm() < 0.05 * plain.norm() and not torch.equal(rough, plain)
+
+
 @pytest.mark.gpu
 def test_a_gpu_says_the_same():
     model, x, lead, y = load_reference(GOLDEN)
@@ -112,13 +131,15 @@ def test_published_field_of_view_and_equal_cost():
     assert receptive_field(UNet3D(resample=0, **SMALL)) == (21, 21, 21)
     one, two = (receptive_field(UNet3D(resample=n, **SMALL)) for n in (2, 4))
     assert one[0] > 64 and two[0] > 256 and one[2] < one[0]
-    cost = [flops(UNet3D(4, resample=n), (32, 32, 16)) for n in (0, 2, 4)]
+    with torch.device("meta"): nets = [UNet3D(4, resample=n) for n in (0, 2, 4)]
+    cost = [flops(net, (32, 32, 16)) for net in nets]
     assert max(cost) < 1.25 * min(cost)
 
 
 @pytest.mark.parametrize("how, says", [
     (dict(width=10, groups=4), "multiple"), (dict(context=0), "context"),
-    (dict(resample=((2, 2),)), "three factors"), (dict(embedding=5), "even")])
+    (dict(resample=((2, 2),)), "three factors"), (dict(embedding=5), "even"),
+    (dict(dropout=1.0), "share of features")])
 def test_sizes_that_cannot_be(how, says):
     with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **how})
 

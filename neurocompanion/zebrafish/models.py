@@ -125,7 +125,7 @@ def _up(x, factors, size=None):
     if size is not None: x = x[:, :, :size[0], :size[1], :size[2]]
     return x
 
-# %% ../../nbs/zebrafish/models.ipynb #a83c1d43
+# %% ../../nbs/zebrafish/models.ipynb #e6e89e3f
 class UNet3D(nn.Module):
     "A U-Net over volumes that forecasts the frame `lead` steps ahead."
 
@@ -150,7 +150,7 @@ class UNet3D(nn.Module):
         self.context, self.outputs, self.embedding = context, outputs, embedding
         self.residual, self.save_memory = residual, save_memory
         last = super_width if self.rise else width
-        _check_sizes(context, width, last, groups, embedding, outputs)
+        _check_sizes(context, width, last, groups, embedding, outputs, dropout)
         make = lambda n, w: nn.ModuleList(Block(w, groups, embedding, dropout) for _ in range(n))
         levels = len(self.resample) + 1
         self.conv_in = _conv(context, width)
@@ -162,8 +162,8 @@ class UNet3D(nn.Module):
         self.film_out = FiLM(embedding, last) if embedding else None
         self.dropout = nn.Dropout3d(dropout)
 
-# %% ../../nbs/zebrafish/models.ipynb #6e2271ff
-def _check_sizes(context, width, last, groups, embedding, outputs):
+# %% ../../nbs/zebrafish/models.ipynb #a0e65cf6
+def _check_sizes(context, width, last, groups, embedding, outputs, dropout):
     "Sizes that fit one another."
     for name, v in dict(context=context, width=width, groups=groups, outputs=outputs).items():
         if not isinstance(v, (int, np.integer)) or v < 1: raise ParameterError(
@@ -174,6 +174,8 @@ def _check_sizes(context, width, last, groups, embedding, outputs):
             expected="a multiple", fix=f"Take groups={math.gcd(width, last)}")
     if embedding % 2: raise ParameterError("an embedding is pairs", found=embedding,
                                            expected="an even number")
+    if not 0 <= dropout < 1: raise ParameterError("dropout is a share of features", found=dropout,
+                                                  expected="0 or more, below 1")
 
 # %% ../../nbs/zebrafish/models.ipynb #d71cd5ba
 def _forward(self,

@@ -478,7 +478,7 @@ def _processor() -> str:
     return "".join(i for i in lines if i.startswith(("model name", "flags", "Features", "CPU")))
 
 # %% ../../nbs/autolfads/native.ipynb #70d5a75d
-def _compiled(command: list) -> Path | None:  # None: the compiler failed
+def _compiled(command: list) -> Path:
     "The library of this text, compiler and processor; compiled if it is not there yet."
     key = "\n".join((SOURCE, _FLAGS, *_WISHES, *command, _processor()))
     path = cache_dir() / "compiled" / f"lfads-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
@@ -489,7 +489,7 @@ def _compiled(command: list) -> Path | None:  # None: the compiler failed
         for wish in _WISHES:
             call = [*command, *_FLAGS.split(), *wish.split(), str(text), "-o", str(to), "-lm"]
             if not subprocess.run(call, capture_output=True, timeout=120).returncode: break
-        else: return None
+        else: raise OSError(f"{command[0]} cannot compile the loops")
     return path
 
 # %% ../../nbs/autolfads/native.ipynb #de21f30c
@@ -510,10 +510,8 @@ _Reading, _Chained = _structure("reading"), _structure("chained")
 @cache
 def library() -> ctypes.CDLL | None:  # None: the loops in PyTorch do
     "The compiled loops, where they can be had."
-    try:
-        path = _compiled(command) if (command := _compiler()) else None
-        if path is None: return None
-        lib = ctypes.CDLL(str(path))
+    if not (command := _compiler()): return None
+    try: lib = ctypes.CDLL(str(_compiled(command)))
     except (OSError, subprocess.SubprocessError): return None
     for kind, pointers in ("net", 4), ("layer", 3):
         size, pack = getattr(lib, kind + "_size"), getattr(lib, kind + "_pack")

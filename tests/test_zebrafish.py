@@ -186,8 +186,8 @@ def test_sweeps_are_whole_and_one_is_the_headline():
         assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
 
 
-@pytest.mark.parametrize("name", ["headline", "context", "pretraining", "cost", "light_sheet",
-                                  "clusters"])
+@pytest.mark.parametrize("name", ["headline", "context", "views", "pretraining", "cost",
+                                  "light_sheet", "clusters"])
 def test_tiny_sweeps_run(name):
     p = expand(f"zebrafish/{name}", "tiny")[-1]
     rows = pd.DataFrame(ex.run(**p))

@@ -77,7 +77,8 @@ def samples(
     train, valid = starts(s, fish)
     how = dict(context=s.context, horizon=s.horizon, batch=s.batch, target=fish.target)
     looks = min(len(valid) * 2, s.most)
-    return (Samples(fish.video, train, steps=max(1, steps // s.checks), **how),
+    return (Samples(fish.video, train, steps=max(1, steps // s.checks),
+                    whole=s.loss == "direct", **how),
             Samples(fish.video, valid, steps=-(-looks // s.batch), still=True, **how))
 
 # %% ../../nbs/zebrafish/methods.ipynb #8e262d53

@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     context: int = 4           # C, frames that are seen; the paper: 4 and 256
     horizon: int = 8           # H, frames that are forecast; the paper: 32
     longest: int = 32          # the longest context of a comparison; the paper: 256
-    loss: str = "trace"        # or voxel, histogram, direct: all lead times at once
+    loss: str = "trace"        # or voxel, histogram, its median, direct: all leads at once
     masked: bool = False       # the network sees no voxel outside of cells
     width: int = 16            # F; the paper: 128
     super_width: int = 8       # features above the input's resolution; the paper: 32
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
     seed: int = 0              # of weights and order
 
 # %% ../../nbs/zebrafish/fish.ipynb #decc333f
-LOSSES = "trace", "voxel", "histogram", "direct"
+LOSSES = "trace", "voxel", "histogram", "median", "direct"
 
 
 def setting(

@@ -62,10 +62,11 @@ def unet(
     if len(blocks) != 3: raise ParameterError("blocks are three numbers", found=s.blocks,
                                               expected="on the way down, up, and at the lowest")
     rise = ((1, 2, 2),) * (s.coarser.bit_length() - 1) if s.fine else 0
-    direct, many = s.loss == "direct", {"direct": s.horizon, "histogram": 32}
+    direct, many = s.loss == "direct", dict(direct=s.horizon, histogram=32, median=32)
     return UNet3D(s.context, width=s.width, resample=resampling(s), super_resolve=rise,
                   super_width=s.super_width, blocks=blocks, groups=s.groups, dropout=s.dropout,
-                  residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32)
+                  residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32,
+                  median=s.loss == "median")
 
 # %% ../../nbs/zebrafish/methods.ipynb #21f032ca
 def samples(

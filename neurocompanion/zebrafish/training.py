@@ -18,7 +18,7 @@ from ..recordings.video import Ahead
 from ..training.fit import Fit, fit
 from ..training.schedules import cosine
 from .data import HORIZON, cut
-from .models import UNet3D, hl_loss, hl_mean
+from .models import UNet3D, hl_loss, hl_mean, hl_median
 
 # %% ../../nbs/zebrafish/training.ipynb #e11ff1aa
 class CellMeans(nn.Module):
@@ -50,7 +50,8 @@ def frame_of(
 ) -> Tensor:        # b z y x
     "The frame that a network forecasts, whatever its outputs mean."
     y = model(x, lead if model.embedding else None)
-    if model.embedding: return y[:, 0] if model.outputs == 1 else hl_mean(y)
+    if model.embedding and model.outputs == 1: return y[:, 0]
+    if model.embedding: return (hl_median if model.median else hl_mean)(y)
     return y[torch.arange(len(y)), lead.long() - 1]
 
 

@@ -100,8 +100,9 @@ def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small)
     np.testing.assert_allclose(forecast(at), truth, atol=1e-6)
 
 
-@pytest.mark.parametrize("more", [dict(loss="direct"), dict(loss="histogram"), dict(masked=True),
-                                  dict(models="unet_residual"), dict(with_valid=True)])
+@pytest.mark.parametrize("more", [
+    dict(loss="direct"), dict(loss="histogram"), dict(loss="median"), dict(masked=True),
+    dict(models="unet_residual"), dict(with_valid=True)])
 def test_every_variant_goes_the_whole_way(more):
     t = pd.DataFrame(ex.run("objective", **TINY, **more))
     assert t[t.what == "model"].test.notna().all() and not set(t) & set(fs.Setting._fields)
@@ -186,8 +187,8 @@ def test_sweeps_are_whole_and_one_is_the_headline():
         assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
 
 
-@pytest.mark.parametrize("name", ["headline", "context", "pretraining", "cost", "light_sheet",
-                                  "clusters"])
+@pytest.mark.parametrize("name", ["headline", "context", "views", "pretraining", "cost",
+                                  "light_sheet", "clusters"])
 def test_tiny_sweeps_run(name):
     p = expand(f"zebrafish/{name}", "tiny")[-1]
     rows = pd.DataFrame(ex.run(**p))

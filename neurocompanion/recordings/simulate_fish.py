@@ -20,23 +20,28 @@ PERIOD = {"gain": 64, "dots": 48, "flash": 32, "taxis": 56, "turning": 64, "posi
 
 def nine_conditions(
     scale: float = 0.1,  # of the public recording's length
+    pace: float = 1.0,   # of the public recording's periods
 ) -> dict:               # name → (frames, period), as `fish` takes them
     "The benchmark's conditions, shorter."
     if not 0 < scale <= 1: raise ParameterError("the scale is out of range", found=scale,
                                                 expected="above 0, at most 1")
-    return {k: (max(2, round(n * scale)), PERIOD[k]) for k, n in FRAMES.items()}
+    if not 0 < pace <= 1: raise ParameterError("the pace is out of range", found=pace,
+                                               expected="above 0, at most 1")
+    return {k: (max(2, round(n * scale)), round(PERIOD[k] * pace)) for k, n in FRAMES.items()}
 
 
 def benchmark_fish(
     cells: int = 120,
     *,
     scale: float = 0.1,  # of the public recording's length
+    pace: float = 1.0,   # of its periods
     seed: int = 0,
     coupling: float = 0.79,  # sum of the weights that a cell hears: the most that is stable
     **how,               # as for `fish`
 ) -> xr.Dataset:         # a recording of kind video
     "A fish that saw nine conditions."
-    return fish(cells, seed=seed, conditions=nine_conditions(scale), coupling=coupling, **how)
+    shown = nine_conditions(scale, pace)
+    return fish(cells, seed=seed, conditions=shown, coupling=coupling, **how)
 
 
 def specimens(

@@ -167,6 +167,12 @@ def show(
     return which.astype(np.int8), np.eye(len(frames), dtype=np.float32)[which] * on[:, None]
 
 # %% ../../nbs/recordings/simulate_video.ipynb #32ceb791
+def _arriving(drive, late):
+    "What reaches each cell so many frames later."  # time cell
+    at = np.arange(len(drive))[:, None] - late
+    return np.where(at < 0, 0, np.take_along_axis(drive, at.clip(0), axis=0))
+
+
 def _brain(which, stimulus, p):
     "Where the cells are, how they are wired, and what they do."
     stream = lambda name: generator(p["seed"], name)
@@ -174,10 +180,12 @@ def _brain(which, stimulus, p):
     centres = place(n, size, p["radius"], stream("tissue"))
     weight, delay = wiring(centres, stream("wiring"), p["coupling"], longest=p["longest"])
     kinds = stimulus.shape[1]
-    sensory = rng.gamma(4, 0.1, (n, kinds)) * (rng.random((n, kinds)) < 0.2)
+    sensory = rng.gamma(4, p["response"] / 4, (n, kinds))
+    sensory *= rng.random((n, kinds)) < p["responding"]
     shape, skip = (len(which) + 50, n), 50
     events = (rng.random(shape) < 0.05) * rng.exponential(1.0, shape)
-    events[skip:] += stimulus @ sensory.T
+    late = np.rint(p["travel"] * centres[:, 2] / size[2]).astype(int)
+    events[skip:] += _arriving(stimulus @ sensory.T, late)
     activity = propagate(events, weight, delay)
     rate = p["frame_rate"]
     bright = np.exp(0.3 * stream("brightness").standard_normal(n))
@@ -209,9 +217,9 @@ def _check_fish(p):
                                              expected="three numbers: z, y, x")
         p[k] = [within(k, x, 1 if whole else 0, whole=whole, above=k == "voxel_size") for x in v]
     within("cells", p["cells"], 6, whole=True), within("longest", p["longest"], 2, 50, whole=True)
-    for k in ("amplitude", "motion", "haze"): within(k, p[k])
+    for k in ("amplitude", "motion", "haze", "response", "travel"): within(k, p[k])
     for k in ("frame_rate", "photons"): within(k, p[k], above=True)
-    within("coupling", p["coupling"], 0, 0.79)
+    within("coupling", p["coupling"], 0, 0.79), within("responding", p["responding"], 0, 1)
     within("radius", p["radius"], 0.5 * math.hypot(*p["voxel_size"]))
     if p["dtype"] not in ("uint16", "float32"):
         raise ParameterError("no camera gives this type", expected="'uint16' or 'float32'",
@@ -249,6 +257,9 @@ def fish(
     frame_rate: float = 1.0,       # volumes per second
     coupling: float = 0.6,         # sum of the weights that a cell hears
     longest: int = 5,              # longest delay between distant partners, frames
+    responding: float = 0.2,       # share of cells that a stimulus drives
+    response: float = 0.4,         # how strongly, on average
+    travel: float = 0.0,           # frames that a response takes through the volume, along x
     amplitude: float = 3.0,        # of activity in the brightness
     blur: tuple|float = (5.0, 1.5, 1.5),  # of the microscope, standard deviation in µm
     haze: float = 0.3,             # light from everywhere, as a share of the mean cell's

@@ -21,6 +21,7 @@ from neurocompanion.zebrafish.methods import (
     unet)
 from .models import flops, receptive_field
 from .training import frame_of, trace_mae
+from .views import views
 
 # %% ../../nbs/zebrafish/experiments.ipynb #da9551bb
 _all_ = ["inputs", "setting"]
@@ -170,7 +171,7 @@ def clusters(
 
 # %% ../../nbs/zebrafish/experiments.ipynb #5b61e96d
 EXPERIMENTS = dict(forecast=forecast, objective=network, width=network, context=context,
-                   pretraining=pretraining, resolution=resolution, cost=cost,
+                   views=views, pretraining=pretraining, resolution=resolution, cost=cost,
                    light_sheet=light_sheet, clusters=clusters)
 
 

@@ -62,10 +62,11 @@ def unet(
     if len(blocks) != 3: raise ParameterError("blocks are three numbers", found=s.blocks,
                                               expected="on the way down, up, and at the lowest")
     rise = ((1, 2, 2),) * (s.coarser.bit_length() - 1) if s.fine else 0
-    direct, many = s.loss == "direct", {"direct": s.horizon, "histogram": 32}
+    direct, many = s.loss == "direct", dict(direct=s.horizon, histogram=32, median=32)
     return UNet3D(s.context, width=s.width, resample=resampling(s), super_resolve=rise,
                   super_width=s.super_width, blocks=blocks, groups=s.groups, dropout=s.dropout,
-                  residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32)
+                  residual=residual, outputs=many.get(s.loss, 1), embedding=0 if direct else 32,
+                  median=s.loss == "median")
 
 # %% ../../nbs/zebrafish/methods.ipynb #21f032ca
 def samples(
@@ -77,7 +78,8 @@ def samples(
     train, valid = starts(s, fish)
     how = dict(context=s.context, horizon=s.horizon, batch=s.batch, target=fish.target)
     looks = min(len(valid) * 2, s.most)
-    return (Samples(fish.video, train, steps=max(1, steps // s.checks), **how),
+    return (Samples(fish.video, train, steps=max(1, steps // s.checks),
+                    whole=s.loss == "direct", **how),
             Samples(fish.video, valid, steps=-(-looks // s.batch), still=True, **how))
 
 # %% ../../nbs/zebrafish/methods.ipynb #8e262d53

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HL_RANGE', 'HL_SIGMA', 'lead_embedding', 'FiLM', 'Norm', 'Block', 'UNet3D', 'load_reference', 'receptive_field',
-           'flops', 'hl_gauss', 'hl_mean', 'hl_loss', 'LinearTraces', 'TiDE', 'TimeMix', 'TSMixer']
+           'flops', 'hl_gauss', 'hl_mean', 'hl_median', 'hl_loss', 'LinearTraces', 'TiDE', 'TimeMix', 'TSMixer']
 
 # %% ../../nbs/zebrafish/models.ipynb #da237ed2
 import math
@@ -140,6 +140,7 @@ class UNet3D(nn.Module):
                  groups: int = 16,         # of a group norm
                  embedding: int = 32,      # of the lead time; 0: the network is not told
                  outputs: int = 1,         # a frame; frames of a whole horizon; bins of a histogram
+                 median: bool = False,     # of the histogram is the forecast, not its mean
                  residual: bool = False,   # forecast the change from the last frame
                  dropout: float = 0.0,     # of features
                  save_memory: bool = False # compute blocks again on the way back
@@ -148,7 +149,7 @@ class UNet3D(nn.Module):
         rise = ((2, 2, 1),) * super_resolve if isinstance(super_resolve, int) else super_resolve
         self.resample, self.rise = steps_of(resample), steps_of(rise)
         self.context, self.outputs, self.embedding = context, outputs, embedding
-        self.residual, self.save_memory = residual, save_memory
+        self.median, self.residual, self.save_memory = median, residual, save_memory
         last = super_width if self.rise else width
         _check_sizes(context, width, last, groups, embedding, outputs, dropout)
         make = lambda n, w: nn.ModuleList(Block(w, groups, embedding, dropout) for _ in range(n))
@@ -368,6 +369,19 @@ def hl_mean(
     edges = torch.linspace(*limits, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
     middle = (edges[1:] + edges[:-1]) / 2
     return torch.einsum("bk...,k->b...", logits.softmax(1), middle)
+
+
+def hl_median(
+    logits: Tensor,            # b bins …
+    limits: tuple = HL_RANGE,
+) -> Tensor:                   # b …
+    "The median of the histogram that outputs stand for; within a bin, along a line."
+    below, n = logits.softmax(1).cumsum(1), logits.shape[1]
+    k = (below < 0.5).sum(1, keepdim=True).clamp(max=n - 1)              # the bin it lies in
+    high = below.gather(1, k)
+    low = torch.where(k > 0, below.gather(1, (k - 1).clamp(min=0)), 0)
+    part = (0.5 - low) / (high - low).clamp_min(1e-9)
+    return (limits[0] + (k + part) * (limits[1] - limits[0]) / n)[:, 0]
 
 
 def hl_loss(

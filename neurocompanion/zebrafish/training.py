@@ -18,7 +18,7 @@ from ..recordings.video import Ahead
 from ..training.fit import Fit, fit
 from ..training.schedules import cosine
 from .data import HORIZON, cut
-from .models import UNet3D, hl_loss, hl_mean
+from .models import UNet3D, hl_loss, hl_mean, hl_median
 
 # %% ../../nbs/zebrafish/training.ipynb #e11ff1aa
 class CellMeans(nn.Module):
@@ -50,8 +50,14 @@ def frame_of(
 ) -> Tensor:        # b z y x
     "The frame that a network forecasts, whatever its outputs mean."
     y = model(x, lead if model.embedding else None)
-    if model.embedding: return y[:, 0] if model.outputs == 1 else hl_mean(y)
+    if model.embedding and model.outputs == 1: return y[:, 0]
+    if model.embedding: return (hl_median if model.median else hl_mean)(y)
     return y[torch.arange(len(y)), lead.long() - 1]
+
+
+def _asked(model, x, lead, y):
+    "The forecast of what `y` holds: one frame, or all frames of the horizon."  # b z y x, b h z y x
+    return model(x) if y.ndim == 5 else frame_of(model, x, lead)
 
 
 def trace_mae(cells) -> Callable:  # masks  # z y x
@@ -60,7 +66,7 @@ def trace_mae(cells) -> Callable:  # masks  # z y x
 
     def loss(model, x, lead, y):
         at = means.to(x.device)
-        return (at(frame_of(model, x, lead)) - at(y)).abs().mean()
+        return (at(_asked(model, x, lead, y)) - at(y)).abs().mean()
     return loss
 
 
@@ -97,6 +103,7 @@ class Samples:
                  batch: int = 1,
                  still: bool = False,   # the same draws in every epoch, for validation
                  target=None,           # what is forecast, where it is finer than `video`
+                 whole: bool = False,   # all frames that come, not the one at the lead time
                  part: tuple = (0, 1),  # of a batch, which and of how many is read here
                  memory: int = 256 << 20):  # bytes read ahead
         if not len(starts): raise ParameterError("there is no window to train on", found="none",
@@ -104,7 +111,7 @@ class Samples:
         self.video, self.target = video, video if target is None else target
         self.starts, self.context, self.horizon = np.asarray(starts), context, horizon
         self.steps, self.batch = steps or -(-len(starts) // batch), batch
-        self.still, self.memory, self.part = still, memory, part
+        self.still, self.memory, self.part, self.whole = still, memory, part, whole
         if batch % part[1]: raise ParameterError(
             "a batch does not fall into equal parts", found=f"{batch} samples",
             expected=f"a multiple of {part[1]}")
@@ -121,7 +128,9 @@ class Samples:
         "One batch."
         C, draw = self.context, draw[self.part[0]::self.part[1]]
         x = np.stack([self.video[a:a + C] for a, _ in draw])
-        y = np.stack([self.target[a + C + h - 1] for a, h in draw])
+        ahead = [slice(a + C, a + C + self.horizon) if self.whole else a + C + h - 1
+                 for a, h in draw]
+        y = np.stack([self.target[k] for k in ahead])
         return (np.ascontiguousarray(x, np.float32), np.ascontiguousarray(draw[:, 1]),
                 np.ascontiguousarray(y, np.float32))
 

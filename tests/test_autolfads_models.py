@@ -355,6 +355,15 @@ def test_compiled_once(compiler, tmp_path, monkeypatch):
     assert native.library() is not None
 
 
+@pytest.mark.parametrize("n", [1, 3, 4, 30001])
+def test_masks_do_not_hang_on_threads(n):
+    if native.library() is None: pytest.skip("needs a C compiler")
+    draw = lambda: M._kept((n,), 0.5, torch.zeros(1), torch.Generator().manual_seed(5))
+    one = draw()
+    torch.set_num_threads(2)
+    assert one.shape == (n,) and torch.equal(one, draw())
+
+
 def test_threads_do_not_change_results():
     model, x = M.LFADS(5, 9, **CONTROLLED), counts(200, 9, 5)
     one = gradients(model, x, x)

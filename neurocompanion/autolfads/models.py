@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import cells
+from . import cells, native
 from .baselines import gpfa  # noqa: F401, the model it is held against
 from ..core import ParameterError, RecordingError, keep_memory
 
@@ -76,6 +76,7 @@ def _linear(reads, out, bias=True):
 
 def _kept(shape, rate, like, generator=None):
     "A mask, True with probability 1 - rate: sixteen random bits an element."
+    if like.is_cpu and native.library(): return native.kept(shape, rate, generator)
     n = math.prod(shape)
     bits = torch.empty(n // 4 + 1, dtype=torch.int64, device=like.device)
     bits.random_(-2**63, None, generator=generator)

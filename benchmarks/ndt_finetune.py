@@ -1,6 +1,6 @@
 """Fine-tuning eight sessions on one frozen body: together, one after the other, and written out.
 
-    python benchmarks/ndt_finetune.py [small paper] [--threads 1 2] [--repeats 3]
+    python benchmarks/ndt_finetune.py [tiny small paper] [--threads 1 2] [--repeats 3]
 
 The three take turns in one process, on the same threads:
 
@@ -102,7 +102,7 @@ def compare(name, threads, repeats):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("widths", nargs="*", default=["small", "paper"], help="tiny, small, paper")
+    ask.add_argument("widths", nargs="*", default=["tiny", "small", "paper"], help="tiny, small, paper")
     ask.add_argument("--threads", nargs="+", type=int, default=[2])
     ask.add_argument("--repeats", type=int, default=3)
     asked = ask.parse_args()

@@ -68,6 +68,15 @@ class Linear(nn.Linear):
     def forward(self, x): return linear(x, self.weight, self.bias)
 
 # %% ../../nbs/sessions/products.ipynb #c4cfae85
+def _bits(parts, device):
+    "Sixteen random bits for each element of parts of one shape."
+    n = math.prod(parts[0][1:])
+    bits = torch.empty(len(parts), n // 4 + 1, dtype=torch.int64, device=device)
+    for row, (generator, *_) in zip(bits.unbind(), parts):
+        row.random_(-2**63, None, generator=generator)
+    return bits.view(torch.int16)[:, :n]
+
+
 def keep(
     shape: tuple,   # of the activations, the samples first
     rate: float,    # share that is dropped, in steps of 1/65536
@@ -75,15 +84,16 @@ def keep(
     streams=None,   # [(generator, samples, …)] that make up the batch; None: PyTorch's own numbers
 ) -> Tensor:        # 0 or 1/(1 - rate); 0 where a part is shorter than the batch
     "What dropout multiplies with."
-    limit, at = round(rate * 2**16) - 2**15, 0
-    kept = torch.zeros(shape, dtype=torch.bool, device=like.device)
-    for generator, *own in streams or [(None, *shape[:-1])]:
-        own = (*own, *shape[len(own):])                         # a part's own shape
-        n = math.prod(own)
-        bits = torch.empty(n // 4 + 1, dtype=torch.int64, device=like.device)
-        bits = bits.random_(-2**63, None, generator=generator).view(torch.int16)[:n].view(own)
-        torch.ge(bits, limit, out=kept[at:at + own[0]][(slice(None), *map(slice, own[1:]))])
-        at += own[0]
+    limit, streams = round(rate * 2**16) - 2**15, streams or [(None, *shape[:-1])]
+    parts = [(generator, *own, *shape[len(own):]) for generator, *own in streams]
+    if len({p[1:] for p in parts}) == 1 and parts[0][2:] == tuple(shape[1:]):
+        kept = (_bits(parts, like.device) >= limit).view(shape)         # all alike: in one go
+    else:
+        kept, at = torch.zeros(shape, dtype=torch.bool, device=like.device), 0
+        for part in parts:
+            own, within = part[1:], (slice(at, at + part[1]), *map(slice, part[2:]))
+            torch.ge(_bits([part], like.device).view(own), limit, out=kept[within])
+            at += own[0]
     return kept.to(like.dtype).mul_(2**16 / (2**15 - limit))    # so that the mean stays
 
 

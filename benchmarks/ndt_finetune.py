@@ -102,7 +102,7 @@ def compare(name, threads, repeats):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("widths", nargs="*", default=["tiny", "small", "paper"], help="tiny, small, paper")
+    ask.add_argument("widths", nargs="*", default=list(WIDTHS), help="tiny, small, paper")
     ask.add_argument("--threads", nargs="+", type=int, default=[2])
     ask.add_argument("--repeats", type=int, default=3)
     asked = ask.parse_args()

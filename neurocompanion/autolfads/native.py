@@ -527,7 +527,7 @@ def library() -> ctypes.CDLL | None:  # None: the loops in PyTorch do
     "The compiled loops, where they can be had."
     if not (command := _compiler()): return None
     try: lib = ctypes.CDLL(str(_compiled(command)))
-    except (OSError, subprocess.SubprocessError): return None
+    except (OSError, RuntimeError, subprocess.SubprocessError): return None  # RuntimeError: no home
     for kind, pointers in ("net", 4), ("layer", 3):
         size, pack = getattr(lib, kind + "_size"), getattr(lib, kind + "_pack")
         size.restype, size.argtypes = ctypes.c_long, [ctypes.c_long] * 2

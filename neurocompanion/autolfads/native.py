@@ -60,7 +60,7 @@ TILE(tile_8, lane8, 1)
 """
 
 # %% ../../nbs/autolfads/native.ipynb #a692b8bb
-_PRODUCT = r"""
+_PANELS = r"""
 #define CASE(f, r) case r: f(r, k, a, ar, ac, b, bs, c, cs, add); break;
 #ifdef __AVX512F__
 #define MORE(f) CASE(f, 7) CASE(f, 8) CASE(f, 9) CASE(f, 10) CASE(f, 11) CASE(f, 12) CASE(f, 13) \
@@ -79,13 +79,20 @@ static void name(long m, long k, const float *a, long ar, long ac, const float *
 PANEL(panel_wide, tile_wide)
 PANEL(panel_one, tile_one)
 PANEL(panel_8, tile_8)
+"""
+
+# %% ../../nbs/autolfads/native.ipynb #26ecfa75
+_PRODUCT = r"""
+static long width(long left) {   /* of the next tile */
+  return left >= VECS * LANES ? VECS * LANES : left >= LANES ? LANES : 8;
+}
 
 /* c[m, n] (+)= a[m, k] b[k, n]; n is a multiple of 8. Where `total`, b is packed: panels of
    `total` rows each, and rows `from` to `from + k` of them are meant. */
 static void product(long m, long n, long k, const float *a, long ar, long ac, const float *b,
                     long bs, long from, long total, float *c, long cs, int add) {
   for (long j = 0, w; j < n; j += w) {
-    w = n - j >= VECS * LANES ? VECS * LANES : n - j >= LANES ? LANES : 8;
+    w = width(n - j);
     const float *at = total ? b + j * total + from * w : b + j;
     long step = total ? w : bs;
     (w == VECS * LANES ? panel_wide : w == LANES ? panel_one : panel_8)(
@@ -96,14 +103,14 @@ static void product(long m, long n, long k, const float *a, long ar, long ac, co
 /* b[k, used], columns from `used` to n being zero, in panels */
 static void pack(long k, long n, const float *b, long br, long bc, long used, float *to) {
   for (long j = 0, w; j < n; j += w) {
-    w = n - j >= VECS * LANES ? VECS * LANES : n - j >= LANES ? LANES : 8;
+    w = width(n - j);
     for (long p = 0; p < k; p++) for (long q = 0; q < w; q++)
       *to++ = j + q < used ? b[p * br + (j + q) * bc] : 0;
   }
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #a723f2c5
+# %% ../../nbs/autolfads/native.ipynb #d6bb927b
 _NETWORK = r"""
 static long up(long n) { return (n + 7) / 8 * 8; }
 static float *grab(long n) { return calloc(n > 0 ? n : 1, 4); }
@@ -148,10 +155,8 @@ void net_pack(long reads, long k, const float *in, const float *h, const float *
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #b8c064f6
-_FORTH = r"""
-typedef struct { const float *at; long row, n; } part;   /* of what is read: stride, columns */
-
+# %% ../../nbs/autolfads/native.ipynb #e9562e6d
+_EXP = r"""
 static inline float exp_(float x) {
   x = x < -87 ? -87 : x;
   x = x > 88 ? 88 : x;
@@ -171,6 +176,11 @@ static inline float clamped(float x, float clip) {
   x = x > clip ? clip : x;
   return x < -clip ? -clip : x;
 }
+"""
+
+# %% ../../nbs/autolfads/native.ipynb #86398a66
+_FORTH = r"""
+typedef struct { const float *at; long row, n; } part;   /* of what is read: stride, columns */
 
 /* gates [m, 3kp] and the state after h [m, k]; rh is scratch [m, kp] */
 static void forth(const net *w, long m, const part *x, int parts, const float *h, long hr,
@@ -197,7 +207,7 @@ static void forth(const net *w, long m, const part *x, int parts, const float *h
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #e5f8029f
+# %% ../../nbs/autolfads/native.ipynb #7e80038e
 _BACK = r"""
 /* From dh [m, kp], by the state after, to dh by the state before, and dx [m, rp] if asked for.
    `d` [m, 3kp] and rh [m, kp] are scratch; grad [reads + k + 1, 3kp] gains. */
@@ -239,7 +249,7 @@ static void back(const net *w, long m, const part *x, int parts, const float *h,
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #cfaabac4
+# %% ../../nbs/autolfads/native.ipynb #3d8fc989
 _READING = r"""
 typedef struct {   /* t b ., a slice of m trials of b; strides of x and d_out: time, trial */
   long steps, b, m, reads, k, backwards, x_t, x_b, d_t, d_b, dx_t, dx_b;
@@ -261,7 +271,10 @@ void read_forth(const reading *a) {
   }
   free(rh), free(once);
 }
+"""
 
+# %% ../../nbs/autolfads/native.ipynb #b9c2c2a7
+_READ_BACK = r"""
 static void unclamped(float *d, long row, const float *after, long m, long k, float clip) {
   for (long i = 0; i < m; i++) for (long j = 0; j < k; j++)
     if (fabsf(after[i * k + j]) >= clip) d[i * row + j] = 0;
@@ -276,7 +289,6 @@ static void put(float *to, long row, const float *from, long from_row, long m, l
   if (to) for (long i = 0; i < m; i++) memcpy(to + i * row, from + i * from_row, 4 * k);
 }
 
-/* d_h [m, k]: by the last state on the way in, by the first on the way out */
 void read_back(const reading *a) {
   net w = net_of(a->reads, a->k, a->net);
   long m = a->m, k = a->k, kp = w.kp, g = 3 * kp;
@@ -296,7 +308,7 @@ void read_back(const reading *a) {
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #f628237e
+# %% ../../nbs/autolfads/native.ipynb #28710851
 _LAYER = r"""
 typedef struct { long n, k, np, kp; float *bias, *forth, *back, *end; } layer;
 
@@ -321,8 +333,8 @@ static void apply(const layer *w, long m, const float *x, long row, float *y) { 
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #3d8fc989
-_CHAIN = r"""
+# %% ../../nbs/autolfads/native.ipynb #56430672
+_CHAINED = r"""
 typedef unsigned char byte;
 
 typedef struct {   /* t b ., a slice of m trials of b */
@@ -344,7 +356,10 @@ static void dropped(float *to, long row, const float *x, long x_row, const byte 
   else for (long i = 0; i < m; i++) for (long j = 0; j < k; j++)
     to[i * row + j] = keep[i * k + j] ? x[i * x_row + j] * scale : 0;
 }
+"""
 
+# %% ../../nbs/autolfads/native.ipynb #6502d906
+_CHAIN = r"""
 void chain_forth(const chained *a) {
   long m = a->m, b = a->b, u = a->u, fn = a->f_n, cn = a->c_n, gn = a->g_n, cin = a->ci_n,
        en = a->ext_n;
@@ -379,9 +394,8 @@ void chain_forth(const chained *a) {
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #b9c2c2a7
+# %% ../../nbs/autolfads/native.ipynb #aebe8416
 _CHAIN_BACK = r"""
-/* d_c, d_g, d_f: zeros on the way in; by what came before the first step on the way out */
 void chain_back(const chained *a) {
   long m = a->m, b = a->b, u = a->u, fn = a->f_n, cn = a->c_n, gn = a->g_n, cin = a->ci_n,
        en = a->ext_n;
@@ -411,6 +425,10 @@ void chain_back(const chained *a) {
     back(&gen, m, v, 2, t ? a->gs + before * gn : a->g0, gn, a->by_g + t * m * g3, d_gen, rh, dg,
          dx, a->grad_gen);
     if (en) put(a->d_ext + at * en, en, dx + u, gen.rp, m, en);
+"""
+
+# %% ../../nbs/autolfads/native.ipynb #785d01e7
+_CHAIN_BACK_2 = r"""
     /* u and its moments */
     if (a->d_us) add(dx, gen.rp, a->d_us + at * u, u, m, u);
     for (long i = 0; i < m; i++) for (long j = 0; j < u; j++) {
@@ -443,7 +461,7 @@ void chain_back(const chained *a) {
 }
 """
 
-# %% ../../nbs/autolfads/native.ipynb #28710851
+# %% ../../nbs/autolfads/native.ipynb #bab0179b
 _EACH = r"""
 #define EACH(f, type)                                                  \
 void f##_all(const type *slices, long n, int threads) {                \
@@ -456,7 +474,7 @@ EACH(chain_forth, chained)
 EACH(chain_back, chained)
 """
 
-# %% ../../nbs/autolfads/native.ipynb #56430672
+# %% ../../nbs/autolfads/native.ipynb #56423ad9
 _KEEP = r"""
 void keep_all(long quads, unsigned long long seed, int limit, byte *out, int threads) {
   _Pragma("omp parallel for num_threads(threads) if (quads > 8192)")
@@ -469,10 +487,10 @@ void keep_all(long quads, unsigned long long seed, int limit, byte *out, int thr
   }
 }
 """
-SOURCE = "".join((_TILE, _PRODUCT, _NETWORK, _FORTH, _BACK, _READING, _LAYER, _CHAIN, _CHAIN_BACK,
-                  _EACH, _KEEP))
+SOURCE = "".join((_TILE, _PANELS, _PRODUCT, _NETWORK, _EXP, _FORTH, _BACK, _READING,
+                  _READ_BACK, _LAYER, _CHAINED, _CHAIN, _CHAIN_BACK, _CHAIN_BACK_2, _EACH, _KEEP))
 
-# %% ../../nbs/autolfads/native.ipynb #6502d906
+# %% ../../nbs/autolfads/native.ipynb #04836b89
 _FLAGS = "-O3 -fno-math-errno -fno-trapping-math -shared -fPIC -w"
 _WISHES = ("-march=native -fopenmp", "-mcpu=native -fopenmp", "-march=native", "-mcpu=native", "")
 
@@ -492,7 +510,7 @@ def _processor() -> str:
     except OSError: return " ".join(os.uname()) if hasattr(os, "uname") else ""
     return "".join(i for i in lines if i.startswith(("model name", "flags", "Features", "CPU")))
 
-# %% ../../nbs/autolfads/native.ipynb #de21f30c
+# %% ../../nbs/autolfads/native.ipynb #533d4cdb
 def _compiled(command: list) -> Path:
     "The library of this text, compiler and processor; compiled if it is not there yet."
     key = "\n".join((SOURCE, _FLAGS, *_WISHES, *command, _processor()))
@@ -507,7 +525,7 @@ def _compiled(command: list) -> Path:
         else: raise OSError(f"{command[0]} cannot compile the loops")
     return path
 
-# %% ../../nbs/autolfads/native.ipynb #bfdf2a5c
+# %% ../../nbs/autolfads/native.ipynb #3114129b
 def _structure(name):
     "A structure of the C text, by its name there."
     body = re.search(r"typedef struct \{([^}]*)\} " + name + ";", SOURCE)[1]
@@ -521,7 +539,7 @@ def _structure(name):
 
 _Reading, _Chained = _structure("reading"), _structure("chained")
 
-# %% ../../nbs/autolfads/native.ipynb #2ff39db9
+# %% ../../nbs/autolfads/native.ipynb #c02427da
 @cache
 def library() -> ctypes.CDLL | None:  # None: the loops in PyTorch do
     "The compiled loops, where they can be had."
@@ -538,13 +556,13 @@ def library() -> ctypes.CDLL | None:  # None: the loops in PyTorch do
                              ctypes.c_int]
     return lib
 
-# %% ../../nbs/autolfads/native.ipynb #bab0179b
+# %% ../../nbs/autolfads/native.ipynb #6af05f2f
 def usable(x):  # t b i
     "Whether the compiled loops can read `x`."
     return (x.dtype == torch.float32 and x.is_cpu and len(x) > 0 and x.shape[1] > 0
             and library() is not None)
 
-# %% ../../nbs/autolfads/native.ipynb #56423ad9
+# %% ../../nbs/autolfads/native.ipynb #be3e5648
 def kept(shape, rate, generator=None):  # rate: in steps of 1/65536
     "A mask, True with probability 1 - rate; one number of `generator` decides."
     seed, n = torch.randint(2**63 - 1, (), generator=generator).item(), math.prod(shape)
@@ -553,7 +571,7 @@ def kept(shape, rate, generator=None):  # rate: in steps of 1/65536
                        torch.get_num_threads())
     return out[:n].view(shape)
 
-# %% ../../nbs/autolfads/native.ipynb #533d4cdb
+# %% ../../nbs/autolfads/native.ipynb #d1844945
 def _up(n): return -(-n // 8) * 8
 
 
@@ -577,7 +595,7 @@ def _rows(x):
     "`x`, with each row in one piece."
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
-# %% ../../nbs/autolfads/native.ipynb #3114129b
+# %% ../../nbs/autolfads/native.ipynb #00666f4b
 def _run(name, slices):
     "Call a loop for all slices."
     items = (type(slices[0]) * len(slices))(*slices)
@@ -599,7 +617,7 @@ def _summed(grads, k, gates=3):  # s rows gates·kp -> gates·k rows
     g = grads.sum(0)
     return g.view(len(g), gates, -1)[..., :k].reshape(len(g), gates * k).mT
 
-# %% ../../nbs/autolfads/native.ipynb #c02427da
+# %% ../../nbs/autolfads/native.ipynb #8787f0f1
 def read_forth(x, h0, weights, clip, backwards=False, keep=True):
     "All states, the last one, and what is needed to walk back."
     x, (h0,) = _rows(x), _dense(h0)
@@ -633,7 +651,7 @@ def read_back(x, h0, weights, out, kept, d_out, d_last, clip, backwards, wants):
     g = _summed(grads, k)
     return d_x, d_h, g[:, :reads], g[:, reads:-1], g[:, -1]
 
-# %% ../../nbs/autolfads/native.ipynb #12196400
+# %% ../../nbs/autolfads/native.ipynb #97db4ce0
 _GIVEN = "ci ext c0 g0 f0 noise keep_ci keep_f keep_g".split()
 _MADE = "cs moments us gs fs".split()
 
@@ -650,7 +668,7 @@ def _chained(given, packed, gates, cuts, clip, scale, grads=()):
                      **{f"grad_{name}": _ptr(g[i]) for name, g in zip(names, grads)})
             for i, (lo, hi) in enumerate(cuts)]
 
-# %% ../../nbs/autolfads/native.ipynb #41c61238
+# %% ../../nbs/autolfads/native.ipynb #28a587a4
 def chain_forth(ci, ext, c0, g0, f0, con, gen, out, fac, noise, keeps, scale, clip, keep=True):
     "Controller states, moments of u, u, generator states, factors; what is needed to walk back."
     given = dict(zip(_GIVEN, _dense(ci, ext, c0, g0, f0, noise, *keeps)))

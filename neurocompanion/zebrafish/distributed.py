@@ -254,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
     add("--save-memory", action="store_true", help="compute blocks again on the way back")
     return ask
 
-
+# %% ../../nbs/zebrafish/distributed.ipynb #5c1de0a3
 def _simulated(seed):
     "A fish for trying things out."
     from neurocompanion.recordings.simulate_video import fish

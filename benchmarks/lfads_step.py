@@ -140,7 +140,7 @@ def compare(name, threads, repeats):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("shapes", nargs="*", default=list(SHAPES), help="laptop, lorenz, chaotic, maze")
+    ask.add_argument("shapes", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
     ask.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     ask.add_argument("--repeats", type=int, default=5)
     asked = ask.parse_args()

@@ -26,8 +26,8 @@ import numpy as np
 
 from neurocompanion import core
 from neurocompanion.recordings.standard import traces
-from neurocompanion.recordings.worm import read_worms
-from neurocompanion.recordings.worm_writers import write_kato
+from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.worm.writer import write_kato
 
 
 def simulated(folder, worms=5, neurons=110, T=3000):

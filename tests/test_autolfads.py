@@ -9,7 +9,7 @@ import torch
 
 from neurocompanion.autolfads import data as ad, experiments as ex, methods as me, tasks as ts
 from neurocompanion.core import NeurocompanionError, ParameterError, home
-from neurocompanion.recordings import simulate_spikes
+from neurocompanion.recordings.spikes import simulate as simulate_spikes
 from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sweeps.sweep import expand, load, write_run
 
@@ -209,7 +209,7 @@ def test_every_real_task(mirror):
 
 
 def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
-    from neurocompanion.recordings.spike_files import read_spikes
+    from neurocompanion.recordings.spikes.reader import read_spikes
     path = Path(mirror) / "macaque_small/DAD/chewie_demo.mat"
     x = read_spikes(path)[0]["spikes"].values
     assert ts.unslide(x, 8)[1] > 0.99

@@ -8,7 +8,7 @@ from sklearn.linear_model import PoissonRegressor
 from neurocompanion.autolfads import baselines as B, encoding as E
 from neurocompanion.autolfads.decoding import cross_decode, fit_decoder
 from neurocompanion.core import ParameterError
-from neurocompanion.recordings.simulate_spikes import chaotic_rnn, lorenz
+from neurocompanion.recordings.spikes.simulate import chaotic_rnn, lorenz
 from neurocompanion.training.metrics import pseudo_r2, r2
 
 NOISE = 1e-3

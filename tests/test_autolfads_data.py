@@ -10,10 +10,10 @@ from neurocompanion.autolfads.data import (
     Pair, Spikes, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
     withhold)
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings.simulate import worms
-from neurocompanion.recordings.spike_files import read_dad
-from neurocompanion.recordings.spike_hdf5 import read_nlb
-from neurocompanion.recordings.spikes import merge
+from neurocompanion.recordings.worm.simulate import worms
+from neurocompanion.recordings.spikes.reader import read_dad
+from neurocompanion.recordings.spikes.hdf5 import read_nlb
+from neurocompanion.recordings.spikes.counts import merge
 from neurocompanion.recordings.standard import open_recording, save, spikes
 
 

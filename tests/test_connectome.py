@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings.connectome import (
+from neurocompanion.recordings.worm.connectome import (
     CONNECTOMES, adjacency, agreement, load_connectome, read_connectome)
-from neurocompanion.recordings.simulate import SHARED
+from neurocompanion.recordings.worm.simulate import SHARED
 from neurocompanion.recordings.standard import NEURONS
 
 

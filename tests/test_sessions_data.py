@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings import simulate_spikes
-from neurocompanion.recordings.simulate import worms
-from neurocompanion.recordings.spike_writers import write_ibl, write_matlab
+from neurocompanion.recordings.spikes import simulate as simulate_spikes
+from neurocompanion.recordings.worm.simulate import worms
+from neurocompanion.recordings.spikes.writer import write_ibl, write_matlab
 from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sessions.data import (
     fewer, from_recording, identity, part_sizes, split_time, split_trials)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from neurocompanion.core import ParameterError, mirror_dir, sha256
-from neurocompanion.recordings.simulate import noise_floor, observed, worms
-from neurocompanion.recordings.simulate_spikes import chaotic_rnn, lorenz, sessions
-from neurocompanion.recordings.simulate_video import fish
+from neurocompanion.recordings.simulate import observed
+from neurocompanion.recordings.worm.simulate import noise_floor, worms
+from neurocompanion.recordings.spikes.simulate import chaotic_rnn, lorenz, sessions
+from neurocompanion.recordings.video.simulate import fish
 from neurocompanion.recordings.standard import NEURONS, check, open_recording, save, to_302
 
 MAKE = {

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings import simulate_pool as sp
-from neurocompanion.recordings.simulate_pool import POOL, plan, read_pool, write_pool
+from neurocompanion.recordings.worm import simulate_pool as sp
+from neurocompanion.recordings.worm.simulate_pool import POOL, plan, read_pool, write_pool
 from neurocompanion.recordings.standard import NEURONS, check
-from neurocompanion.recordings.worm import read_worms
-from neurocompanion.recordings.worm_labels import SOURCES
+from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.worm.labels import SOURCES
 from neurocompanion.worm_scaling.data import standardise, windows
 
 THIN = dict(worms=0.03, minutes=1.0)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from neurocompanion.core import ParameterError
-from neurocompanion.recordings.simulate_spikes import frequencies, ladder
+from neurocompanion.recordings.spikes.simulate import frequencies, ladder
 from neurocompanion.recordings.standard import check, open_recording, save
 
 

@@ -9,11 +9,11 @@ import xarray as xr
 from scipy.io import loadmat, savemat
 
 from neurocompanion.core import NeurocompanionError, ParameterError, RecordingError, sha256
-from neurocompanion.recordings.simulate_spikes import lorenz
-from neurocompanion.recordings.spike_files import READERS, read_ibl, read_spikes
-from neurocompanion.recordings.spike_hdf5 import counted, read_lfads, read_nlb
-from neurocompanion.recordings.spike_nwb import read_nwb
-from neurocompanion.recordings.spike_writers import MATLAB, write_ibl, write_matlab, write_nwb
+from neurocompanion.recordings.spikes.simulate import lorenz
+from neurocompanion.recordings.spikes.reader import READERS, read_ibl, read_spikes
+from neurocompanion.recordings.spikes.hdf5 import counted, read_lfads, read_nlb
+from neurocompanion.recordings.spikes.nwb import read_nwb
+from neurocompanion.recordings.spikes.writer import MATLAB, write_ibl, write_matlab, write_nwb
 from neurocompanion.recordings.standard import check, open_recording, save
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings import video as V
+from neurocompanion.recordings.video import film as V
 
 FILM = np.arange(5 * 3 * 4 * 6, dtype=np.uint16).reshape(5, 3, 4, 6)   # time z y x
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, to_302, traces)
-from neurocompanion.recordings.worm import clean_names, read_worms
-from neurocompanion.recordings.worm_writers import write_kato
+from neurocompanion.recordings.worm.reader import clean_names, read_worms
+from neurocompanion.recordings.worm.writer import write_kato
 
 
 def worm(seed=0, T=50, names=("AVAL", "?001", "VB1", "AS10", "DA2"), **changes):

@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings.simulate import observed, worms
+from neurocompanion.recordings.simulate import observed
+from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, traces)
-from neurocompanion.recordings.worm import read_worms
-from neurocompanion.recordings.worm_labels import SOURCES, fill_gaps
-from neurocompanion.recordings.worm_zimmer import Mat73
-from neurocompanion.recordings.worm_writers import (
+from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.worm.labels import SOURCES, fill_gaps
+from neurocompanion.recordings.worm.zimmer import Mat73
+from neurocompanion.recordings.worm.writer import (
     WRITERS, ZIMMER, expected, write_flavell_h5, write_flavell_json, write_flavell_labels,
     write_leifer, write_worms, write_yemini, write_zimmer)
 

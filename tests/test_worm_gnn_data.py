@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings.simulate_pool import write_pool
-from neurocompanion.recordings.worm import read_worms
-from neurocompanion.recordings.worm_writers import write_kato
+from neurocompanion.recordings.worm.simulate_pool import write_pool
+from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.worm.writer import write_kato
 from neurocompanion.worm_gnn.data import (
     CHUNK, SHARED_3, SHARED_15, derivative, folds, load_flavell, load_kato, load_nichols,
     neuron_table, scaled, simulated_nichols, simulated_worms, training_sets, unseen)

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from neurocompanion.core import ParameterError, RecordingError
-from neurocompanion.recordings import simulate
+from neurocompanion.recordings.worm import simulate
 from neurocompanion.recordings.standard import NEURONS, open_recording, save, traces
 from neurocompanion.training.fit import fit
 from neurocompanion.worm_scaling import data, models

@@ -9,7 +9,7 @@ from neurocompanion.worm_scaling import data, models
 @pytest.fixture(scope="module")
 def kato(mirror):
     from neurocompanion.recordings.sources import fetch
-    from neurocompanion.recordings.worm import read_worms
+    from neurocompanion.recordings.worm.reader import read_worms
     return read_worms(fetch("kato2015"))
 
 
@@ -126,7 +126,7 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
 
 
 def simulated_files(folder, seed, worms=2):
-    from neurocompanion.recordings import simulate
+    from neurocompanion.recordings.worm import simulate
     from neurocompanion.recordings.standard import save
     for worm in simulate.worms(worms, seed=seed, duration=300):
         save(worm, folder / f"{worm.attrs['subject']}.nc")
@@ -161,7 +161,7 @@ def test_own_files_are_known_by_folder_and_content(own_cache):
 
 def test_own_folder_of_both_kinds(own_cache):
     "Recordings of the standard beside published files, hidden copies and a text."
-    from neurocompanion.recordings.simulate_pool import write_pool
+    from neurocompanion.recordings.worm.simulate_pool import write_pool
     from neurocompanion.worm_scaling import pool
     place = own_cache / "own"
     simulated_files(place, 1, 1)

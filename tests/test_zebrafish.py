@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neurocompanion.core import NeurocompanionError, ParameterError, home
-from neurocompanion.recordings.simulate_fish import benchmark_fish
+from neurocompanion.recordings.video.simulate_fish import benchmark_fish
 from neurocompanion.recordings.standard import save as save_recording
 from neurocompanion.sweeps.sweep import expand, load
 from neurocompanion.zebrafish import experiments as ex

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neurocompanion.core import ParameterError
-from neurocompanion.recordings.simulate_video import fish
+from neurocompanion.recordings.video.simulate import fish
 from neurocompanion.recordings.standard import save
 from neurocompanion.zebrafish import distributed, sharding, training
 from neurocompanion.zebrafish.data import extract_traces, split_conditions, windows

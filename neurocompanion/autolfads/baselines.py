@@ -14,7 +14,7 @@ import numpy as np
 
 from .decoding import _threads, cross_decode
 from ..core import ParameterError, progress
-from ..recordings.spikes import kernel, smooth
+from ..recordings.spikes.counts import kernel, smooth
 from ..training.metrics import r2
 
 # %% ../../nbs/autolfads/baselines.ipynb #c0a7d4e0

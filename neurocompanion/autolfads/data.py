@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from ..core import ParameterError, RecordingError
-from ..recordings import simulate_spikes
+from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.simulate import generator, within
-from ..recordings.spike_hdf5 import read_lfads
-from ..recordings.spikes import chop
+from ..recordings.spikes.hdf5 import read_lfads
+from ..recordings.spikes.counts import chop
 from ..recordings.standard import check
 
 # %% ../../nbs/autolfads/data.ipynb #56265f01

@@ -18,7 +18,7 @@ from .subspaces import soft_normalise
 from .tasks import Setting, behaviour_of, chops, halves, setting, study
 from .tasks import inputs  # noqa: F401  what a run reads, for `run`
 from ..core import ParameterError, TrainingError, experiment_of
-from ..recordings.spikes import smooth
+from ..recordings.spikes.counts import smooth
 from ..training.metrics import r2
 
 # %% ../../nbs/autolfads/experiments.ipynb #d9654d26

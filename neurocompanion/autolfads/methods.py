@@ -19,7 +19,7 @@ from .pbt import SPACE, Search, pbt, random_search
 from .tasks import METHODS, Setting
 from .training import Trained, finished, maker, train
 from ..core import ParameterError
-from ..recordings.spikes import smooth
+from ..recordings.spikes.counts import smooth
 from ..training.metrics import bits_per_spike, r2
 
 # %% ../../nbs/autolfads/methods.ipynb #4ab54920

@@ -15,12 +15,13 @@ import numpy as np
 from . import data as ad
 from .models import Hyper
 from ..core import ParameterError, RecordingError, asked, checksum
-from ..recordings import simulate, simulate_spikes
+from ..recordings.worm import simulate
+from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.sources import fetch, registry
-from ..recordings.spike_files import read_spikes
-from ..recordings.spikes import chop, merge, rebin
+from ..recordings.spikes.reader import read_spikes
+from ..recordings.spikes.counts import chop, merge, rebin
 from ..recordings.standard import open_recording
-from ..recordings.worm import read_worms
+from ..recordings.worm.reader import read_worms
 
 # %% ../../nbs/autolfads/tasks.ipynb #2df556ef
 class Task(NamedTuple):

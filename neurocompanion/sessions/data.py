@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from ..core import ParameterError, RecordingError
 from ..recordings.simulate import generator, within
-from ..recordings.spikes import rebin, whole_bins
+from ..recordings.spikes.counts import rebin, whole_bins
 from ..recordings.standard import check
 
 # %% ../../nbs/sessions/data.ipynb #2e5eaa6f

@@ -14,8 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from ..core import NeurocompanionError, ParameterError, RecordingError, checksum
 from ..core import files_below, sha256
-from ..recordings import simulate, simulate_spikes, sources, worm
-from ..recordings import spike_files as sf
+from ..recordings import sources
+from ..recordings.worm import simulate
+from ..recordings.spikes import simulate as simulate_spikes
+from ..recordings.worm import reader as worm
+from ..recordings.spikes import reader as sf
 from ..recordings.simulate import generator, within
 from ..recordings.standard import open_recording
 from .data import Session, from_recording, identity

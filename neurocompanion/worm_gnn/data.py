@@ -17,12 +17,13 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 from ..core import ParameterError, RecordingError
-from ..recordings.simulate import SHARED, generator, worms
+from ..recordings.simulate import generator
+from ..recordings.worm.simulate import SHARED, worms
 from ..recordings.sources import fetch
 from ..recordings.standard import state_names
-from ..recordings.worm import clean_names, read_worms
-from ..recordings.worm_writers import write_zimmer
-from ..recordings.worm_zimmer import zimmer_root
+from ..recordings.worm.reader import clean_names, read_worms
+from ..recordings.worm.writer import write_zimmer
+from ..recordings.worm.zimmer import zimmer_root
 
 # %% ../../nbs/worm_gnn/data.ipynb #88e301f7
 SHARED_15 = SHARED                    # identified in all five worms of Kato 2015

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..core import ParameterError, asked, checksum, experiment_of, sha256
-from ..recordings import connectome as wiring
-from ..recordings.simulate_pool import write_pool
+from ..recordings.worm import connectome as wiring
+from ..recordings.worm.simulate_pool import write_pool
 from ..recordings.sources import fetch, registry
 from ..training.metrics import interval
 from . import data as wd, training as tr

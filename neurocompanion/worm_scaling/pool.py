@@ -13,9 +13,9 @@ import numpy as np
 from ..core import (ParameterError, RecordingError, atomic_path, cache_dir, checksum,
                                  files_below, sha256)
 from ..recordings import sources
-from ..recordings.simulate_pool import read_pool, write_pool
+from ..recordings.worm.simulate_pool import read_pool, write_pool
 from ..recordings.standard import open_recording, traces
-from ..recordings.worm import read_worms
+from ..recordings.worm.reader import read_worms
 from . import data as wd
 
 # %% ../../nbs/worm_scaling/pool.ipynb #271b52bb

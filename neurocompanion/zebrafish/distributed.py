@@ -19,7 +19,7 @@ import torch.distributed as dist
 from ..core import (
     NeurocompanionError, ParameterError, atomic_path, default_device, set_seed)
 from ..recordings.standard import open_recording
-from ..recordings.video import df_over_f
+from ..recordings.video.film import df_over_f
 from ..training.fit import fit
 from ..training.schedules import cosine, make_optimiser
 from .data import (
@@ -257,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
 # %% ../../nbs/zebrafish/distributed.ipynb #5c1de0a3
 def _simulated(seed):
     "A fish for trying things out."
-    from neurocompanion.recordings.simulate_video import fish
+    from neurocompanion.recordings.video.simulate import fish
     return fish(60, seed=seed, shape=(4, 64, 64), radius=2.5, voxel_size=(3, 1, 1))
 
 

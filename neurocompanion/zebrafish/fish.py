@@ -17,9 +17,9 @@ import xarray as xr
 
 from ..core import ParameterError, RecordingError, asked, checksum
 from ..recordings import sources
-from ..recordings.simulate_fish import benchmark_fish
+from ..recordings.video.simulate_fish import benchmark_fish
 from ..recordings.standard import open_recording
-from ..recordings.video import (
+from ..recordings.video.film import (
     View, open_zapbench, read_clusters, read_series_fish, segment)
 from neurocompanion.zebrafish.data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
@@ -288,7 +288,7 @@ def film(
     ds = recorded(s.data, "video")
     if "cells" not in ds: raise RecordingError("the film has no masks", where=s.data,
                                                found="no `cells`", expected="cells(z, y, x)",
-                                               fix="Find them: recordings.video.segment")
+                                               fix="Find them: recordings.video.film.segment")
     n = ds.sizes["time"]
     splits = recording_splits(ds) if "condition" in ds else split_conditions(
         (0, n), ("all",), held_out=(), padding=0)

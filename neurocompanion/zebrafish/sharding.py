@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 
 from ..core import ParameterError, TrainingError
-from ..recordings.video_files import View
+from ..recordings.video.reader import View
 from .models import UNet3D, hl_loss
 from .training import CellMeans, frame_of, trace_mae
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ParameterError, default_device
-from ..recordings.video import Ahead
+from ..recordings.video.film import Ahead
 from ..training.fit import Fit, fit
 from ..training.schedules import cosine
 from .data import HORIZON, cut

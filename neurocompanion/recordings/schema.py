@@ -38,7 +38,7 @@ NEURONS = sorted(
     + [f"{c}{i}" for c, n in _NUMBERED.items() for i in range(1, n + 1)])
 
 # %% ../../nbs/recordings/schema.ipynb #c18be488
-def _fail(ds, what, expected=None, found=None, fix=None, at=None):
+def fail(ds, what, expected=None, found=None, fix=None, at=None):
     "Raise a RecordingError that begins with the file or subject, and the place in it."
     where = ds.encoding.get("source") or \
         f"{ds.attrs.get('kind', 'recording')} of {ds.attrs.get('subject', 'an unnamed subject')}"
@@ -46,16 +46,16 @@ def _fail(ds, what, expected=None, found=None, fix=None, at=None):
                          expected=expected, found=found, fix=fix)
 
 
-def _times(sizes): return " × ".join(map(str, sizes)) or "one value"
+def sizes_text(sizes): return " × ".join(map(str, sizes)) or "one value"
 
 # %% ../../nbs/recordings/schema.ipynb #78e2d57b
-def _plain(value):
+def plain(value):
     "Attributes as plain Python: numbers, text, truth values, None, lists and dicts of these."
     if isinstance(value, np.generic): return value.item()
-    if isinstance(value, np.ndarray): return _plain(value.tolist())
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray): return plain(value.tolist())
+    if isinstance(value, (list, tuple)): return [plain(v) for v in value]
     if isinstance(value, dict): return {
-        str(k): v if type(v) in _SIMPLE else _plain(v) for k, v in value.items()}
+        str(k): v if type(v) in _SIMPLE else plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -71,11 +71,11 @@ def _check_attrs(ds):
     a = ds.attrs
     for key in ("subject", "source", "units"):
         if not isinstance(a.get(key), str) or not a[key].strip():
-            _fail(ds, f"attribute `{key}` is missing or not text", "a short text",
+            fail(ds, f"attribute `{key}` is missing or not text", "a short text",
                   repr(a[key]) if key in a else "nothing", f'Set ds.attrs["{key}"]')
     for key in ("doi", "licence", "sha256"):
         if not isinstance(a.get(key, ""), str):
-            _fail(ds, f"attribute `{key}` is not text", "text, empty where unknown",
+            fail(ds, f"attribute `{key}` is not text", "text, empty where unknown",
                   repr(a[key]), f'Set ds.attrs["{key}"]')
 
 # %% ../../nbs/recordings/schema.ipynb #f7cd2140
@@ -83,7 +83,7 @@ def _check_storable(ds):
     "Names, types and attributes that a netCDF file can hold and give back unchanged."
     for name in [*ds.variables, *ds.sizes]:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name):
-            _fail(ds, f"{name!r} cannot name a variable or a dimension",
+            fail(ds, f"{name!r} cannot name a variable or a dimension",
                   "text without blanks or slashes", repr(name), "Use ds.rename")
     for name, v in ds.variables.items(): _check_type(ds, name, v)
     for key, value in ds.attrs.items(): _check_attr(ds, "the recording", key, value)
@@ -91,7 +91,7 @@ def _check_storable(ds):
         for key, value in v.attrs.items(): _check_attr(ds, f"`{name}`", key, value)
 
 # %% ../../nbs/recordings/schema.ipynb #fcb3d294
-def _is_text(v) -> bool:
+def is_text(v) -> bool:
     "Whether a variable holds text and only text."
     if getattr(v.dtype, "kind", "O") == "U": return True
     return v.dtype.kind in "OT" and all(isinstance(s, str) for s in np.ravel(v.values))
@@ -105,14 +105,14 @@ _CONVERT = {"f": "Convert it with .astype('float32')", "S": "Decode it with .ast
 def _check_type(ds, name, v):
     "The type of a variable, and the text in it."
     kind = v.dtype.kind if isinstance(v.dtype, np.dtype) else "pandas"
-    text = kind in "UOT" and _is_text(v)
+    text = kind in "UOT" and is_text(v)
     if not text and kind not in "iufb" or kind == "f" and v.dtype.itemsize not in (4, 8):
-        _fail(ds, f"variable `{name}` has a type that a file cannot hold",
+        fail(ds, f"variable `{name}` has a type that a file cannot hold",
               "float32, float64, integers, truth values or text", str(v.dtype),
               _CONVERT.get(kind, "Give all its entries one type, such as text with .astype(str)"))
     for t in np.ravel(v.values).tolist() if text else ():
         if "\0" in t or t.encode(errors="ignore").decode() != t:
-            _fail(ds, f"variable `{name}` has text that a file cannot hold", "Unicode text",
+            fail(ds, f"variable `{name}` has text that a file cannot hold", "Unicode text",
                   repr(t), "Remove the odd characters")
 
 # %% ../../nbs/recordings/schema.ipynb #97863b1e
@@ -124,14 +124,14 @@ def _check_attr(ds, owner, key, value):
     "One attribute, of the recording or of a variable."
     label = f"attribute `{key}` of {owner}"
     if not (isinstance(key, str) and re.fullmatch(r"[^\W_]\w*", key)) or key in _RESERVED:
-        _fail(ds, f"{label} has a name that the file needs for itself or cannot hold",
+        fail(ds, f"{label} has a name that the file needs for itself or cannot hold",
               "letters, digits and _", repr(key), "Rename it")
-    try: json.dumps(_plain(value), ensure_ascii=False).encode()
+    try: json.dumps(plain(value), ensure_ascii=False).encode()
     except (TypeError, ValueError) as e:
-        _fail(ds, f"{label} cannot be saved", "text, numbers, truth values, lists, dicts",
+        fail(ds, f"{label} cannot be saved", "text, numbers, truth values, lists, dicts",
               f"{type(value).__name__} ({e})", "Turn it into text or remove it")
     if key == "units" and owner[0] == "`" and str(value).split(" since")[0] in _CALENDAR:
-        _fail(ds, f"{label} would make xarray read times instead of numbers",
+        fail(ds, f"{label} would make xarray read times instead of numbers",
               '"s", "ms" or "min"', repr(value), "Abbreviate it")
 
 # %% ../../nbs/recordings/schema.ipynb #8e0a6166
@@ -139,27 +139,27 @@ def _check_time(ds):
     "Seconds, finite and strictly increasing."
     c = ds.variables.get("time")
     if "time" not in ds.coords or c.dims != ("time",) or c.dtype.kind not in "iuf":
-        _fail(ds, "coordinate `time` is missing or not numbers", "seconds along time", "nothing"
+        fail(ds, "coordinate `time` is missing or not numbers", "seconds along time", "nothing"
               if c is None else f"{c.dtype} along {c.dims}", "Set ds.coords['time'] to the seconds")
     t, units = c.values, c.attrs.get("units", "s")
-    if units != "s": _fail(ds, "time has the wrong units", '"s"', repr(units),
+    if units != "s": fail(ds, "time has the wrong units", '"s"', repr(units),
                            'Convert it to seconds, and call them "s"')
     for i in np.flatnonzero(~np.isfinite(t)):
-        _fail(ds, "time is not finite", "seconds", t[i], "Interpolate it or cut the frames off",
+        fail(ds, "time is not finite", "seconds", t[i], "Interpolate it or cut the frames off",
               f"frame {i}")
     for i in np.flatnonzero(np.diff(t) <= 0) + 1:
-        _fail(ds, "time does not increase", f"more than {t[i-1]:g} s", f"{t[i]:g} s",
+        fail(ds, "time does not increase", f"more than {t[i-1]:g} s", f"{t[i]:g} s",
               "Sort the frames by time and drop doubles", f"frame {i}")
 
 # %% ../../nbs/recordings/schema.ipynb #8f9eb762
 def _check_rate(ds):
     "A sampling rate that agrees with time."
-    rate, t = _plain(ds.attrs.get("sampling_rate")), ds["time"].values
+    rate, t = plain(ds.attrs.get("sampling_rate")), ds["time"].values
     if type(rate) not in (int, float) or not 0 < rate < np.inf:
-        _fail(ds, "attribute `sampling_rate` is missing or not a rate", "a number above 0, in Hz",
+        fail(ds, "attribute `sampling_rate` is missing or not a rate", "a number above 0, in Hz",
               repr(rate), 'Set ds.attrs["sampling_rate"]')
     if len(t) > 1 and not 0.1 < (step := float(np.median(np.diff(t)))) * rate < 10:
-        _fail(ds, "time and sampling rate disagree", f"steps of about {1 / rate:g} s",
+        fail(ds, "time and sampling rate disagree", f"steps of about {1 / rate:g} s",
               f"{step:g} s", "Give time in seconds and sampling_rate in Hz")
 
 # %% ../../nbs/recordings/schema.ipynb #8d97b78b
@@ -167,16 +167,16 @@ def _check_names(ds, dim, numbers=True):
     "A coordinate along `dim` with one distinct name for each entry."
     want = f"one name each, text{' or whole numbers' * numbers}"
     c = ds.variables.get(dim)
-    if c is None or c.dims != (dim,) or not (_is_text(c) or numbers and c.dtype.kind in "iu"):
-        _fail(ds, f"coordinate `{dim}` is missing or not names", want,
+    if c is None or c.dims != (dim,) or not (is_text(c) or numbers and c.dtype.kind in "iu"):
+        fail(ds, f"coordinate `{dim}` is missing or not names", want,
               "nothing" if c is None else f"{c.dtype} over {c.dims}", f"Set ds.coords['{dim}']")
     names, first = c.values, {}
     for i, name in enumerate(names):
         if isinstance(name, str) and not (name.strip() and name.isprintable()):
-            _fail(ds, f"{dim} {i} has no readable name", want, repr(str(name)),
+            fail(ds, f"{dim} {i} has no readable name", want, repr(str(name)),
                   f"Give it one, such as ?{i:03d}")
         if name in first:
-            _fail(ds, f"{dim} {name} is there twice", "distinct names",
+            fail(ds, f"{dim} {name} is there twice", "distinct names",
                   f"entries {first[name]} and {i}", "Rename or drop one of them")
         first[name] = i
 
@@ -184,7 +184,7 @@ def _check_names(ds, dim, numbers=True):
 _BLOCK = 64 << 20  # bytes looked at, or copied, at a time
 
 
-def _blocks(da, desc=""):
+def blocks(da, desc=""):
     "Slices along the first axis, each about `_BLOCK` bytes."
     starts = range(0, len(da), max(1, int(_BLOCK * len(da) // max(da.nbytes, 1))))
     bar = progress(starts, desc=desc) if da.nbytes > 4 * _BLOCK else starts
@@ -204,7 +204,7 @@ def _check_values(ds, name, bad, what, expected, fix):
     "No value of a variable may be `bad`; names the first one that is."
     da = ds[name]
     if bad is _not_finite and da.dtype.kind != "f": return
-    for rows in _blocks(da, f"checking {name}"):
+    for rows in blocks(da, f"checking {name}"):
         block = da[rows].values
         with np.errstate(all="ignore"):
             if bad is _not_finite and np.isfinite(block.sum()): continue   # no mask is needed
@@ -212,7 +212,7 @@ def _check_values(ds, name, bad, what, expected, fix):
         if not hit.any(): continue
         at = [int(i) for i in np.unravel_index(hit.argmax(), hit.shape)]
         found = f"{block[tuple(at)]} ({hit.sum()} such values)"
-        _fail(ds, f"`{name}` {what}", expected, found, fix,
+        fail(ds, f"`{name}` {what}", expected, found, fix,
               _place(ds, da, [at[0] + rows.start, *at[1:]]))
 
 # %% ../../nbs/recordings/schema.ipynb #2e252927
@@ -221,18 +221,18 @@ def _check_main(ds):
     kind, units = ds.attrs["kind"], ds.attrs.get("units")
     main, dims = KINDS[kind]
     if main not in ds.data_vars:
-        _fail(ds, f"variable `{main}` is missing", f"`{main}` over {_times(dims)}", "variables "
+        fail(ds, f"variable `{main}` is missing", f"`{main}` over {sizes_text(dims)}", "variables "
               f"{', '.join(map(str, ds.data_vars)) or 'none'}", f"Name the values `{main}`")
     v, good = ds[main], [dims, dims[1:]] if kind == "spikes" else [dims]
     if v.dims not in good:
         turn = f", such as ds.transpose{dims}" if set(v.dims) == set(dims) else ""
-        _fail(ds, f"`{main}` has the wrong dimensions", " or ".join(map(_times, good)),
-              _times(v.dims), "Rename or transpose them" + turn)
+        fail(ds, f"`{main}` has the wrong dimensions", " or ".join(map(sizes_text, good)),
+              sizes_text(v.dims), "Rename or transpose them" + turn)
     if v.dtype.kind not in "iuf":
-        _fail(ds, f"`{main}` does not hold numbers", "floats or integers", v.dtype, "Convert it")
-    if not v.size: _fail(ds, f"`{main}` is empty", "values", _times(v.shape), "Leave it out")
+        fail(ds, f"`{main}` does not hold numbers", "floats or integers", v.dtype, "Convert it")
+    if not v.size: fail(ds, f"`{main}` is empty", "values", sizes_text(v.shape), "Leave it out")
     if units and v.attrs.get("units", units) != units:
-        _fail(ds, f"`{main}` and the recording disagree on units", repr(units),
+        fail(ds, f"`{main}` and the recording disagree on units", repr(units),
               repr(v.attrs["units"]), "Set both to the same")
 
 # %% ../../nbs/recordings/schema.ipynb #69460dcf
@@ -241,9 +241,9 @@ def _check_traces(ds, values):
     _check_names(ds, "neuron", numbers=False)
     v = ds.variables.get("labelled")
     if v is None or v.dims != ("neuron",) or v.dtype.kind != "b":
-        _fail(ds, "`labelled` is missing or does not fit",
+        fail(ds, "`labelled` is missing or does not fit",
               f"{ds.sizes['neuron']} truth values along neuron",
-              "nothing" if v is None else f"{v.size} × {v.dtype} along {_times(v.dims)}",
+              "nothing" if v is None else f"{v.size} × {v.dtype} along {sizes_text(v.dims)}",
               "Set ds.coords['labelled'] = ('neuron', np.array(identified, bool))")
     if "state" in ds.variables: _check_state(ds)
     if values: _check_values(ds, "trace", _not_finite, "has gaps", "finite numbers",
@@ -253,13 +253,13 @@ def _check_traces(ds, values):
 def _check_state(ds):
     "The state of each frame: its name, or a code into `flag_meanings`."
     s = ds["state"]
-    if s.dims != ("time",) or not (_is_text(s) or s.dtype.kind in "iu"):
-        _fail(ds, "`state` is not one state per frame", "codes or names along time",
-              f"{s.dtype} along {_times(s.dims)}", "Give one code per frame")
-    if _is_text(s): return
+    if s.dims != ("time",) or not (is_text(s) or s.dtype.kind in "iu"):
+        fail(ds, "`state` is not one state per frame", "codes or names along time",
+              f"{s.dtype} along {sizes_text(s.dims)}", "Give one code per frame")
+    if is_text(s): return
     names = str(s.attrs.get("flag_meanings", "")).split()
     if not names or len(set(names)) != len(names):
-        _fail(ds, "`state` has codes without names", "distinct names, with blanks between, in its "
+        fail(ds, "`state` has codes without names", "distinct names, with blanks between, in its "
               "attribute `flag_meanings`", " ".join(names) or "none", "Name the states")
     _check_values(ds, "state", lambda x: (x < 0) | (x >= len(names)), "has a code without a name",
                   f"0 … {len(names) - 1}", "Name every state")
@@ -274,8 +274,8 @@ def _check_like(ds, name, dims, fix):
     "A further variable of the standard: numbers over these dimensions."
     v = ds[name]
     if v.dims != dims or v.dtype.kind not in "iuf":
-        _fail(ds, f"`{name}` does not fit", f"numbers over {_times(dims)}",
-              f"{v.dtype} over {_times(v.dims)}", fix)
+        fail(ds, f"`{name}` does not fit", f"numbers over {sizes_text(dims)}",
+              f"{v.dtype} over {sizes_text(v.dims)}", fix)
 
 
 def _not_rate(x): return (x < 0) | np.isinf(x)
@@ -298,10 +298,10 @@ def _check_spikes(ds, values):
 # %% ../../nbs/recordings/schema.ipynb #128a8342
 def _check_video(ds, values):
     "Frames without gaps, masks in whole numbers, and voxels with a size."
-    size = _plain(ds.attrs.get("voxel_size", [1, 1, 1]))
+    size = plain(ds.attrs.get("voxel_size", [1, 1, 1]))
     if not (isinstance(size, list) and len(size) == 3 and all(
             type(s) in (int, float) and 0 < s < np.inf for s in size)):
-        _fail(ds, "attribute `voxel_size` is not a size", "three lengths above 0: z, y, x, in µm",
+        fail(ds, "attribute `voxel_size` is not a size", "three lengths above 0: z, y, x, in µm",
               repr(size), 'Set ds.attrs["voxel_size"] or remove it')
     if "cells" in ds.variables: _check_cells(ds, values)
     if "trace" in ds: _check_like(ds, "trace", ("time", "cell"), "Rename or transpose them")
@@ -315,8 +315,8 @@ def _check_cells(ds, values):
     "The masks: for each voxel the number of its cell, 0 for none."
     c = ds["cells"]
     if c.dims != ("z", "y", "x") or c.dtype.kind not in "iu":
-        _fail(ds, "`cells` are not masks of this video", "whole numbers over z × y × x",
-              f"{c.dtype} over {_times(c.dims)}", "Number the cells from 1")
+        fail(ds, "`cells` are not masks of this video", "whole numbers over z × y × x",
+              f"{c.dtype} over {sizes_text(c.dims)}", "Number the cells from 1")
     if values: _check_values(ds, "cells", lambda x: x < 0, "has a negative number",
                              "0 for none, cells from 1", "Number the cells from 1")
 
@@ -330,7 +330,7 @@ def check(
         raise RecordingError("this is not a recording", expected="an xarray.Dataset",
                              found=type(ds).__name__, fix="Build one with traces, spikes or video")
     if not isinstance(ds.attrs.get("kind"), str) or ds.attrs["kind"] not in KINDS:
-        _fail(ds, "attribute `kind` is missing or unknown", " or ".join(KINDS),
+        fail(ds, "attribute `kind` is missing or unknown", " or ".join(KINDS),
               repr(ds.attrs.get("kind")), 'Set ds.attrs["kind"]')
     for step in (_check_main, _check_time, _check_attrs, _check_rate, _check_storable): step(ds)
     {"traces": _check_traces, "spikes": _check_spikes,

@@ -84,7 +84,7 @@ def _plausible(source: Source, line: dict):
     if None in line or not sha256 or (source.bytes or 0) < 0: raise ValueError
 
 # %% ../../nbs/recordings/sources.ipynb #a2365b09
-def _find(name: str) -> tuple[list[Source], str]:
+def find(name: str) -> tuple[list[Source], str]:
     "The lines that a name means, and what it asks for inside a publisher's folder."
     table, name = registry(), str(name).strip("/")
     if name in table and "*" not in name: return [table[name]], ""
@@ -354,7 +354,7 @@ def _listing(folder: Source) -> list[Source]:
 def _sources(name) -> tuple[list[Source], bool]:
     "The files behind a name, and whether it is one file by itself."
     _by_size.cache_clear()
-    rows, inside = ([name], "") if isinstance(name, Source) else _find(name)
+    rows, inside = ([name], "") if isinstance(name, Source) else find(name)
     whole = [row.resolver == "zarr" or not row.is_folder for row in rows]
     files = [f for row, one in zip(rows, whole) for f in ([row] if one else _listing(row))]
     asked = name.name if isinstance(name, Source) else str(name).strip("/")
@@ -428,7 +428,7 @@ def available(
     "Where each recording of the registry lies: mirror, cache, or nowhere."
     import pandas as pd
     _by_size.cache_clear()
-    rows = list(registry().values()) if name is None else _find(name)[0]
+    rows = list(registry().values()) if name is None else find(name)[0]
     places = [_place(_known(s)) for s in rows]
     return pd.DataFrame({"name": [s.name for s in rows], "where": [w for w, _ in places],
                          "bytes": pd.array([s.bytes for s in rows], dtype="Int64"),

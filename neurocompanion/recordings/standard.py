@@ -9,15 +9,16 @@ __all__ = ['traces', 'state_names', 'spikes', 'video', 'save', 'open_recording',
 # %% ../../nbs/recordings/standard.ipynb #38b11def
 import json, numbers, os, re, shutil, warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from ..core import RecordingError, atomic_path
-from .schema import KINDS, NEURONS, check
-from .schema import _blocks, _fail, _is_text, _plain, _times
+from .guard import hdf5, intact, refuse
+from .schema import (KINDS, NEURONS, blocks, check, fail, is_text, plain,
+                                              sizes_text)
 
 # %% ../../nbs/recordings/standard.ipynb #033e6a46
 _all_ = ["KINDS", "NEURONS", "check"]
@@ -28,8 +29,8 @@ def _array(name, value, dims, sizes):
     a = np.asarray(value)
     if a.dtype.kind == "O" and all(isinstance(v, str) for v in a.ravel()): a = a.astype(str)
     if a.shape != tuple(sizes[d] for d in dims):
-        raise RecordingError(f"`{name}` has the wrong shape", found=_times(a.shape),
-                             expected=_times(f"{sizes[d]} ({d})" for d in dims),
+        raise RecordingError(f"`{name}` has the wrong shape", found=sizes_text(a.shape),
+                             expected=sizes_text(f"{sizes[d]} ({d})" for d in dims),
                              fix="Give one value for each")
     return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
 
@@ -62,9 +63,9 @@ def _recording(kind, variables, coords, further, *, subject, source, units, samp
     notes = {"kind": kind, "subject": subject, "source": source, "units": units,
              "sampling_rate": sampling_rate, "doi": doi, "licence": licence, "sha256": sha256,
              "report": [] if report is None else report, **attrs}
-    try: ds = xr.Dataset({**variables, **further}, coords, _plain(notes))
+    try: ds = xr.Dataset({**variables, **further}, coords, plain(notes))
     except ValueError as e: raise RecordingError("the parts do not fit together", found=e) from e
-    for v in ds.variables.values(): v.attrs = _plain(v.attrs)
+    for v in ds.variables.values(): v.attrs = plain(v.attrs)
     check(ds)
     return ds
 
@@ -138,7 +139,7 @@ def state_names(
     ds: xr.Dataset,   # a recording of kind traces, with a state
 ) -> np.ndarray:      # the name of the state in each frame
     "The states of a recording by name."
-    if "state" not in ds: _fail(ds, "the states are not known", "a variable `state`", "none")
+    if "state" not in ds: fail(ds, "the states are not known", "a variable `state`", "none")
     s = ds["state"]
     if s.dtype.kind not in "iu": return s.values.astype(str)
     return np.array(s.attrs["flag_meanings"].split())[s.values]
@@ -245,7 +246,7 @@ _VERSION = 1  # of the standard; a file of a later one is refused
 def _pack(attrs: dict) -> dict:
     "Attributes as netCDF holds them: text and numbers as they are, the rest as JSON."
     native, packed = {}, []
-    for key, value in _plain(attrs).items():
+    for key, value in plain(attrs).items():
         if type(value) is str and "\0" not in value: native[key] = value
         elif type(value) in (int, float) and _fits([value]): native[key] = value
         elif type(value) is list and len(value) > 1 and _fits(value): native[key] = np.array(value)
@@ -265,7 +266,7 @@ def _unpack(attrs: dict) -> dict:
     "The attributes that `_pack` made from, and those of other programs as plain values."
     attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
     packed = str(attrs.pop("json_attributes", "")).split()
-    return {k: json.loads(v) if k in packed else _plain(v) for k, v in attrs.items()}
+    return {k: json.loads(v) if k in packed else plain(v) for k, v in attrs.items()}
 
 # %% ../../nbs/recordings/standard.ipynb #d7586c8c
 _LARGE = 256 << 20  # bytes; larger recordings are opened lazily and saved block by block
@@ -297,7 +298,7 @@ def save(
     out = ds.copy()
     out.encoding, out.attrs = {}, _pack({**ds.attrs, "neurocompanion_standard": _VERSION})
     for name, v in out.variables.items():
-        if v.dtype.kind != "U" and _is_text(v):
+        if v.dtype.kind != "U" and is_text(v):
             text = np.array(v.values.tolist(), str).reshape(v.shape)
             v = xr.Variable(v.dims, text, v.attrs)
             out = out.assign({name: v}) if name in out.data_vars else out.assign_coords({name: v})
@@ -326,28 +327,30 @@ def _write_netcdf(out, large, path):
                 on_disk = f.create_variable(name, v.dims, v.dtype, chunks=_chunks(v), shuffle=True,
                                             compression="gzip", compression_opts=4)
                 on_disk.attrs.update(v.attrs)
-                for rows in _blocks(v, f"saving {name}"): on_disk[rows] = v[rows].values
+                for rows in blocks(v, f"saving {name}"): on_disk[rows] = v[rows].values
 
 # %% ../../nbs/recordings/standard.ipynb #a61dca4b
 def _zarr(path):
     "The zarr package, which is an extra."
     try: import zarr
-    except ImportError: _no(path, "zarr is not installed", "the extra `video`", "none",
-                            "pip install 'neurocompanion[video]', or save as .nc")
+    except ImportError: refuse(path, "zarr is not installed", "the extra `video`", "none",
+                               "pip install 'neurocompanion[video]', or save as .nc")
     return zarr
 
 
-def _is_zarr(path): return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+def is_zarr(
+    path: Path,   # a folder
+) -> bool:
+    "Whether a folder is a Zarr group, as recordings are."
+    return (path / ".zgroup").is_file() or (path / "zarr.json").is_file() and \
+        '"group"' in (path / "zarr.json").read_text(errors="replace")
 
-
-def _no(path, what, expected, found, fix):
-    raise RecordingError(what, where=path, expected=expected, found=found, fix=fix) from None
 
 # %% ../../nbs/recordings/standard.ipynb #a0af8a12
 def _write_zarr(out, large, path):
     "A Zarr folder; what is large is copied block by block."
     zarr = _zarr(path)
-    if path.exists() and not _is_zarr(path): raise FileExistsError("something else is there")
+    if path.exists() and not is_zarr(path): raise FileExistsError("something else is there")
     tmp, old = (path.with_name(f".{path.name}.{os.getpid()}.{k}") for k in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -357,64 +360,28 @@ def _write_zarr(out, large, path):
             for v in (out[name] for name in large):
                 on_disk = zarr.open_group(tmp).create_array(
                     v.name, shape=v.shape, dtype=v.dtype, chunks=_chunks(v),
-                    dimension_names=v.dims, attributes=_plain(v.attrs))
-                for rows in _blocks(v, f"saving {v.name}"): on_disk[rows] = v[rows].values
+                    dimension_names=v.dims, attributes=plain(v.attrs))
+                for rows in blocks(v, f"saving {v.name}"): on_disk[rows] = v[rows].values
         if path.exists(): os.replace(path, old)
         os.replace(tmp, path)
     finally:
         for leftover in (tmp, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../../nbs/recordings/standard.ipynb #d4ceb2b9
-_STARTS = {b"CDF": "a netCDF-3 file", b"MATLAB 5": "a MATLAB 5 file", b"PK": "a zip archive",
-           b"\x1f\x8b": "a gzip file", b"\x93NUMPY": "a NumPy file", b"{": "JSON text"}
-_READERS = "Read raw files with a reader of neurocompanion.recordings, then save the result"
-
-
-def _hdf5(path: Path):
-    "An HDF5 file, opened; else what is wrong with it."
-    import h5py
-    if not path.exists(): _no(path, "there is no such file", "a file", "none", "Correct the path")
-    if path.is_dir(): _no(path, "this is a folder", "a file", "a folder",
-                          "Name one file; a folder of recordings opens with open_collection")
-    if not path.is_file(): _no(path, "this is not a file to read", "a plain file", "a device or "
-                               "pipe", "Copy it to a file first")
-    try:
-        with open(path, "rb") as f: start = f.read(8)
-        if not h5py.is_hdf5(path):
-            found = next((v for k, v in _STARTS.items() if start.startswith(k)), repr(start))
-            _no(path, "this is not an HDF5 file", "HDF5, as in netCDF-4 and MATLAB 7.3",
-                found if start else "no bytes", _READERS)
-        return h5py.File(path)
-    except OSError as e:
-        eof = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(e))
-        if eof: _no(path, "the file is cut short", f"{eof[2]} bytes", eof[1],
-                    "Copy or download it again")
-        _no(path, "the file cannot be read", None, e, "Check its permissions, or copy it again")
-
 # %% ../../nbs/recordings/standard.ipynb #a31e7c2a
-@contextmanager
-def _intact(path):
-    "Turn whatever a damaged file does to h5py, zarr and xarray into one error."
-    try: yield
-    except RecordingError: raise
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
-        if getattr(e, "errno", None): _no(path, "the file cannot be read", None, e.strerror,
-                                          "Check the path and its permissions")
-        raise RecordingError("the file is damaged", where=path, found=e, expected="netCDF-4 or "
-                             "Zarr", fix="Copy or download it again, or save it again") from e
+_READERS = "Read raw files with recordings.read.read, then save the result"
 
 
 def _header(path: Path) -> dict:
     "The attributes of a recording's file and the shape of its main variable; else what is wrong."
-    with _intact(path), _hdf5(path) as f:
+    with intact(path), hdf5(path) as f:
         a = _unpack({k: np.ravel(v)[0] if np.size(v) == 1 else v for k, v in f.attrs.items()})
         if (kind := str(a.get("kind"))) not in KINDS:
-            _no(path, "this HDF5 file is not a recording of the standard",
-                f"kind = {' or '.join(KINDS)}",
-                f"kind = {kind}, and in it {', '.join(list(f)[:5]) or 'nothing'}", _READERS)
+            refuse(path, "this HDF5 file is not a recording of the standard",
+                   f"kind = {' or '.join(KINDS)}",
+                   f"kind = {kind}, and in it {', '.join(list(f)[:5]) or 'nothing'}", _READERS)
         if (version := a.get("neurocompanion_standard", _VERSION)) != _VERSION:
-            _no(path, "the file follows a later standard", f"version {_VERSION}", version,
-                "Upgrade neurocompanion")
+            refuse(path, "the file follows a later standard", f"version {_VERSION}", version,
+                   "Upgrade neurocompanion")
         return {**a, "shape": getattr(f.get(KINDS[kind][0]), "shape", ())}
 
 # %% ../../nbs/recordings/standard.ipynb #360979d0
@@ -424,8 +391,8 @@ def open_recording(
 ) -> xr.Dataset:               # the recording, in memory, or lazy: then `close` it when done
     "Open a recording, checked; small ones are read whole and their file is closed."
     path = Path(path).expanduser()
-    with _intact(path), ExitStack() as undo:
-        zarr = _is_zarr(path)
+    with intact(path), ExitStack() as undo:
+        zarr = is_zarr(path)
         if zarr: _zarr(path)
         else: _header(path)
         engine = ({"engine": "zarr", "consolidated": False} if zarr else
@@ -469,7 +436,7 @@ class Collection(Mapping):
 # %% ../../nbs/recordings/standard.ipynb #b7e4c3f3
 def _row(path):
     "One line of the index."
-    if _is_zarr(path):
+    if is_zarr(path):
         with open_recording(path, lazy=True) as ds:
             h = {**ds.attrs, "shape": ds[KINDS[ds.attrs["kind"]][0]].shape}
     else: h = _header(path)
@@ -486,8 +453,8 @@ def open_collection(
     import pandas as pd
     folder, rows, refused = Path(folder).expanduser(), [], {}
     if not folder.is_dir():
-        _no(folder, "there is no such folder", "a folder of recordings",
-            "a file" if folder.exists() else "none", "A single file opens with open_recording")
+        refuse(folder, "there is no such folder", "a folder of recordings",
+               "a file" if folder.exists() else "none", "A single file opens with open_recording")
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".nc", ".h5", ".zarr")):
         if path.name.startswith("."): continue
         try: rows.append(_row(path))
@@ -499,8 +466,8 @@ def open_collection(
     if refused: warnings.warn(f"{folder}: {len(refused)} of {len(refused) + len(rows)} files left "
                               f"out. {' '.join(refused.values())}", stacklevel=2)
     if not rows:
-        _no(folder, "the folder holds no recording", ".nc or .zarr",
-            f"{len(refused)} files that are none", "Fill it with save_collection")
+        refuse(folder, "the folder holds no recording", ".nc or .zarr",
+               f"{len(refused)} files that are none", "Fill it with save_collection")
     return Collection(folder, pd.DataFrame(rows).set_index("file"), refused)
 
 # %% ../../nbs/recordings/standard.ipynb #f6382111
@@ -513,7 +480,7 @@ def save_collection(
     for ds in recordings:
         check(ds, values=False)
         name = re.sub(r"[^\w-]+", "-", "{source}_{subject}".format(**ds.attrs)) + ".nc"
-        if name in names: _fail(ds, "two recordings would share a file", "distinct subjects", name,
+        if name in names: fail(ds, "two recordings would share a file", "distinct subjects", name,
                                 'Set ds.attrs["subject"]')
         names.add(name)
         save(ds, folder / name)
@@ -527,13 +494,13 @@ def to_302(
 ) -> tuple[np.ndarray, np.ndarray]:  # activity (302 × time), and which rows were recorded (302)
     "The labelled neurons of a worm in their rows among the 302, zeros elsewhere, and the mask."
     check(ds)
-    if ds.attrs["kind"] != "traces": _fail(ds, "only traces have 302 rows", "kind traces",
+    if ds.attrs["kind"] != "traces": fail(ds, "only traces have 302 rows", "kind traces",
                                            ds.attrs["kind"], "Open a worm recording")
     labelled = ds["labelled"].values
     row = {name: i for i, name in enumerate(NEURONS)}
     names = ds["neuron"].values[labelled]
     if unknown := [n for n in names if n not in row]:
-        _fail(ds, "a labelled neuron is none of the 302", "a name such as AVAL or VB1", unknown[0],
+        fail(ds, "a labelled neuron is none of the 302", "a name such as AVAL or VB1", unknown[0],
               "Clean the names, or mark it as not labelled", f"neuron {unknown[0]}")
     rows, x = [row[n] for n in names], ds["trace"].values[:, labelled].T   # n t
     out = np.zeros((len(NEURONS), x.shape[1]), x.dtype if x.dtype.kind == "f" else float)

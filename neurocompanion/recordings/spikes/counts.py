@@ -12,6 +12,7 @@ import numbers
 import numpy as np
 import xarray as xr
 
+from ..guard import room_for
 from ...core import ParameterError, RecordingError
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #6800f165
@@ -22,7 +23,7 @@ def spike_counts(
     duration: float | None = None,  # seconds, a whole number of bins; None: to the last spike
 ) -> np.ndarray:       # counts  # time unit, or trial time unit
     "Count spikes in bins, once from `start` or in a window after each of many starts."
-    _above("bin_size", bin_size)
+    above("bin_size", bin_size)
     starts, times = np.atleast_1d(np.asarray(start, float)), [np.sort(np.ravel(t)) for t in times]
     _finite("start", starts)
     for u, t in enumerate(times): _finite(f"unit {u}: spike times", t)
@@ -30,8 +31,9 @@ def spike_counts(
         if np.ndim(start): raise ParameterError("windows need a duration", expected="seconds",
                                                 found=None, fix="Give `duration`")
         last = max((t[-1] for t in times if len(t)), default=start)
-        duration = bin_size * max(1, int(np.floor((last - start) / bin_size + _EDGE)) + 1)
+        duration = bin_size * max(1, int(np.floor((last - start) / bin_size + EDGE)) + 1)
     n = whole_bins("duration", duration, bin_size)
+    room_for((len(starts), n, len(times) + 8), np.uint8, "spike counts")
     counts = np.zeros((len(starts), n, len(times)), np.uint8)
     for u, t in enumerate(times):
         c = _in_one(t, starts[0], bin_size, n) if len(starts) == 1 else _in_many(
@@ -41,22 +43,22 @@ def spike_counts(
     return counts if np.ndim(start) else counts[0]
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #8fcb5007
-_EDGE = 1e-6  # of a bin
+EDGE = 1e-6  # of a bin
 
 
 def _in_one(t, start, bin_size, n):
     "Spikes in bins one after another."
-    k = np.floor((t - start) / bin_size + _EDGE).astype(np.int64)
+    k = np.floor((t - start) / bin_size + EDGE).astype(np.int64)
     return np.bincount(k[(k >= 0) & (k < n)], minlength=n)[None]
 
 
 def _in_many(t, starts, bin_size, n):
     "Spikes in windows, which may overlap."
-    edges = starts[:, None] + bin_size * (np.arange(n + 1) - _EDGE)     # trial time
+    edges = starts[:, None] + bin_size * (np.arange(n + 1) - EDGE)     # trial time
     return np.diff(np.searchsorted(t, edges), axis=1)
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #1785ae00
-def _above(name, value):
+def above(name, value):
     "`value` must be a number above 0."
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < np.inf
     if not good: raise ParameterError(f"{name} is out of range", found=repr(value),
@@ -176,7 +178,7 @@ def kernel(
     causal: bool = False,   # look back only
 ) -> np.ndarray:            # weights of the bins, oldest first, with sum one
     "A Gaussian, or half of one that ends with the present bin."
-    _above("bin_size", bin_size)
+    above("bin_size", bin_size)
     if not (isinstance(width_ms, numbers.Real) and 0 <= width_ms < np.inf):
         raise ParameterError("width_ms is out of range", expected="milliseconds from 0",
                              found=repr(width_ms))
@@ -306,7 +308,7 @@ def align(
     if nb + na < 1: raise ParameterError("the window is empty", found=f"{before:g} and {after:g} s",
                                          expected="seconds before and after with a sum above 0")
     dim, ids = _events_of(ds, when, len(t))
-    at = np.floor((np.nan_to_num(t) - float(ds["time"][0])) / size + _EDGE).astype(int)
+    at = np.floor((np.nan_to_num(t) - float(ds["time"][0])) / size + EDGE).astype(int)
     fits = np.isfinite(t) & (at >= nb) & (at + na <= T)
     blank = fits & _blank(ds["spikes"], at, nb, na, fits)
     report = [{"trial": str(ids[i]), "action": "dropped", "reason": "nothing was observed in its "

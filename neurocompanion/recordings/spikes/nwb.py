@@ -13,11 +13,21 @@ import h5py
 import numpy as np
 
 from ...core import ParameterError
-from .hdf5 import _left_out, _text, made, opened
-from .counts import _EDGE, _above, spike_counts, whole_bins
-from ..standard import KINDS, _no
+from .hdf5 import made, not_taken, text_of
+from .counts import EDGE, above, spike_counts, whole_bins
+from ..guard import AGAIN, opened, refuse, values
+from ..standard import KINDS
 
 # %% ../../../nbs/recordings/spikes/nwb.ipynb #385e4ec4
+def _split(x, ends, where):
+    "A ragged column as a list: each row ends where its index says."
+    if len(ends) and (ends[-1] == len(x)) and (np.diff(ends, prepend=0) >= 0).all():
+        return np.split(x, ends[:-1])
+    if not len(ends): return []
+    refuse(where, "the index of a column does not fit it", f"ends that grow, to {len(x)}",
+           f"{ends.min()} … {ends.max()}, {(np.diff(ends) < 0).sum()} out of order", AGAIN)
+
+
 def _table(group):
     "Columns of a table by name, ragged ones as lists; and those that cannot be read."
     out, odd = {}, []
@@ -25,8 +35,9 @@ def _table(group):
         if k.endswith("_index") or not isinstance(v, h5py.Dataset): continue
         index, kind = group.get(f"{k}_index"), v.dtype
         if kind.names or h5py.check_ref_dtype(kind) or f"{k}_index_index" in group: odd.append(k)
-        elif index is None: out[k] = _text(v[()])
-        else: out[k] = np.split(_text(v[()]), index[()].astype(int)[:-1]) if len(index) else []
+        elif index is None: out[k] = text_of(values(v))
+        else: out[k] = _split(text_of(values(v)), values(index).astype(int),
+                              f"{v.file.filename}, {k}")
     return out, odd
 
 # %% ../../../nbs/recordings/spikes/nwb.ipynb #fd868817
@@ -68,10 +79,10 @@ def _samples(g):
     "Times and values of a series, in its unit."
     x = g["data"]
     a = x.attrs
-    values = x[()] * float(a.get("conversion", 1.0)) + float(a.get("offset", 0.0))
-    if "timestamps" in g: return g["timestamps"][()], values
+    y = values(x) * float(a.get("conversion", 1.0)) + float(a.get("offset", 0.0))
+    if "timestamps" in g: return values(g["timestamps"]), y
     start = g["starting_time"]
-    return float(start[()]) + np.arange(len(values)) / float(start.attrs["rate"]), values
+    return float(start[()]) + np.arange(len(y)) / float(start.attrs["rate"]), y
 
 # %% ../../../nbs/recordings/spikes/nwb.ipynb #7f5d408a
 def _binned(t, x, starts, bin_size, n):
@@ -85,7 +96,7 @@ def _binned(t, x, starts, bin_size, n):
         near = (at >= t[0]) & (at <= t[-1]) & (t[right] - t[right - 1] < 2.5 * step)
         out = np.stack([np.interp(at, t, v) for v in x.T], axis=-1)
         return np.where(near[..., None], out, np.nan)
-    edges = np.searchsorted(t, starts[:, None] + bin_size * (np.arange(n + 1) - _EDGE))
+    edges = np.searchsorted(t, starts[:, None] + bin_size * (np.arange(n + 1) - EDGE))
     seen = ~np.isnan(x)
     total = np.r_[np.zeros((1, x.shape[1])), np.cumsum(np.where(seen, x, 0), axis=0)]
     count = np.r_[np.zeros((1, x.shape[1])), np.cumsum(seen, axis=0)]
@@ -96,8 +107,8 @@ def _binned(t, x, starts, bin_size, n):
 def _unseen(intervals, starts, bin_size, n):
     "Bins that no interval holds whole.  # trial time"
     k = np.arange(n)
-    first = starts[:, None] + bin_size * (k + _EDGE)
-    last = starts[:, None] + bin_size * (k + 1 - _EDGE)
+    first = starts[:, None] + bin_size * (k + EDGE)
+    last = starts[:, None] + bin_size * (k + 1 - EDGE)
     out = np.ones(first.shape, bool)
     for a, b in np.reshape(intervals, (-1, 2)): out &= ~((first >= a) & (last <= b))
     return out
@@ -130,27 +141,27 @@ def read_nwb(
 ) -> list:                      # one recording
     "Read spikes, trials and behaviour of an NWB file."
     path = Path(path)
-    _above("bin_size", bin_size)
+    above("bin_size", bin_size)
     with opened(path) as f:
         if "units" not in f or "spike_times" not in f["units"]:
-            _no(path, "the file has no sorted spikes", "units with spike_times", ", ".join(f),
-                "Download the session's file with units")
+            refuse(path, "the file has no sorted spikes", "units with spike_times", ", ".join(f),
+                   "Download the session's file with units")
         units, odd_units = _table(f["units"])
         trials, odd_trials = _table(f["intervals/trials"]) if "intervals/trials" in f else ({}, [])
         times, n_units = units["spike_times"], len(f["units/id"])
-        if not isinstance(times, list) or len(times) != n_units: _no(
+        if not isinstance(times, list) or len(times) != n_units: refuse(
             path, "units and spike times do not fit", f"{n_units} rows", len(times), "Correct it")
         starts, n, keep, report = _windows(path, trials, align, before, after, bin_size) if align \
             else _whole(path, units, trials, bin_size, n_units)
         series, odd = _series(f) if behaviour else ({}, [])
         moves = {k: (_binned(*_samples(g), starts, bin_size, n).astype(np.float32),
-                     {"unit": str(_text(g["data"].attrs.get("unit", "")))})
+                     {"unit": str(text_of(g["data"].attrs.get("unit", "")))})
                  for k, g in series.items()}
         about = _about(f)
     counts = spike_counts(times, bin_size, starts, n * bin_size)
     counts, hidden = _hide(counts, units, starts, bin_size)
-    report += hidden + _left_out(odd_units, "a column that refers to other tables")
-    report += _left_out(odd_trials + odd, "references, images or raw voltages")
+    report += hidden + not_taken(odd_units, "a column that refers to other tables")
+    report += not_taken(odd_trials + odd, "references, images or raw voltages")
     return [_assembled(path, counts, units, trials, moves, starts, keep, report,
                        align=align, before=before, bin_size=bin_size, **about)]
 
@@ -159,11 +170,12 @@ def _windows(path, trials, align, before, after, bin_size):
     "Starts of the windows around an event, and the trials that have it."
     t = trials.get(align)
     if not isinstance(t, np.ndarray) or t.ndim != 1 or t.dtype.kind not in "iuf":
-        _no(path, f"the trials have no times `{align}`", ", ".join(k for k in trials
-            if k.endswith("time")) or "a table of trials", align, "Name one of those")
+        refuse(path, f"the trials have no times `{align}`", ", ".join(k for k in trials
+               if k.endswith("time")) or "a table of trials", align, "Name one of those")
     n = whole_bins("before + after", before + after, bin_size)
     keep = np.flatnonzero(np.isfinite(t))
-    if not len(keep): _no(path, f"no trial has a time `{align}`", "seconds", "NaN", "Name another")
+    if not len(keep): refuse(path, f"no trial has a time `{align}`", "seconds", "NaN",
+                             "Name another")
     names = trials.get("id", np.arange(len(t)))
     report = [{"trial": str(names[i]), "action": "dropped", "reason": f"it has no {align}"}
               for i in np.flatnonzero(~np.isfinite(t))]
@@ -175,9 +187,9 @@ def _whole(path, units, trials, bin_size, n_units, limit=8 << 30):
     ends = [np.ravel(v) for v in (*units["spike_times"], *units.get("obs_intervals", ()),
                                   trials.get("start_time", ()), trials.get("stop_time", ()))]
     ends = np.concatenate([v[np.isfinite(v)] for v in ends])
-    if not len(ends): _no(path, "there is neither spike nor trial", "spike times", "none", None)
-    start = bin_size * np.floor(ends.min() / bin_size + _EDGE)
-    n = max(1, int(np.ceil((ends.max() - start) / bin_size - _EDGE)))
+    if not len(ends): refuse(path, "there is neither spike nor trial", "spike times", "none", None)
+    start = bin_size * np.floor(ends.min() / bin_size + EDGE)
+    n = max(1, int(np.ceil((ends.max() - start) / bin_size - EDGE)))
     if n * n_units * 4 > limit: raise ParameterError(
         "the recording is too long for memory in one piece", where=path, expected="8 GiB at most",
         found=f"{n} bins × {n_units} units", fix="Read windows with align=, or choose wider bins")
@@ -186,7 +198,7 @@ def _whole(path, units, trials, bin_size, n_units, limit=8 << 30):
 # %% ../../../nbs/recordings/spikes/nwb.ipynb #30898ec7
 def _about(f):
     "Whose recording it is."
-    def text(k): return " ".join(np.ravel(_text(f[k][()])).tolist()) if k in f else ""
+    def text(k): return " ".join(np.ravel(text_of(values(f[k]))).tolist()) if k in f else ""
     papers = text("general/related_publications")
     doi = re.search(r"10\.\d{4,9}/\S+", papers)
     held = "units/heldout" in f
@@ -203,7 +215,7 @@ def _assembled(path, counts, units, trials, moves, starts, keep, report, *, alig
         "id", "spike_times", "obs_intervals")}, counts.shape[2], _TAKEN | {*moves})
     of_trial, odd_trials = _flat({k: v for k, v in trials.items() if k != "id"}, rows,
                                  _TAKEN | {*moves, *of_unit})
-    report += _left_out(odd + odd_trials, "not one number or text in each row")
+    report += not_taken(odd + odd_trials, "not one number or text in each row")
     ids = np.unique(units["id"]).size == counts.shape[2]
     common = dict(bin_size=bin_size, unit=units["id"] if ids else None, unit_info=of_unit, **about)
     if align:
@@ -211,8 +223,8 @@ def _assembled(path, counts, units, trials, moves, starts, keep, report, *, alig
         names = trials["id"][keep] if rows else keep
         report += [{"trial": str(t), "action": "dropped", "reason": "nothing was observed in its "
                     "window"} for t in names[~seen]]
-        if not seen.any(): _no(path, "no trial was observed", "obs_intervals that hold windows",
-                               "none", "Choose another event or a smaller window")
+        if not seen.any(): refuse(path, "no trial was observed", "obs_intervals that hold windows",
+                                  "none", "Choose another event or a smaller window")
         extra = {k: (("trial", "time", f"{k}_dim"), x[seen], a) for k, (x, a) in moves.items()}
         extra |= {k: ("trial", v[keep][seen]) for k, v in of_trial.items()}
         return made(path, counts[seen], trial=names[seen], time=np.arange(n) * bin_size - before,

@@ -15,7 +15,8 @@ import xarray as xr
 
 from ...core import ParameterError, RecordingError, sha256
 from ..sources import fetch
-from ..standard import NEURONS, _no
+from ..guard import refuse
+from ..standard import NEURONS
 from .labels import clean_names
 
 # %% ../../../nbs/recordings/worm/connectome.ipynb #807f8feb
@@ -56,7 +57,8 @@ def _matrices(edges, where):
     lost, seen = defaultdict(lambda: [0, 0.0]), set()
     for pre, post, kind, weight in edges:
         if not (np.isfinite(weight) and weight >= 0):
-            _no(f"{where}, {pre} to {post}", "this is no weight", "a number from 0", weight, _FIX)
+            refuse(f"{where}, {pre} to {post}", "this is no weight", "a number from 0", weight,
+                   _FIX)
         a, b = to[pre], to[post]
         for name in {pre, post}:
             if to[name] is None: lost[name] = [lost[name][0] + 1, lost[name][1] + weight]
@@ -77,15 +79,15 @@ _TYP = {0: "chemical", 2: "electrical"}
 def _json_edges(path):
     "The connections of a JSON file."
     try: found = json.loads(Path(path).read_bytes())
-    except ValueError as e: _no(path, "the file is damaged or cut short", "JSON", e, _AGAIN)
-    if not (isinstance(found, list) and found): _no(path, "no list of connections", "a list",
-                                                    type(found).__name__, _AGAIN)
+    except ValueError as e: refuse(path, "the file is damaged or cut short", "JSON", e, _AGAIN)
+    if not (isinstance(found, list) and found): refuse(path, "no list of connections", "a list",
+                                                       type(found).__name__, _AGAIN)
     for i, e in enumerate(found):
         if not (isinstance(e, dict) and {"pre", "post", "typ", "syn"} <= set(e)):
-            _no(f"{path}, connection {i}", "a field is missing", "pre, post, typ, syn",
-                ", ".join(e) if isinstance(e, dict) else e, _AGAIN)
-        if e["typ"] not in _TYP: _no(f"{path}, connection {i}", "no such kind of connection",
-                                     "0 (chemical) or 2 (electrical)", e["typ"], _FIX)
+            refuse(f"{path}, connection {i}", "a field is missing", "pre, post, typ, syn",
+                   ", ".join(e) if isinstance(e, dict) else e, _AGAIN)
+        if e["typ"] not in _TYP: refuse(f"{path}, connection {i}", "no such kind of connection",
+                                        "0 (chemical) or 2 (electrical)", e["typ"], _FIX)
         yield e["pre"], e["post"], _TYP[e["typ"]], float(np.sum(e["syn"]))
 
 # %% ../../../nbs/recordings/worm/connectome.ipynb #408f4228
@@ -101,11 +103,12 @@ def _csv_edges(path):
     for i, row in enumerate(rows, 2):
         e = dict(zip(head, row))
         try: weight = float(e["Weight"])
-        except (KeyError, ValueError): _no(f"{path}, line {i}", "no number for a weight",
-                                           "Source, Target, Weight, Type", ", ".join(row), _AGAIN)
+        except (KeyError, ValueError): refuse(f"{path}, line {i}", "no number for a weight",
+                                              "Source, Target, Weight, Type", ", ".join(row),
+                                              _AGAIN)
         if e.get("Type") not in _TYP.values():
-            _no(f"{path}, line {i}", "no such kind of connection", "chemical or electrical",
-                row[-1], _FIX)
+            refuse(f"{path}, line {i}", "no such kind of connection", "chemical or electrical",
+                   row[-1], _FIX)
         yield e["Source"], e["Target"], e["Type"], weight
 
 # %% ../../../nbs/recordings/worm/connectome.ipynb #909f03b9
@@ -114,10 +117,11 @@ def _signals(path):
     (_, *senders), *rows = _table(path)
     receivers = [row[0] for row in rows]
     if any(len(row) != len(senders) + 1 for row in rows) or not rows:
-        _no(path, "this is no table of signals", f"{len(senders)} values in each row",
-            ", ".join(sorted({str(len(row) - 1) for row in rows})), _AGAIN)
+        refuse(path, "this is no table of signals", f"{len(senders)} values in each row",
+               ", ".join(sorted({str(len(row) - 1) for row in rows})), _AGAIN)
     try: x = np.array([[float(v or "nan") for v in row[1:]] for row in rows])
-    except ValueError as e: _no(path, "a response is no number", "a number or nothing", e, _AGAIN)
+    except ValueError as e: refuse(path, "a response is no number", "a number or nothing", e,
+                                   _AGAIN)
     to, why = _names([*senders, *receivers])
     signal = np.full((len(NEURONS),) * 2, np.nan)
     for i, post in enumerate(receivers):
@@ -137,15 +141,17 @@ def read_connectome(
 ) -> xr.Dataset:              # `chemical` and `electrical`, or `signal`  # pre post
     "Read a connectome, whichever of the known layouts it has."
     path = Path(path)
-    if not path.is_file(): _no(path, "there is no such file", "a file", "none", "Correct the path")
+    if not path.is_file(): refuse(path, "there is no such file", "a file", "none",
+                                  "Correct the path")
     start = path.read_bytes()[:200].decode("utf-8-sig", "replace").lstrip()
     if start[:1] in ("[", "{"): W, covered, report = _matrices(_json_edges(path), path)
     elif start.startswith("Source"): W, covered, report = _matrices(_csv_edges(path), path)
     elif start.startswith(","):
         signal, covered, report = _signals(path)
         W = {"signal": signal}
-    else: _no(path, "no known layout", "a JSON list of connections, an edge list that begins with "
-              "Source, or a table that begins with a comma", repr(start[:20]), _FIX)
+    else: refuse(path, "no known layout",
+                 "a JSON list of connections, an edge list that begins with "
+                 "Source, or a table that begins with a comma", repr(start[:20]), _FIX)
     names = np.array(NEURONS)
     return xr.Dataset({k: (("pre", "post"), w, {"units": units}) for k, w in W.items()},
                       {"pre": names, "post": names, "covered": ("pre", covered)},

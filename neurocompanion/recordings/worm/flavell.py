@@ -9,11 +9,11 @@ __all__ = ['JSON', 'H5', 'read_flavell_json', 'read_flavell_h5']
 import hashlib, json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ...core import sha256
-from ..standard import NEURONS, _no
+from ..guard import opened, refuse, values
+from ..standard import NEURONS
 from .labels import recording
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #a9882bc7
@@ -22,8 +22,8 @@ def _column_labels(labels, N, where):
     names, sure = [""] * N, np.full(N, np.nan)
     for column, entry in labels.items():
         if not (column.isdigit() and 1 <= int(column) <= N):
-            _no(where, "a label points at no trace", f"a column from 1 to {N}", column,
-                "Use labels and traces of the same worm")
+            refuse(where, "a label points at no trace", f"a column from 1 to {N}", column,
+                   "Use labels and traces of the same worm")
         entry = entry if isinstance(entry, dict) else {"label": entry}
         names[int(column) - 1] = _sided(str(entry.get("label", "")), entry.get("LR"))
         if isinstance(c := entry.get("confidence"), (int, float)): sure[int(column) - 1] = c
@@ -52,8 +52,8 @@ def _over_time(given, T):
 def _worm(x, time, labels, behaviour, where, uncertain, **about):
     "A worm from what either container holds; time begins at its first frame."
     time, x = np.ravel(np.asarray(time, float)), np.asarray(x, float)
-    if x.ndim != 2: _no(where, "`trace_array` is not a matrix", "neurons × time",
-                        " × ".join(map(str, x.shape)), "Download the file again")
+    if x.ndim != 2: refuse(where, "`trace_array` is not a matrix", "neurons × time",
+                           " × ".join(map(str, x.shape)), "Download the file again")
     N = x.shape[0] if x.shape[1] == len(time) else x.shape[1]
     names, sure = _column_labels(labels, N, where)
     kept, report = _over_time(behaviour, len(time))
@@ -76,13 +76,13 @@ def read_flavell_json(
     path, raw = Path(path), Path(path).read_bytes()
     again = "Download the file again from its source"
     try: d = json.loads(raw)
-    except ValueError as e: _no(path, "the file is damaged or cut short", "JSON", e, again)
+    except ValueError as e: refuse(path, "the file is damaged or cut short", "JSON", e, again)
     d = d if isinstance(d, dict) else {}
     for key in JSON:
-        if key not in d: _no(path, f"field `{key}` is missing", ", ".join(JSON),
-                             ", ".join(d) or "none", again)
+        if key not in d: refuse(path, f"field `{key}` is missing", ", ".join(JSON),
+                                ", ".join(d) or "none", again)
     if len(lengths := {len(v) for v in d["trace_array"]}) != 1:
-        _no(path, "traces differ in length", "one length", sorted(lengths), again)
+        refuse(path, "traces differ in length", "one length", sorted(lengths), again)
     rest = {k: v for k, v in d.items()
             if isinstance(v, list) and k not in (*JSON, "trace_original")}
     subject = str(d.get("uid") or path.stem)
@@ -103,7 +103,7 @@ def _labels_beside(path, uid, labels):
     for p in files:
         try: found = json.loads(p.read_bytes())
         except ValueError as e:
-            _no(p, "the labels are damaged or cut short", "JSON", e, "Download the file again")
+            refuse(p, "the labels are damaged or cut short", "JSON", e, "Download the file again")
         if isinstance(found, dict) and uid in found:
             entry = found[uid]
             return (entry[0] if isinstance(entry, list) else entry), p.name
@@ -122,12 +122,12 @@ def read_flavell_h5(
     "Read a worm of Dag 2023 or Atanas 2023 from HDF5."
     path = Path(path)
     uid, again = _uid(path), "Download the file again from its source"
-    with h5py.File(path) as f:
+    with opened(path) as f:
         for key in H5:
-            if key not in f: _no(path, f"`{key}` is missing", ", ".join(H5), ", ".join(f), again)
-        x, time = f[H5[0]][()], f[H5[1]][()]
-        group = f.get("behavior", {})
-        behaviour = {k: d[()] for k, d in group.items() if d.shape and d.shape[0] == len(time)}
+            if key not in f: refuse(path, f"`{key}` is missing", ", ".join(H5), ", ".join(f), again)
+        x, time = values(f[H5[0]]), values(f[H5[1]])
+        behaviour = {k: values(d) for k, d in f.get("behavior", {}).items()
+                     if d.shape and d.shape[0] == len(time)}
     found, name = _labels_beside(path, uid, labels)
     return [_worm(x, time, found, behaviour, f"{path}, worm {uid}", uncertain, subject=uid,
                   file=path.name, labels_file=name, doi="10.1016/j.cell.2023.04.023",

@@ -12,7 +12,8 @@ from collections import Counter
 import numpy as np
 
 from ...core import RecordingError
-from ..standard import NEURONS, _no, traces
+from ..guard import refuse
+from ..standard import NEURONS, traces
 
 # %% ../../../nbs/recordings/worm/labels.ipynb #8fb65953
 def _clean(label, uncertain, awc_on):
@@ -89,8 +90,8 @@ def _time_first(x, T, where):
     "Traces with time first: the side that is as long as the time vector."
     if x.ndim == 2 and x.shape[1] == T: return x.T
     if x.ndim == 2 and x.shape[0] == T: return x
-    _no(where, "traces and time vector do not match", f"a side of {T} frames",
-        " × ".join(map(str, x.shape)), "Correct the file")
+    refuse(where, "traces and time vector do not match", f"a side of {T} frames",
+           " × ".join(map(str, x.shape)), "Correct the file")
 
 
 def _late(x, names, keep, start):
@@ -125,8 +126,8 @@ def recording(
     time = np.ravel(np.asarray(time, float))
     x = _time_first(np.asarray(x), len(time), where)
     if len(labels) != x.shape[1]:
-        _no(where, "traces and names do not match", f"{x.shape[1]} names", len(labels),
-            "Correct the file")
+        refuse(where, "traces and names do not match", f"{x.shape[1]} names", len(labels),
+               "Correct the file")
     names, changes = clean_names(labels, uncertain=uncertain)
     filled, keep, missing = fill_gaps(x if x.dtype.kind == "f" else x.astype(float))
     changes += _gap_report(names, labels, missing, keep, len(time))
@@ -135,12 +136,12 @@ def recording(
         if "state" in about: about["state"] = np.asarray(about["state"])[start:]
         behaviour = {k: np.asarray(v)[start:] for k, v in (behaviour or {}).items()}
     if not keep.any():
-        _no(where, "no neuron is left", f"a neuron that misses at most {GAPS:.0%} of the frames",
-            f"{len(keep)} that miss more", "Correct the file, or leave the worm out")
+        refuse(where, "no neuron is left", f"a neuron that misses at most {GAPS:.0%} of the frames",
+               f"{len(keep)} that miss more", "Correct the file, or leave the worm out")
     own = {k: ("neuron", np.asarray(v)[keep]) for k, v in (of_neurons or {}).items()}
     try: return traces(filled, [n for n, k in zip(names, keep) if k], time[start:],
                        behaviour={**(behaviour or {}), **own}, report=[*report, *changes], **about)
-    except RecordingError as e: _no(_place(where, e.where), e.what, e.expected, e.found, e.fix)
+    except RecordingError as e: refuse(_place(where, e.where), e.what, e.expected, e.found, e.fix)
 
 
 def _place(where, at):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import RecordingError, sha256
-from ..standard import _no
+from ..guard import refuse
 from .labels import SOURCES, recording
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #78860ea5
@@ -25,12 +25,12 @@ def _numbers(raw, where):
     width, numbers = len(lines[0].split()), raw.split()
     try: v = np.fromiter(map(float, numbers), float, len(numbers))
     except ValueError as e:
-        _no(where, "the text is not numbers", "numbers with blanks between", e,
-            "Download it again from its source")
+        refuse(where, "the text is not numbers", "numbers with blanks between", e,
+               "Download it again from its source")
     if not width or v.size != width * len(lines):
         row = next((i for i, s in enumerate(lines) if len(s.split()) != width), 0)
-        _no(where, "rows differ in length", f"{width} numbers in each",
-            f"{len(lines[row].split())} in row {row + 1}", "Download it again from its source")
+        refuse(where, "rows differ in length", f"{width} numbers in each",
+               f"{len(lines[row].split())} in row {row + 1}", "Download it again from its source")
     return v.reshape(len(lines), width)
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #31800742
@@ -45,11 +45,11 @@ def _one(parts, key, path, uncertain, **about):
     "A worm from its three files."
     where, x, labels = f"{path}, worm {key}", parts["gcamp"], parts["labels"]
     if len(x) != len(parts["t"]):
-        _no(where, "traces and time vector do not match", f"{len(x)} times", len(parts["t"]),
-            "Download it again from its source")
+        refuse(where, "traces and time vector do not match", f"{len(x)} times", len(parts["t"]),
+               "Download it again from its source")
     if len(labels) < x.shape[1]:
-        _no(where, "traces and names do not match", f"{x.shape[1]} lines in the labels",
-            len(labels), "Download it again from its source")
+        refuse(where, "traces and names do not match", f"{x.shape[1]} lines in the labels",
+               len(labels), "Download it again from its source")
     spare = [s for s in labels[x.shape[1]:] if s.strip()]
     report = [{"neuron": "", "label": s, "action": "dropped", "reason": "a label without a trace"}
               for s in spare]
@@ -79,14 +79,14 @@ def _collect(files, path, uncertain, digest):
         if not found: continue
         key, part = found[1] or "0", found[2]
         if part in waiting.setdefault(key, {}) or key in made:
-            _no(path, f"`{key}_{part}.txt` is there twice", "one of it", name, "Remove one")
+            refuse(path, f"`{key}_{part}.txt` is there twice", "one of it", name, "Remove one")
         waiting[key][part] = _parse(part, read(), f"{path}, {key}_{part}.txt")
         if len(waiting[key]) == 3: made[key] = _one(waiting.pop(key), key, path, uncertain)
     for key, parts in waiting.items():
         lacks = [p for p in ("gcamp", "labels", "t") if p not in parts]
         if "gcamp" in parts or len(parts) == 2:
-            _no(path, f"worm {key} is not complete", "gcamp, labels and t", f"no {key}_{lacks[0]}"
-                ".txt", "Download it again from its source")
+            refuse(path, f"worm {key} is not complete", "gcamp, labels and t",
+                   f"no {key}_{lacks[0]}" ".txt", "Download it again from its source")
     order = sorted(made, key=lambda k: (0, int(k), "") if k.isdigit() else (1, 0, k))
     return [made[k].assign_attrs(sha256=digest(k)) for k in order]
 
@@ -101,8 +101,8 @@ def _from_archive(path, uncertain):
                 worms = _collect(files, path, uncertain, lambda key: "")
         except RecordingError: raise
         except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as e:
-            _no(path, "the archive is damaged or cut short", None, f"{type(e).__name__}: {e}",
-                "Download it again from its source")
+            refuse(path, "the archive is damaged or cut short", None, f"{type(e).__name__}: {e}",
+                   "Download it again from its source")
         while hashed.read(1 << 20): pass
     return [ds.assign_attrs(sha256=hashed.sha.hexdigest()) for ds in worms]
 
@@ -126,5 +126,5 @@ def read_leifer(
                          lambda key: sha256(digest[key]))
     else: worms = _from_archive(path, uncertain)
     if worms: return worms
-    _no(path, "no worm in it", "files such as 0_gcamp.txt, 0_labels.txt, 0_t.txt", "none",
-        "Download it again from its source")
+    refuse(path, "no worm in it", "files such as 0_gcamp.txt, 0_labels.txt, 0_t.txt", "none",
+           "Download it again from its source")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import RecordingError, sha256
-from ..standard import _no
+from ..guard import mat5, refuse
 from .labels import SOURCES, recording
 
 # %% ../../../nbs/recordings/worm/yemini.ipynb #fef2b1ec
@@ -21,15 +21,11 @@ SKIP = 4   # first samples of each trace
 
 def _load(path):
     "The fields of the file, cells as flat lists."
-    from scipy.io import loadmat
-    try: m = loadmat(path, variable_names=[*FIELDS, "stim_names", "stim_times"])
-    except Exception as e:  # scipy meets damaged bytes with errors of any kind
-        _no(path, "the file is damaged or cut short", None, f"{type(e).__name__}: {e}",
-            "Download it again from its source")
+    m = mat5(path, [*FIELDS, "stim_names", "stim_times"])
     missing = [k for k in FIELDS if k not in m]
-    if missing: _no(path, f"field `{missing[0]}` is missing", ", ".join(FIELDS),
-                    ", ".join(k for k in m if k[0] != "_") or "none", "Download it again")
-    return {k: list(np.ravel(v)) if k != "stim_times" else v for k, v in m.items() if k[0] != "_"}
+    if missing: refuse(path, f"field `{missing[0]}` is missing", ", ".join(FIELDS),
+                       ", ".join(m) or "none", "Download it again")
+    return {k: list(np.ravel(v)) if k != "stim_times" else v for k, v in m.items()}
 
 
 def _word(cell):
@@ -43,9 +39,9 @@ def _seen(d, worm, path):
     for cell, is_left, entries in zip(d["neurons"], d["is_L"], d["norm_traces"]):
         c, left, entries = _word(cell), np.ravel(is_left), np.ravel(entries)
         if len(left) != len(entries) or len(left) not in (F, 2 * F):
-            _no(f"{path}, neuron {c}", "`is_L` and `norm_traces` do not fit the worms",
-                f"{F} or {2 * F} entries each", f"{len(left)} and {len(entries)}",
-                "Download the file again from its source")
+            refuse(f"{path}, neuron {c}", "`is_L` and `norm_traces` do not fit the worms",
+                   f"{F} or {2 * F} entries each", f"{len(left)} and {len(entries)}",
+                   "Download the file again from its source")
         for i in range(worm, len(left), F):
             x = np.ravel(entries[i]).astype(float)
             if not x.size: continue
@@ -67,14 +63,16 @@ def _one(d, i, path, uncertain, **about):
     subject = _word(d["files"][i]).removesuffix(".mat") or f"worm{i + 1}"
     where, fps = f"{path}, {subject}", float(np.ravel(d["fps"][0])[0])
     names, traces = _seen(d, i, path)
-    if not names: _no(where, "no neuron was seen", "a trace", "empty ones", "Leave the worm out")
+    if not names: refuse(where, "no neuron was seen", "a trace", "empty ones", "Leave the worm out")
     T = max(map(len, traces))
     for n, x in zip(names, traces):
-        if len(x) != T: _no(f"{where}, neuron {n}", "the trace differs in length from the others",
-                            f"{T} samples", len(x), "Download the file again from its source")
-    if T <= SKIP + 1: _no(where, "the traces are too short", f"more than {SKIP + 1} samples", T,
-                          "Leave the worm out")
-    if not 0 < fps < np.inf: _no(path, "`fps` is not a rate", "a number above 0", fps, "Correct it")
+        if len(x) != T: refuse(f"{where}, neuron {n}",
+                               "the trace differs in length from the others",
+                               f"{T} samples", len(x), "Download the file again from its source")
+    if T <= SKIP + 1: refuse(where, "the traces are too short", f"more than {SKIP + 1} samples", T,
+                             "Leave the worm out")
+    if not 0 < fps < np.inf: refuse(path, "`fps` is not a rate", "a number above 0", fps,
+                                  "Correct it")
     time = np.arange(SKIP, T) / fps
     return recording(np.stack(traces)[:, SKIP:], names, time, where=where, subject=subject,
                      uncertain=uncertain, sampling_rate=fps, units="normalised fluorescence",
@@ -92,10 +90,11 @@ def read_yemini(
     about = {"source": "yemini2021", "doi": SOURCES["yemini2021"], "licence": "not stated",
              "sha256": sha256(path), "file": path.name, **_stimuli(d)}
     if not len(d["neurons"]) == len(d["is_L"]) == len(d["norm_traces"]):
-        _no(path, "fields disagree on the number of classes", "one entry for each class", ", ".join(
-            f"{k} {len(d[k])}" for k in FIELDS[2:]), "Download it again from its source")
+        refuse(path, "fields disagree on the number of classes", "one entry for each class",
+               ", ".join(
+               f"{k} {len(d[k])}" for k in FIELDS[2:]), "Download it again from its source")
     try: return [_one(d, i, path, uncertain, **about) for i in range(len(d["files"]))]
     except RecordingError: raise
     except (LookupError, TypeError, ValueError) as e:
-        _no(path, "the file is not laid out as its fields promise", None,
-            f"{type(e).__name__}: {e}", "Download it again from its source")
+        refuse(path, "the file is not laid out as its fields promise", None,
+               f"{type(e).__name__}: {e}", "Download it again from its source")

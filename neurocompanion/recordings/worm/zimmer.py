@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5o, h5r, h5s, h5t, h5z
 
-from ..standard import _hdf5, _no
+from ..guard import AGAIN, hdf5, names_in, own, refuse, room_for
 from .labels import SOURCES, _time_first, recording
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #be1eda74
@@ -93,6 +93,7 @@ def _text(d) -> str:
     "An array of 16-bit characters as text."
     whole = d.get_offset() is not None   # not in chunks, so as many bytes as it takes on disk
     n = d.get_storage_size() // 2 if whole else d.get_space().get_simple_extent_npoints()
+    room_for((n,), "u2", "text", d.get_storage_size())
     letters = np.empty(n, "<u2")
     d.read(h5s.ALL, h5s.ALL, letters, h5t.STD_U16LE)
     return letters.tobytes().decode("utf-16-le")
@@ -115,9 +116,13 @@ def _texts(content, base, refs, d):
             for same, (a, b) in zip(alike, ends)]
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #975273fd
+_MOST = 200_000   # values in a file; the largest published one has a tenth
+
+
 class Mat73:
     "The values of a MATLAB 7.3 file. Large arrays are filled by `wait`."
-    def __init__(self, path): self.f, self.content = _hdf5(path), _Mapped(path)
+    def __init__(self, path):
+        self.f, self.content, self.left = hdf5(path, walk=False), _Mapped(path), _MOST
 
     def __enter__(self): return self
 
@@ -131,7 +136,9 @@ class Mat73:
 
     def cells(self, d):
         "References to the objects in a cell array."
-        refs = np.empty(d.get_space().get_simple_extent_npoints(), h5py.ref_dtype)
+        n = d.get_space().get_simple_extent_npoints()
+        room_for((n,), "u8", self.f.filename, d.get_storage_size())
+        refs = np.empty(n, h5py.ref_dtype)
         if refs.size: d.read(h5s.ALL, h5s.ALL, refs)
         return refs
 
@@ -139,6 +146,10 @@ class Mat73:
 
     def value(self, d):
         "A struct as a dict, a cell array as a list, text, or an array."
+        own(d, path := self.f.filename)
+        self.left -= 1
+        if self.left < 0: refuse(path, "cells lie in cells without end",
+                                 f"at most {_MOST:,} values", "more", AGAIN)
         if isinstance(d, h5g.GroupID): return {k.decode(): self.value(h5o.open(d, k)) for k in d}
         kind = d.get_type()
         if isinstance(kind, h5t.TypeReferenceID): return _list(self, d)
@@ -157,6 +168,7 @@ _BATCH = 32        # chunks that a thread takes at a time
 
 def _array(m, d):
     "An array of a file; a large one is filled by `wait`."
+    room_for(d.shape, d.dtype, m.f.filename, d.get_storage_size())
     plan = _filters(d) if d.get_space().get_simple_extent_npoints() > _LARGE else None
     stored = []
     if plan: d.chunk_iter(stored.append)
@@ -190,11 +202,13 @@ LAYOUTS = (  # names, traces, time
     ("IDs", "traces", "tv"), ("neuron_ID", "traces_bleach_corrected", "time_vector"))
 
 
-def zimmer_root(f):
-    "The group that holds a known layout, and the layout; None where there is none."
-    groups = [f, *(f[k] for k in f if not k.startswith("#") and isinstance(f[k], h5py.Group))]
-    scored = [(sum(field in g for field in fields), g, fields) for g in groups
-              for fields in LAYOUTS]
+def zimmer_root(
+    names,   # in the file, and in the groups at its top, as `guard.look` gives them
+):           # the name of the group that holds a known layout, and the layout; or None
+    "Where a file has its worms, and in which of the layouts."
+    groups = ["", *sorted({f"{k.partition('/')[0]}/" for k in names if "/" in k})]
+    scored = [(sum(g + field in names for field in fields), g.strip("/"), fields)
+              for g in groups for fields in LAYOUTS]
     best = max(scored, key=lambda s: s[0])
     return best[1:] if best[0] > 1 else None
 
@@ -221,12 +235,12 @@ def _states(given, T, where, key=None):
     for name, v in given.items():
         v = np.asarray(v)
         if v.size != T or not ((v == 0) | (v == 1)).all():
-            _no(where, f"state `{name}` does not fit", f"{T} zeros and ones",
-                f"{v.size} values", "Correct the file")
+            refuse(where, f"state `{name}` does not fit", f"{T} zeros and ones",
+                   f"{v.size} values", "Correct the file")
         on[names.index(name)] = np.ravel(v) == 1
     for i in np.flatnonzero(on.sum(0) > 1):
-        _no(where, "two states at once", "one for each frame",
-            f"{' and '.join(np.array(names)[on[:, i]])} in frame {i}", "Correct the file")
+        refuse(where, "two states at once", "one for each frame",
+               f"{' and '.join(np.array(names)[on[:, i]])} in frame {i}", "Correct the file")
     on[names.index("nostate"), ~on.any(0)] = True
     return on.argmax(0).astype(np.int8), names
 
@@ -238,33 +252,31 @@ def _numbered(given, T, where, key):
     good = (v >= 0) & (v <= len(known)) & (v == np.floor(v))
     if len(v) != T or not good.all():
         found = f"{len(v)} values" if len(v) != T else f"{v[~good][0]:g} in frame {good.argmin()}"
-        _no(where, "the states do not fit", f"{T} whole numbers from 0 to {len(known)}", found,
-            "Correct the file")
+        refuse(where, "the states do not fit", f"{T} whole numbers from 0 to {len(known)}", found,
+               "Correct the file")
     names = ["nostate", *(str(k).strip().replace(" ", "_") for k in known)]
     return v.astype(np.int8), names
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #9cf00775
-AGAIN = "Download the file again from its source"
-
-
 def _fields(m, group, layout, path):
     "The fields that matter: for each worm its objects, unread."
     for field in layout:
         if field not in group:
-            _no(path, f"field `{field}` is missing", ", ".join(layout),
-                f"{group.name.strip('/')} with {', '.join(group)}", AGAIN)
+            refuse(path, f"field `{field}` is missing", ", ".join(layout),
+                   f"{group.name.strip('/')} with {', '.join(group)}", AGAIN)
     more = [k for k in ("fps", "States", "FourStates", "dataset") if k in group]
     v = {k: _cells(m, group, k) for k in (layout[1], layout[0], layout[2], *more)}
     if not isinstance(v[layout[1]], list):   # a single worm, in no cells
         return [{k: h5o.open(group.id, k.encode()) for k in v}]
     if "fps" in v and not isinstance(v["fps"], list): v["fps"] = [v["fps"]] * len(v[layout[1]])
     for k, cells in v.items():
-        if not isinstance(cells, list): _no(path, f"field `{k}` is no cell array", "one cell for "
-                                            "each worm", f"a {type(group[k]).__name__.lower()}",
-                                            AGAIN)
+        if not isinstance(cells, list): refuse(path, f"field `{k}` is no cell array",
+                                               "one cell for "
+                                               "each worm", f"a {type(group[k]).__name__.lower()}",
+                                               AGAIN)
     if len(set(map(len, v.values()))) > 1:
-        _no(path, "fields disagree on the number of worms", "one entry for each worm",
-            ", ".join(f"{k} {len(cells)}" for k, cells in v.items()), AGAIN)
+        refuse(path, "fields disagree on the number of worms", "one entry for each worm",
+               ", ".join(f"{k} {len(cells)}" for k, cells in v.items()), AGAIN)
     return [dict(zip(v, row)) for row in zip(*v.values())]
 
 
@@ -310,11 +322,12 @@ def read_zimmer(
     "Read the worms of a MATLAB 7.3 file of the Zimmer laboratory."
     path = Path(path)
     with Mat73(path) as m:
-        if not (found := zimmer_root(m.f)):
-            _no(path, "no known layout", " or ".join(map(", ".join, LAYOUTS)), ", ".join(m.f),
-                "Convert it with traces and save")
-        group, layout = found
-        root = group.name.strip("/") or path.stem
+        if not (found := zimmer_root(names_in(m.f))):
+            refuse(path, "no known layout", " or ".join(map(", ".join, LAYOUTS)), ", ".join(m.f),
+                   "Convert it with traces and save")
+        group, layout = m.f[found[0] or "/"], found[1]
+        own(group.id, path)
+        root = found[0] or path.stem
         source = _source(root, set(group), layout)
         about = {"doi": SOURCES[source], "licence": "not stated", "source": source,
                  "file": path.name}

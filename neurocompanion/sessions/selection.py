@@ -332,7 +332,7 @@ def _given(held_out, pool, s):
 
 def _as_sessions(given, how):
     "Sessions from sessions, recordings and paths."
-    if isinstance(given, (str, Path)): return pools.from_files(given, **how)
+    if isinstance(given, (str, Path)): return pools.sessions_in(given, **how)
     if isinstance(given, (Session, xr.Dataset)): given = [given]
     found = []
     for x in given:
@@ -340,7 +340,7 @@ def _as_sessions(given, how):
         elif isinstance(x, xr.Dataset):
             wide = x.attrs.get("bin_size", 0) > 0.02            # wider than usual: as they are
             found.append(from_recording(x, **({"bin_ms": 0.0} if wide else {}) | how))
-        elif isinstance(x, (str, Path)): found += pools.from_files(x, **how)
+        elif isinstance(x, (str, Path)): found += pools.sessions_in(x, **how)
         else: raise ParameterError("this is no session", found=type(x).__name__, expected=
                                    "a Session, a recording of the data standard, or a path")
     return found

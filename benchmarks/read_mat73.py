@@ -26,7 +26,7 @@ import numpy as np
 
 from neurocompanion import core
 from neurocompanion.recordings.standard import traces
-from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_kato
 
 

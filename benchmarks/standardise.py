@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 
 from neurocompanion.recordings.worm.simulate_pool import POOL, plan, read_pool, write_pool
-from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.worm_scaling.data import standardise
 
 

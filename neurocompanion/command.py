@@ -49,24 +49,14 @@ def _check(args):
     return 1 if bad else 0
 
 # %% ../nbs/command.ipynb #dff7332a
-SIMULATORS = ("worms", "sessions", "chaotic_rnn", "lorenz", "fish")
-
-
-def _simulated(kind, n, seed) -> list:
-    "`n` recordings of a kind; the sessions lie at growing distances from the first."
-    from neurocompanion.recordings.spikes.simulate import chaotic_rnn, lorenz, sessions
-    from neurocompanion.recordings.video.simulate import fish
-    from neurocompanion.recordings.worm.simulate import worms
-    if kind == "worms": return worms(n, seed=seed)
-    if kind == "sessions": return sessions([i / max(n - 1, 1) for i in range(n)], seed=seed)
-    make = {"chaotic_rnn": chaotic_rnn, "lorenz": lorenz, "fish": fish}[kind]
-    return [make(seed=seed + i) for i in range(n)]
+SIMULATORS = "worms", "sessions", "chaotic_rnn", "lorenz", "fish"
 
 
 def _simulate(args):
     from pathlib import Path
+    from neurocompanion.recordings.read import simulated
     from neurocompanion.recordings.standard import save
-    for i, ds in enumerate(_simulated(args.kind, args.n, args.seed)):
+    for i, ds in enumerate(simulated(args.kind, args.n, args.seed)):
         path = Path(args.out) / f"{args.kind}{i:03d}.nc"
         save(ds, path)
         print(path)

@@ -209,7 +209,7 @@ def test_every_real_task(mirror):
 
 
 def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
-    from neurocompanion.recordings.spikes.reader import read_spikes
+    from neurocompanion.recordings.read import read as read_spikes
     path = Path(mirror) / "macaque_small/DAD/chewie_demo.mat"
     x = read_spikes(path)[0]["spikes"].values
     assert ts.unslide(x, 8)[1] > 0.99

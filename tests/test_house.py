@@ -28,27 +28,10 @@ STILL = {f"{here} takes the private {name}" for here, names in {
     "autolfads.subspaces": "autolfads.decoding._array autolfads.decoding._numbers",
     "autolfads.training": "training.checkpoints._plain training.checkpoints._same_settings "
         "training.checkpoints._unreadable training.fit._interruptible",
-    "recordings.spikes.hdf5": "recordings.standard._hdf5 recordings.standard._no",
-    "recordings.spikes.nwb": "recordings.spikes.counts._EDGE recordings.spikes.counts._above "
-        "recordings.spikes.hdf5._left_out recordings.spikes.hdf5._text "
-        "recordings.standard._no",
-    "recordings.spikes.reader": "recordings.spikes.hdf5._bin recordings.spikes.hdf5._left_out "
-        "recordings.standard._no",
-    "recordings.standard": "recordings.schema._blocks recordings.schema._fail "
-        "recordings.schema._is_text recordings.schema._plain recordings.schema._times",
-    "recordings.worm.connectome": "recordings.standard._no",
-    "recordings.worm.flavell": "recordings.standard._no",
-    "recordings.worm.labels": "recordings.standard._no",
-    "recordings.worm.leifer": "recordings.standard._no",
-    "recordings.worm.reader": "recordings.standard._hdf5 recordings.standard._no",
     "recordings.worm.simulate_pool": "recordings.worm.writer._classes "
         "recordings.worm.writer._raw",
-    "recordings.worm.yemini": "recordings.standard._no",
-    "recordings.worm.zimmer": "recordings.standard._hdf5 recordings.standard._no "
-        "recordings.worm.labels._time_first",
+    "recordings.worm.zimmer": "recordings.worm.labels._time_first",
     "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
-    "sessions.pools": "recordings.spikes.reader._kind recordings.worm.reader._kind "
-        "recordings.worm.reader._stranger",
     "sessions.selection": "sessions.pretraining._fingerprint",
     "sessions.training": "sessions.pretraining._begin_at sessions.pretraining._check_counts "
         "sessions.pretraining._diverged sessions.pretraining._fingerprint "

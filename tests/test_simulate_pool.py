@@ -13,7 +13,7 @@ from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm import simulate_pool as sp
 from neurocompanion.recordings.worm.simulate_pool import POOL, plan, read_pool, write_pool
 from neurocompanion.recordings.standard import NEURONS, check
-from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.labels import SOURCES
 from neurocompanion.worm_scaling.data import standardise, windows
 

@@ -10,7 +10,8 @@ from scipy.io import loadmat, savemat
 
 from neurocompanion.core import NeurocompanionError, ParameterError, RecordingError, sha256
 from neurocompanion.recordings.spikes.simulate import lorenz
-from neurocompanion.recordings.spikes.reader import READERS, read_ibl, read_spikes
+from neurocompanion.recordings.read import read as read_spikes
+from neurocompanion.recordings.spikes.reader import READERS, read_ibl
 from neurocompanion.recordings.spikes.hdf5 import counted, read_lfads, read_nlb
 from neurocompanion.recordings.spikes.nwb import read_nwb
 from neurocompanion.recordings.spikes.writer import MATLAB, write_ibl, write_matlab, write_nwb

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings.read import read
 from neurocompanion.recordings.video import film as V
 
 FILM = np.arange(5 * 3 * 4 * 6, dtype=np.uint16).reshape(5, 3, 4, 6)   # time z y x
@@ -130,19 +131,19 @@ def test_real_series_and_pictures_agree(mirror):
     series, pictures = V.open_video(place / "series"), V.open_video(place / "images")
     assert series.shape == (240, 2, 76, 87) and pictures.shape == (20, 2, 76, 87)
     np.testing.assert_array_equal(series[:20], pictures[...])
-    ds = V.read_series_fish(place, radius=2.5)
-    assert 40 < ds["cells"].max() < 100
+    v = read(place / "series")[0]["video"].values
+    cells = V.segment(v.std(0), 2.5, (5, 1, 1))
+    assert 40 < cells.max() < 100
     from neurocompanion.zebrafish.data import extract_traces
-    trace = extract_traces(ds["video"], ds["cells"])
-    loop = np.stack([ds["video"].values[:, ds["cells"].values == n].mean(1)
-                     for n in range(1, int(ds["cells"].max()) + 1)], 1)
+    trace = extract_traces(v, cells)
+    loop = np.stack([v[:, cells == n].mean(1) for n in range(1, cells.max() + 1)], 1)
     np.testing.assert_allclose(trace, loop, rtol=0, atol=1e-6)
 
 
 def test_real_clusters(mirror):
     files = sorted((mirror / "zebrafish_chen2018_units").glob("*.npz"))
     if not files: pytest.skip("the mirror has no cluster traces")
-    sizes = [V.read_clusters(f)["trace"].shape for f in files]
+    sizes = [V.read_clusters(f)[0]["trace"].shape for f in files]
     assert sizes == [(640, 115), (1200, 133), (500, 133), (600, 99)]
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, to_302, traces)
-from neurocompanion.recordings.worm.reader import clean_names, read_worms
+from neurocompanion.recordings.read import read as read_worms
+from neurocompanion.recordings.worm.labels import clean_names
 from neurocompanion.recordings.worm.writer import write_kato
 
 

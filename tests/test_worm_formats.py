@@ -15,7 +15,7 @@ from neurocompanion.recordings.simulate import observed
 from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.standard import (
     NEURONS, check, open_recording, save, state_names, traces)
-from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.labels import SOURCES, fill_gaps
 from neurocompanion.recordings.worm.zimmer import Mat73
 from neurocompanion.recordings.worm.writer import (

@@ -8,7 +8,7 @@ import pytest
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate_pool import write_pool
-from neurocompanion.recordings.worm.reader import read_worms
+from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_kato
 from neurocompanion.worm_gnn.data import (
     CHUNK, SHARED_3, SHARED_15, derivative, folds, load_flavell, load_kato, load_nichols,

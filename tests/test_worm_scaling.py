@@ -9,7 +9,7 @@ from neurocompanion.worm_scaling import data, models
 @pytest.fixture(scope="module")
 def kato(mirror):
     from neurocompanion.recordings.sources import fetch
-    from neurocompanion.recordings.worm.reader import read_worms
+    from neurocompanion.recordings.read import read as read_worms
     return read_worms(fetch("kato2015"))
 
 

@@ -72,11 +72,11 @@ def _check_attrs(ds):
     for key in ("subject", "source", "units"):
         if not isinstance(a.get(key), str) or not a[key].strip():
             fail(ds, f"attribute `{key}` is missing or not text", "a short text",
-                  repr(a[key]) if key in a else "nothing", f'Set ds.attrs["{key}"]')
-    for key in ("doi", "licence", "sha256"):
+                 repr(a[key]) if key in a else "nothing", f'Set ds.attrs["{key}"]')
+    for key in ("session", "doi", "licence", "sha256"):
         if not isinstance(a.get(key, ""), str):
             fail(ds, f"attribute `{key}` is not text", "text, empty where unknown",
-                  repr(a[key]), f'Set ds.attrs["{key}"]')
+                 repr(a[key]), f'Set ds.attrs["{key}"]')
 
 # %% ../../nbs/recordings/schema.ipynb #f7cd2140
 def _check_storable(ds):
@@ -84,7 +84,7 @@ def _check_storable(ds):
     for name in [*ds.variables, *ds.sizes]:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name):
             fail(ds, f"{name!r} cannot name a variable or a dimension",
-                  "text without blanks or slashes", repr(name), "Use ds.rename")
+                 "text without blanks or slashes", repr(name), "Use ds.rename")
     for name, v in ds.variables.items(): _check_type(ds, name, v)
     for key, value in ds.attrs.items(): _check_attr(ds, "the recording", key, value)
     for name, v in ds.variables.items():
@@ -108,12 +108,12 @@ def _check_type(ds, name, v):
     text = kind in "UOT" and is_text(v)
     if not text and kind not in "iufb" or kind == "f" and v.dtype.itemsize not in (4, 8):
         fail(ds, f"variable `{name}` has a type that a file cannot hold",
-              "float32, float64, integers, truth values or text", str(v.dtype),
-              _CONVERT.get(kind, "Give all its entries one type, such as text with .astype(str)"))
+             "float32, float64, integers, truth values or text", str(v.dtype),
+             _CONVERT.get(kind, "Give all its entries one type, such as text with .astype(str)"))
     for t in np.ravel(v.values).tolist() if text else ():
         if "\0" in t or t.encode(errors="ignore").decode() != t:
             fail(ds, f"variable `{name}` has text that a file cannot hold", "Unicode text",
-                  repr(t), "Remove the odd characters")
+                 repr(t), "Remove the odd characters")
 
 # %% ../../nbs/recordings/schema.ipynb #97863b1e
 _CALENDAR = {f"{unit}{s}" for s in ("s", "") for unit in (
@@ -125,14 +125,14 @@ def _check_attr(ds, owner, key, value):
     label = f"attribute `{key}` of {owner}"
     if not (isinstance(key, str) and re.fullmatch(r"[^\W_]\w*", key)) or key in _RESERVED:
         fail(ds, f"{label} has a name that the file needs for itself or cannot hold",
-              "letters, digits and _", repr(key), "Rename it")
+             "letters, digits and _", repr(key), "Rename it")
     try: json.dumps(plain(value), ensure_ascii=False).encode()
     except (TypeError, ValueError) as e:
         fail(ds, f"{label} cannot be saved", "text, numbers, truth values, lists, dicts",
-              f"{type(value).__name__} ({e})", "Turn it into text or remove it")
+             f"{type(value).__name__} ({e})", "Turn it into text or remove it")
     if key == "units" and owner[0] == "`" and str(value).split(" since")[0] in _CALENDAR:
         fail(ds, f"{label} would make xarray read times instead of numbers",
-              '"s", "ms" or "min"', repr(value), "Abbreviate it")
+             '"s", "ms" or "min"', repr(value), "Abbreviate it")
 
 # %% ../../nbs/recordings/schema.ipynb #8e0a6166
 def _check_time(ds):
@@ -140,16 +140,16 @@ def _check_time(ds):
     c = ds.variables.get("time")
     if "time" not in ds.coords or c.dims != ("time",) or c.dtype.kind not in "iuf":
         fail(ds, "coordinate `time` is missing or not numbers", "seconds along time", "nothing"
-              if c is None else f"{c.dtype} along {c.dims}", "Set ds.coords['time'] to the seconds")
+             if c is None else f"{c.dtype} along {c.dims}", "Set ds.coords['time'] to the seconds")
     t, units = c.values, c.attrs.get("units", "s")
     if units != "s": fail(ds, "time has the wrong units", '"s"', repr(units),
-                           'Convert it to seconds, and call them "s"')
+                          'Convert it to seconds, and call them "s"')
     for i in np.flatnonzero(~np.isfinite(t)):
         fail(ds, "time is not finite", "seconds", t[i], "Interpolate it or cut the frames off",
-              f"frame {i}")
+             f"frame {i}")
     for i in np.flatnonzero(np.diff(t) <= 0) + 1:
         fail(ds, "time does not increase", f"more than {t[i-1]:g} s", f"{t[i]:g} s",
-              "Sort the frames by time and drop doubles", f"frame {i}")
+             "Sort the frames by time and drop doubles", f"frame {i}")
 
 # %% ../../nbs/recordings/schema.ipynb #8f9eb762
 def _check_rate(ds):
@@ -157,10 +157,10 @@ def _check_rate(ds):
     rate, t = plain(ds.attrs.get("sampling_rate")), ds["time"].values
     if type(rate) not in (int, float) or not 0 < rate < np.inf:
         fail(ds, "attribute `sampling_rate` is missing or not a rate", "a number above 0, in Hz",
-              repr(rate), 'Set ds.attrs["sampling_rate"]')
+             repr(rate), 'Set ds.attrs["sampling_rate"]')
     if len(t) > 1 and not 0.1 < (step := float(np.median(np.diff(t)))) * rate < 10:
         fail(ds, "time and sampling rate disagree", f"steps of about {1 / rate:g} s",
-              f"{step:g} s", "Give time in seconds and sampling_rate in Hz")
+             f"{step:g} s", "Give time in seconds and sampling_rate in Hz")
 
 # %% ../../nbs/recordings/schema.ipynb #8d97b78b
 def _check_names(ds, dim, numbers=True):
@@ -169,15 +169,15 @@ def _check_names(ds, dim, numbers=True):
     c = ds.variables.get(dim)
     if c is None or c.dims != (dim,) or not (is_text(c) or numbers and c.dtype.kind in "iu"):
         fail(ds, f"coordinate `{dim}` is missing or not names", want,
-              "nothing" if c is None else f"{c.dtype} over {c.dims}", f"Set ds.coords['{dim}']")
+             "nothing" if c is None else f"{c.dtype} over {c.dims}", f"Set ds.coords['{dim}']")
     names, first = c.values, {}
     for i, name in enumerate(names):
         if isinstance(name, str) and not (name.strip() and name.isprintable()):
             fail(ds, f"{dim} {i} has no readable name", want, repr(str(name)),
-                  f"Give it one, such as ?{i:03d}")
+                 f"Give it one, such as ?{i:03d}")
         if name in first:
             fail(ds, f"{dim} {name} is there twice", "distinct names",
-                  f"entries {first[name]} and {i}", "Rename or drop one of them")
+                 f"entries {first[name]} and {i}", "Rename or drop one of them")
         first[name] = i
 
 # %% ../../nbs/recordings/schema.ipynb #8b2f8055
@@ -213,7 +213,7 @@ def _check_values(ds, name, bad, what, expected, fix):
         at = [int(i) for i in np.unravel_index(hit.argmax(), hit.shape)]
         found = f"{block[tuple(at)]} ({hit.sum()} such values)"
         fail(ds, f"`{name}` {what}", expected, found, fix,
-              _place(ds, da, [at[0] + rows.start, *at[1:]]))
+             _place(ds, da, [at[0] + rows.start, *at[1:]]))
 
 # %% ../../nbs/recordings/schema.ipynb #2e252927
 def _check_main(ds):
@@ -222,18 +222,18 @@ def _check_main(ds):
     main, dims = KINDS[kind]
     if main not in ds.data_vars:
         fail(ds, f"variable `{main}` is missing", f"`{main}` over {sizes_text(dims)}", "variables "
-              f"{', '.join(map(str, ds.data_vars)) or 'none'}", f"Name the values `{main}`")
+             f"{', '.join(map(str, ds.data_vars)) or 'none'}", f"Name the values `{main}`")
     v, good = ds[main], [dims, dims[1:]] if kind == "spikes" else [dims]
     if v.dims not in good:
         turn = f", such as ds.transpose{dims}" if set(v.dims) == set(dims) else ""
         fail(ds, f"`{main}` has the wrong dimensions", " or ".join(map(sizes_text, good)),
-              sizes_text(v.dims), "Rename or transpose them" + turn)
+             sizes_text(v.dims), "Rename or transpose them" + turn)
     if v.dtype.kind not in "iuf":
         fail(ds, f"`{main}` does not hold numbers", "floats or integers", v.dtype, "Convert it")
     if not v.size: fail(ds, f"`{main}` is empty", "values", sizes_text(v.shape), "Leave it out")
     if units and v.attrs.get("units", units) != units:
         fail(ds, f"`{main}` and the recording disagree on units", repr(units),
-              repr(v.attrs["units"]), "Set both to the same")
+             repr(v.attrs["units"]), "Set both to the same")
 
 # %% ../../nbs/recordings/schema.ipynb #69460dcf
 def _check_traces(ds, values):
@@ -242,9 +242,9 @@ def _check_traces(ds, values):
     v = ds.variables.get("labelled")
     if v is None or v.dims != ("neuron",) or v.dtype.kind != "b":
         fail(ds, "`labelled` is missing or does not fit",
-              f"{ds.sizes['neuron']} truth values along neuron",
-              "nothing" if v is None else f"{v.size} × {v.dtype} along {sizes_text(v.dims)}",
-              "Set ds.coords['labelled'] = ('neuron', np.array(identified, bool))")
+             f"{ds.sizes['neuron']} truth values along neuron",
+             "nothing" if v is None else f"{v.size} × {v.dtype} along {sizes_text(v.dims)}",
+             "Set ds.coords['labelled'] = ('neuron', np.array(identified, bool))")
     if "state" in ds.variables: _check_state(ds)
     if values: _check_values(ds, "trace", _not_finite, "has gaps", "finite numbers",
                              "Fill the gap or drop the neuron, and say so in the report")
@@ -255,12 +255,12 @@ def _check_state(ds):
     s = ds["state"]
     if s.dims != ("time",) or not (is_text(s) or s.dtype.kind in "iu"):
         fail(ds, "`state` is not one state per frame", "codes or names along time",
-              f"{s.dtype} along {sizes_text(s.dims)}", "Give one code per frame")
+             f"{s.dtype} along {sizes_text(s.dims)}", "Give one code per frame")
     if is_text(s): return
     names = str(s.attrs.get("flag_meanings", "")).split()
     if not names or len(set(names)) != len(names):
         fail(ds, "`state` has codes without names", "distinct names, with blanks between, in its "
-              "attribute `flag_meanings`", " ".join(names) or "none", "Name the states")
+             "attribute `flag_meanings`", " ".join(names) or "none", "Name the states")
     _check_values(ds, "state", lambda x: (x < 0) | (x >= len(names)), "has a code without a name",
                   f"0 … {len(names) - 1}", "Name every state")
 
@@ -275,7 +275,7 @@ def _check_like(ds, name, dims, fix):
     v = ds[name]
     if v.dims != dims or v.dtype.kind not in "iuf":
         fail(ds, f"`{name}` does not fit", f"numbers over {sizes_text(dims)}",
-              f"{v.dtype} over {sizes_text(v.dims)}", fix)
+             f"{v.dtype} over {sizes_text(v.dims)}", fix)
 
 
 def _not_rate(x): return (x < 0) | np.isinf(x)
@@ -302,7 +302,7 @@ def _check_video(ds, values):
     if not (isinstance(size, list) and len(size) == 3 and all(
             type(s) in (int, float) and 0 < s < np.inf for s in size)):
         fail(ds, "attribute `voxel_size` is not a size", "three lengths above 0: z, y, x, in µm",
-              repr(size), 'Set ds.attrs["voxel_size"] or remove it')
+             repr(size), 'Set ds.attrs["voxel_size"] or remove it')
     if "cells" in ds.variables: _check_cells(ds, values)
     if "trace" in ds: _check_like(ds, "trace", ("time", "cell"), "Rename or transpose them")
     if "cell" in ds.dims: _check_names(ds, "cell")
@@ -316,7 +316,7 @@ def _check_cells(ds, values):
     c = ds["cells"]
     if c.dims != ("z", "y", "x") or c.dtype.kind not in "iu":
         fail(ds, "`cells` are not masks of this video", "whole numbers over z × y × x",
-              f"{c.dtype} over {sizes_text(c.dims)}", "Number the cells from 1")
+             f"{c.dtype} over {sizes_text(c.dims)}", "Number the cells from 1")
     if values: _check_values(ds, "cells", lambda x: x < 0, "has a negative number",
                              "0 for none, cells from 1", "Number the cells from 1")
 
@@ -331,7 +331,7 @@ def check(
                              found=type(ds).__name__, fix="Build one with traces, spikes or video")
     if not isinstance(ds.attrs.get("kind"), str) or ds.attrs["kind"] not in KINDS:
         fail(ds, "attribute `kind` is missing or unknown", " or ".join(KINDS),
-              repr(ds.attrs.get("kind")), 'Set ds.attrs["kind"]')
+             repr(ds.attrs.get("kind")), 'Set ds.attrs["kind"]')
     for step in (_check_main, _check_time, _check_attrs, _check_rate, _check_storable): step(ds)
     {"traces": _check_traces, "spikes": _check_spikes,
      "video": _check_video}[ds.attrs["kind"]](ds, values)

@@ -14,16 +14,13 @@ from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-import h5py
 import numpy as np
 from ..core import ParameterError, RecordingError
 from ..recordings.simulate import generator
 from ..recordings.worm.simulate import SHARED, worms
-from ..recordings.sources import fetch
-from ..recordings.standard import state_names
-from ..recordings.worm.reader import clean_names, read_worms
-from ..recordings.worm.writer import write_zimmer
-from ..recordings.worm.zimmer import zimmer_root
+from ..recordings.read import read
+from ..recordings.standard import name_of, state_names
+from ..recordings.worm.labels import clean_names
 
 # %% ../../nbs/worm_gnn/data.ipynb #88e301f7
 SHARED_15 = SHARED                    # identified in all five worms of Kato 2015
@@ -163,7 +160,6 @@ def worm_of(
     neurons=SHARED_15,         # which neurons, in which order
     states: int = 2,           # classes: 7, 4, 3 or 2
     *,
-    slope=None,                # published derivative of all its neurons  # time neuron
     scaling: str = "whole",    # as for `scaled`
 ) -> Worm:
     "The features and states of one recording."
@@ -174,12 +170,11 @@ def worm_of(
     names = neuron_list(neurons)
     at = _columns(ds, names, where)
     trace, time = ds["trace"].values[:, at].astype(float), ds["time"].values.astype(float)
-    own = slope is not None and np.shape(slope) == ds["trace"].shape
-    slope = np.asarray(slope, float)[:, at] if own else derivative(trace, time)
+    slope = ds["derivative"].values[:, at] if "derivative" in ds else np.array(np.nan)
     if not np.isfinite(slope).all(): slope = derivative(trace, time)
-    y = class_codes(state_names(ds), states, where)
-    return scaled(Worm(str(ds.attrs["subject"]), None, y, time, names, class_names(states),
-                       trace, slope, ds.attrs["source"]), scaling)
+    y, a = class_codes(state_names(ds), states, where), ds.attrs
+    return scaled(Worm(name_of(ds), None, y, time, names, class_names(states), trace, slope,
+                       "simulated" if a.get("simulated") else a["source"]), scaling)
 
 
 def _columns(ds, names, where):
@@ -192,58 +187,28 @@ def _columns(ds, names, where):
                              fix="Leave these neurons out, or this worm")
     return [all_of.index(n) for n in names]
 
-# %% ../../nbs/worm_gnn/data.ipynb #b8c6c476
-_SLOPES = ("deltaFOverF_deriv", "tracesDif")   # fields of published derivatives
-
-
-def _published(path, recordings):
-    "For each recording the derivative that its file holds, or None."
-    none, path = [None] * len(recordings), Path(path)
-    if not (path.is_file() and h5py.is_hdf5(path)): return none
-    with h5py.File(path) as f:
-        group, _ = zimmer_root(f) or (None, None)
-        field = next((k for k in _SLOPES if group and k in group), None)
-        if not field: return none
-        d = group[field]
-        refs = np.ravel(d[()]) if d.dtype == h5py.ref_dtype else [d.ref]
-        slopes = [f[ref][()] for ref in refs]
-    if len(slopes) != len(recordings): return none
-    return [s if s.shape == ds["trace"].shape else s.T for s, ds in zip(slopes, recordings)]
-
 # %% ../../nbs/worm_gnn/data.ipynb #6ce2e76d
 def load_worms(
-    path: str | Path,         # a file that `read_worms` knows
+    what,                     # a file, a folder, a public name or recordings: as for `read`
     neurons=SHARED_15,        # which neurons, in which order
     states: int = 2,          # classes: 7, 4, 3 or 2
     *,
     scaling: str = "whole",   # as for `scaled`; scale again for each fold with `scaled`
-) -> list:                    # a `Worm` for each animal
-    "Read the worms of a file as features and states."
-    found, names = _marked(path), neuron_list(neurons)
-    return [worm_of(ds, names, states, slope=slope, scaling=scaling)
-            for ds, slope in zip(found, _published(path, found))]
-
-
-def _marked(path):
-    "The recordings of a file or folder; what is simulated has that as its source."
-    source = {"source": "simulated"} if _simulated(path) else {}
-    return [ds.assign_attrs(source) for ds in read_worms(path)]
-
-
-def _simulated(path):
-    "Whether the file lies in a folder that says it is simulated."
-    path = Path(path).absolute()
-    return any((p / "SIMULATED.md").is_file() for p in (path, *path.parents))
+) -> list:                    # a `Worm` for each animal; `.left_out` holds the others
+    "The worms of a file or folder as features and states."
+    names, known = neuron_list(neurons), class_names(states)
+    return read(what, "traces", needs="state").each(
+        lambda ds, place: worm_of(ds, names, len(known), scaling=scaling))
 
 # %% ../../nbs/worm_gnn/data.ipynb #6c643488
 def load_kato(
-    path: str | Path = None,  # `WT_NoStim.mat` of Kato 2015; None fetches it
+    path="kato2015",          # `WT_NoStim.mat` of Kato 2015, or its public name
     neurons=SHARED_15,        # which neurons, in which order
     states: int = 2,          # classes: 7, 4, 3 or 2
     **how,                    # as for `load_worms`
 ) -> list:                    # a `Worm` for each animal
     "The worms on which the paper trains."
-    return load_worms(fetch("kato2015") if path is None else path, neurons, states, **how)
+    return load_worms(path, neurons, states, **how)
 
 
 def load_nichols(
@@ -253,8 +218,7 @@ def load_nichols(
     **how,                    # as for `load_worms`
 ) -> list:                    # a `Worm` for each animal
     "The worms on which the paper tests once more."
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    return [worm for path in paths for worm in load_worms(path, neurons, states, **how)]
+    return load_worms(paths, neurons, states, **how)
 
 # %% ../../nbs/worm_gnn/data.ipynb #d3861641
 _RING = {  # the simulator's state: Kato's name, median seconds, spread, direction in degrees
@@ -263,17 +227,16 @@ _RING = {  # the simulator's state: Kato's name, median seconds, spread, directi
     "forward": ("fwd", 10, 0.6, 345), "rev2": ("rev2", 5, 0.4, 165), "dt": ("dt", 6, 0.35, 250)}
 
 
-def _write_simulated(folder, n, seed, minutes, source, rename, pace=1.0):
-    "A file of simulated worms with renamed states; their first 20 frames have none."
+def _ring_worms(n, seed, minutes, subject, rename, pace=1.0):
+    "Simulated worms with renamed states; their first 20 frames have none."
     ring = {k: (median / pace, spread, angle) for k, (_, median, spread, angle) in _RING.items()}
     made = worms(n, seed=seed, duration=60.0 * minutes, frame_rate=2.9, cycle=ring)
     for i, ds in enumerate(made):
         names = [*(rename[s] for s in ring), "nostate"]
         ds["state"].values[:20] = len(ring)
         ds["state"].attrs |= {"flag_meanings": " ".join(names), "flag_values": [*range(len(names))]}
-        ds.attrs["subject"] = f"simulated {i + 1}"
-    (Path(folder) / "SIMULATED.md").write_text("No worm was recorded: all of this is simulated.\n")
-    return write_zimmer(Path(folder) / f"{source}.mat", made, source)
+        ds.attrs["subject"] = f"{subject}{i + 1}"
+    return made
 
 # %% ../../nbs/worm_gnn/data.ipynb #03d11cd4
 def simulated_worms(
@@ -285,11 +248,9 @@ def simulated_worms(
     minutes: float = 8.0, # length of each recording
     **how,                # as for `load_worms`
 ) -> list:                # a `Worm` for each
-    "Simulated worms, by way of a file in the layout of Kato 2015."
-    with TemporaryDirectory() as folder:
-        kato = {k: name for k, (name, *_) in _RING.items()}
-        path = _write_simulated(folder, n, seed, minutes, "kato2015", kato)
-        return load_kato(path, neurons, states, **how)
+    "Simulated worms with the states of Kato 2015."
+    kato = {k: name for k, (name, *_) in _RING.items()}
+    return load_worms(_ring_worms(n, seed, minutes, "simulated ", kato), neurons, states, **how)
 
 
 def simulated_nichols(
@@ -301,12 +262,11 @@ def simulated_nichols(
     minutes: float = 8.0, # length of each recording
     **how,                # as for `load_worms`
 ) -> list:                # a `Worm` for each
-    "Other simulated worms of the same species, slower, in the layout of Nichols 2017."
-    with TemporaryDirectory() as folder:
-        coarse = {k: STATES[3][name] for k, (name, *_) in _RING.items()}
-        own = int(generator(seed, "nichols").integers(2**31))
-        path = _write_simulated(folder, n, own, minutes, "nichols2017", coarse, pace=0.7)
-        return load_nichols(path, neurons, states, **how)
+    "Other simulated worms of the same species, slower, with the states of Nichols 2017."
+    coarse = {k: STATES[3][name] for k, (name, *_) in _RING.items()}
+    own = int(generator(seed, "nichols").integers(2**31))
+    made = _ring_worms(n, own, minutes, "n2_let-", coarse, pace=0.7)
+    return load_worms(made, neurons, states, **how)
 
 # %% ../../nbs/worm_gnn/data.ipynb #8b6140b0
 CHUNK = 8  # steps
@@ -396,13 +356,6 @@ def velocity_states(
     return np.select([v > threshold, v < -threshold], [0, 1], -1).astype(np.int64)
 
 # %% ../../nbs/worm_gnn/data.ipynb #489951fb
-def _read_all(paths):
-    "The recordings of some files or folders; those read already as they are."
-    many = isinstance(paths, (list, tuple))
-    return [ds for p in (paths if many else [paths])
-            for ds in (_marked(p) if isinstance(p, (str, Path)) else [p])]
-
-
 def neuron_table(
     paths,              # files, folders or recordings
     neurons=SHARED_15,  # which neurons are looked for
@@ -410,33 +363,32 @@ def neuron_table(
     "Which worms have which neurons, and whether their velocity is known."
     import pandas as pd
     rows = {}
-    for ds in _read_all(paths):
+    for ds in read(paths, "traces"):
         named = set(ds["neuron"].values[ds["labelled"].values].tolist())
-        rows[ds.attrs["subject"]] = {**{n: n in named for n in neuron_list(neurons)},
+        rows[name_of(ds)] = {**{n: n in named for n in neuron_list(neurons)},
                                      "velocity": "velocity" in ds}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("worm")
 
 # %% ../../nbs/worm_gnn/data.ipynb #00380475
 def load_flavell(
-    paths=None,                # files, folders or recordings; None fetches what is registered
+    paths="flavell2023",       # files, folders, names or recordings: as for `read`
     neurons=None,              # which neurons; None: those of the 15 that all usable worms have
     *,
     threshold: float = 0.005,  # as for `velocity_states`
     smooth: int = 1,           # as for `velocity_states`
     scaling: str = "whole",    # as for `scaled`
 ) -> list:                     # a `Worm` for each animal with velocity and all the neurons
-    "Worms of the Flavell laboratory in two states; `neuron_table` tells who was left out, and why."
-    found = _read_all(fetch("flavell2023") if paths is None else paths)
-    table = neuron_table(found, SHARED_15 if neurons is None else neurons)
-    has = table.drop(columns="velocity")
-    usable = table["velocity"] & (has.any(axis=1) if neurons is None else has.all(axis=1))
+    "Worms of the Flavell laboratory in two states; `.left_out` tells who cannot be used, and why."
+    found = read(paths, "traces", needs="velocity")
+    has = neuron_table(found, SHARED_15 if neurons is None else neurons).drop(columns="velocity")
+    usable = has.any(axis=1) if neurons is None else has.all(axis=1)
     names = has.columns[has[usable].all()].tolist() if usable.any() else []
     if not names:
-        raise RecordingError("no worm can be used", found=f"{len(table)} worms",
+        raise RecordingError("no worm can be used", found=f"{len(has)} worms",
                              expected=f"velocity, and {', '.join(has.columns)}",
                              fix="Look at neuron_table, and choose other neurons")
-    return [worm_of(_crawling(ds, threshold, smooth), names, 2, scaling=scaling)
-            for ds in found if usable[ds.attrs["subject"]]]
+    return found.each(lambda ds, place: worm_of(_crawling(ds, threshold, smooth), names, 2,
+                                                scaling=scaling))
 
 # %% ../../nbs/worm_gnn/data.ipynb #ec0dfcc9
 def _crawling(ds, threshold, smooth):

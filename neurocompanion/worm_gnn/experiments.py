@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 import torch
-from ..core import ParameterError, asked, checksum, experiment_of, sha256
+from ..core import ParameterError, asked, experiment_of, sha256
 from ..recordings.worm import connectome as wiring
 from ..recordings.worm.simulate_pool import write_pool
-from ..recordings.sources import fetch, registry
+from ..recordings import read as door
+from ..recordings.sources import fetch
 from ..training.metrics import interval
 from . import data as wd, training as tr
 from .models import (GNN, LAYERS, MLP, PRESETS, RNN, SCALING, LayerGNN,
@@ -87,10 +88,8 @@ def worms(
         raise ParameterError("neurons are to be left out that are not there", expected=", ".join(
             names), found=", ".join(sorted(lost)))
     names = tuple(n for n in names if n not in gone)
-    if s.data == "real": own = wd.load_kato(None, names, s.states)
-    elif s.data == "simulated":
-        own = wd.simulated_worms(5, 0, names, s.states, minutes=s.minutes)
-    else: own = wd.load_worms(s.data, names, s.states)
+    if s.data == "simulated": own = wd.simulated_worms(5, 0, names, s.states, minutes=s.minutes)
+    else: own = wd.load_worms("kato2015" if s.data == "real" else s.data, names, s.states)
     more = [_only(w, names) for w in more]
     if not s.derivative: return own, more
     return tuple([wd.resloped(w, s.derivative) for w in part] for part in (own, more))
@@ -130,16 +129,10 @@ def inputs(
 ) -> dict:                     # SHA-256 by name
     "What a run reads: the checksums of its files."
     compared = how.pop("experiment", None) == "edges"
-    s, found = setting(data=data, **how), {}
-    if data == "real":
-        known, starts = registry(), ("flavell2023/",) if "flavell" in (s.others, s.neurons) else ()
-        names = ["kato2015"] + [n for n in known if starts and n.startswith(starts)]
-        found = {n: known[n].sha256 or checksum(fetch(n)) for n in names}
-    elif data != "simulated":
-        found = {Path(data).name: checksum(data)}
-        if "flavell" in (s.others, s.neurons):
-            found |= {n: r.sha256 or checksum(fetch(n)) for n, r in registry().items()
-                      if n.startswith("flavell2023/")}
+    s = setting(data=data, **how)
+    found = door.inputs("kato2015" if data == "real" else data, "traces")
+    if data != "simulated" and "flavell" in (s.others, s.neurons):
+        found |= door.inputs("flavell2023")
     for name in _atlases(s) if compared or s.model == "connectome" else ():
         if name in wiring.CONNECTOMES: found[name] = sha256(fetch(wiring.CONNECTOMES[name][0]))
     return found

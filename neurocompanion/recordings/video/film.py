@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['keep', 'baseline', 'df_over_f', 'Ahead', 'shards', 'Series', 'Tiffs', 'View', 'open_hdf5', 'open_video',
-           'open_zapbench', 'open_zarr', 'local_correlation', 'match_masks', 'read_clusters', 'read_series_fish',
-           'segment', 'suite2p_masks']
+           'open_zapbench', 'open_zarr', 'local_correlation', 'match_masks', 'read_clusters', 'segment',
+           'suite2p_masks']
 
 # %% ../../../nbs/recordings/video/film.ipynb #82b8326e
 import json
@@ -20,11 +20,11 @@ from ...core import ParameterError, RecordingError, progress
 from .reader import (  # noqa: F401, passed on
     Series, Tiffs, View, open_hdf5, open_video, open_zapbench, open_zarr)
 from .masks import (  # noqa: F401, passed on
-    local_correlation, match_masks, read_clusters, read_series_fish, segment, suite2p_masks)
+    local_correlation, match_masks, read_clusters, segment, suite2p_masks)
 
 # %% ../../../nbs/recordings/video/film.ipynb #a5a9a1d8
 _all_ = ["Series", "Tiffs", "View", "open_hdf5", "open_video", "open_zapbench", "open_zarr",
-         "local_correlation", "match_masks", "read_clusters", "read_series_fish", "segment",
+         "local_correlation", "match_masks", "read_clusters", "segment",
          "suite2p_masks"]
 
 # %% ../../../nbs/recordings/video/film.ipynb #1d14529b

@@ -17,6 +17,7 @@ from ...core import RecordingError, mirror_dir
 from ..guard import (AGAIN, Look, hdf5, intact, look, opened, room_for,
                                              start_of)
 from ..standard import video
+from .masks import read_clusters, read_suite2p
 
 # %% ../../../nbs/recordings/video/reader.ipynb #fb37384b
 def _part(key, length, offset=0):
@@ -335,17 +336,7 @@ def read_film(
                   sampling_rate=sampling_rate or 1.0)]
 
 
-def _clusters(path):
-    from neurocompanion.recordings.video.masks import read_clusters
-    return [read_clusters(path)]
-
-
-def _suite2p(path, *, sampling_rate: float | None = None):
-    from neurocompanion.recordings.video.masks import read_suite2p
-    return [read_suite2p(path, sampling_rate=sampling_rate)]
-
-
-READERS = {"film": read_film, "clusters": _clusters, "suite2p": _suite2p}
+READERS = {"film": read_film, "clusters": read_clusters, "suite2p": read_suite2p}
 
 # %% ../../../nbs/recordings/video/reader.ipynb #62501cf6
 _CLUSTERS = {"traces", "region_names", "cluster_ids", "sampling_rate_hz"}

@@ -9,10 +9,11 @@ __all__ = ['JSON', 'H5', 'read_flavell_json', 'read_flavell_h5']
 import hashlib, json
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ...core import sha256
-from ..guard import opened, refuse, values
+from ..guard import hdf5, intact, opened, refuse, values
 from ..standard import NEURONS
 from .labels import recording
 
@@ -49,17 +50,28 @@ def _over_time(given, T):
     return kept, report
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #2ecb607d
-def _worm(x, time, labels, behaviour, where, uncertain, **about):
+def _stamps(time, frames, times, where):
+    "The first time stamps, where there are more than frames and that is asked for."
+    if times == "first" and len(time) > frames:
+        note = {"time": f"{len(time) - frames} of {len(time)} time stamps", "action": "dropped",
+                "reason": f"there are {frames} frames; the first are taken"}
+        return time[:frames], [note]
+    refuse(where, f"{frames} frames but {len(time)} time stamps", fix='times="first" takes the '
+           "first ones" if len(time) > frames else "Download the file again")
+
+
+def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
     "A worm from what either container holds; time begins at its first frame."
     time, x = np.ravel(np.asarray(time, float)), np.asarray(x, float)
     if x.ndim != 2: refuse(where, "`trace_array` is not a matrix", "neurons × time",
                            " × ".join(map(str, x.shape)), "Download the file again")
+    time, cut = (time, []) if len(time) in x.shape else _stamps(time, max(x.shape), times, where)
     N = x.shape[0] if x.shape[1] == len(time) else x.shape[1]
     names, sure = _column_labels(labels, N, where)
     kept, report = _over_time(behaviour, len(time))
     own = {"confidence": sure} if np.isfinite(sure).any() else None
     return recording(x, names, time - time[:1], where=where, uncertain=uncertain, behaviour=kept,
-                     of_neurons=own, report=report, source="flavell2023", units="z-score",
+                     of_neurons=own, report=cut + report, source="flavell2023", units="z-score",
                      clock_start=float(time[0]) if len(time) else 0.0, licence="not stated",
                      **about)
 
@@ -71,12 +83,11 @@ def read_flavell_json(
     path: str | Path,         # the file
     *,
     uncertain: bool = False,  # take names marked with ?
+    times: str = "",          # "first": cut time stamps to as many as there are frames
 ) -> list:                    # one recording
     "Read a worm of Atanas 2023 from JSON."
-    path, raw = Path(path), Path(path).read_bytes()
-    again = "Download the file again from its source"
-    try: d = json.loads(raw)
-    except ValueError as e: refuse(path, "the file is damaged or cut short", "JSON", e, again)
+    path, again = Path(path), "Download the file again from its source"
+    with intact(path, again): d = json.loads(raw := path.read_bytes())
     d = d if isinstance(d, dict) else {}
     for key in JSON:
         if key not in d: refuse(path, f"field `{key}` is missing", ", ".join(JSON),
@@ -86,28 +97,57 @@ def read_flavell_json(
     rest = {k: v for k, v in d.items()
             if isinstance(v, list) and k not in (*JSON, "trace_original")}
     subject = str(d.get("uid") or path.stem)
+    simulated = {"simulated": True} if "simulated" in d else {}
     return [_worm(d["trace_array"], d["timestamp_confocal"], d["labeled"], rest,
-                  f"{path}, worm {subject}", uncertain, subject=subject, file=path.name,
-                  doi="10.1016/j.cell.2023.07.035", sha256=hashlib.sha256(raw).hexdigest())]
+                  f"{path}, worm {subject}", uncertain, times, subject=subject, file=path.name,
+                  **simulated, doi="10.1016/j.cell.2023.07.035",
+                  sha256=hashlib.sha256(raw).hexdigest())]
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #5c71a1f0
-def _uid(path):
-    "The worm's name, from `2022-07-26-31-data.h5`."
-    return path.stem.removesuffix("-data")
+def labels_in(
+    path: Path,   # a file of labels: JSON, or the laboratory's own JLD2
+    uid: str,     # name of the worm
+):                # labels by trace column; None if the file has none of this worm
+    "The labels of one worm among many."
+    with intact(path, "Download the file again"):
+        if path.suffix != ".jld2":
+            found = json.loads(path.read_bytes()).get(uid)
+            return found[0] if isinstance(found, list) else found
+        with hdf5(path, walk=False) as f:
+            pairs = [f[v][()] for v in f[f["NeuroPAL_labels"][()]]]
+            whole = {_julia(f, k): v for k, v in pairs}
+            worms = _julia(f, whole["list_uid"])
+            if uid not in worms: return None
+            columns = _julia(f, f[whole["list_match_dict"]][worms.index(uid)])["1"]
+            return {str(k): dict(v) for k, v in columns}
+
+
+def _julia(f, v):
+    "A value of a Julia file: text, numbers, lists, structs, and pairs of key and value."
+    if isinstance(v, h5py.Reference): return _julia(f, f[v][()])
+    if isinstance(v, bytes): return v.decode()
+    if isinstance(v, h5py.Empty): return None
+    if isinstance(v, np.ndarray): return [_julia(f, x) for x in v]
+    if isinstance(v, np.void):
+        parts = {k: _julia(f, v[k]) for k in v.dtype.names}
+        return tuple(parts.values()) if "first" in parts else parts
+    return v.item() if hasattr(v, "item") else v
 
 
 def _labels_beside(path, uid, labels):
-    "The labels of a worm: given, or from a JSON beside its file; none if there are none."
-    files = [Path(labels)] if labels else sorted(
-        p for p in path.parent.glob("*.json") if "label" in p.name.lower())
-    for p in files:
-        try: found = json.loads(p.read_bytes())
-        except ValueError as e:
-            refuse(p, "the labels are damaged or cut short", "JSON", e, "Download the file again")
-        if isinstance(found, dict) and uid in found:
-            entry = found[uid]
-            return (entry[0] if isinstance(entry, list) else entry), p.name
+    "The labels of a worm: given, or from a file beside its own; none if there are none."
+    for p in [Path(labels)] if labels else label_files(path.parent):
+        if found := labels_in(p, uid): return found, p.name
     return {}, ""
+
+
+def label_files(
+    folder: Path,
+) -> list:   # JSON first
+    "The files of labels in a folder."
+    named = [p for p in folder.iterdir() if "label" in p.name.lower()]
+    return sorted((p for p in named if p.suffix in (".json", ".jld2")), key=lambda p: (
+        p.suffix != ".json", p.name))
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #dd5e7bb4
 H5 = ("gcamp/trace_array", "timing/timestamp_confocal")
@@ -117,18 +157,20 @@ def read_flavell_h5(
     path: str | Path,         # the file
     *,
     uncertain: bool = False,  # take names marked with ?
-    labels=None,              # a JSON file of labels; None looks beside the file
+    labels=None,              # a file of labels, JSON or JLD2; None looks beside the file
+    times: str = "",          # "first": cut time stamps to as many as there are frames
 ) -> list:                    # one recording
     "Read a worm of Dag 2023 or Atanas 2023 from HDF5."
     path = Path(path)
-    uid, again = _uid(path), "Download the file again from its source"
+    uid, again = path.stem.removesuffix("-data"), "Download the file again from its source"
     with opened(path) as f:
         for key in H5:
             if key not in f: refuse(path, f"`{key}` is missing", ", ".join(H5), ", ".join(f), again)
         x, time = values(f[H5[0]]), values(f[H5[1]])
         behaviour = {k: values(d) for k, d in f.get("behavior", {}).items()
-                     if d.shape and d.shape[0] == len(time)}
+                     if d.shape and d.shape[0] in (*x.shape, len(time))}
+        simulated = {"simulated": True} if "simulated" in f.attrs else {}
     found, name = _labels_beside(path, uid, labels)
-    return [_worm(x, time, found, behaviour, f"{path}, worm {uid}", uncertain, subject=uid,
-                  file=path.name, labels_file=name, doi="10.1016/j.cell.2023.04.023",
+    return [_worm(x, time, found, behaviour, f"{path}, worm {uid}", uncertain, times, subject=uid,
+                  file=path.name, **simulated, labels_file=name, doi="10.1016/j.cell.2023.04.023",
                   sha256=sha256(path))]

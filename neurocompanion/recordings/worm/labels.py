@@ -86,7 +86,7 @@ def fill_gaps(
     return np.take_along_axis(x, last[start:], 0), keep, missing
 
 # %% ../../../nbs/recordings/worm/labels.ipynb #364d1eec
-def _time_first(x, T, where):
+def time_first(x, T, where):
     "Traces with time first: the side that is as long as the time vector."
     if x.ndim == 2 and x.shape[1] == T: return x.T
     if x.ndim == 2 and x.shape[0] == T: return x
@@ -119,12 +119,13 @@ def recording(
     uncertain: bool = False, # take names that the file marks with ?
     of_neurons=None,         # further variables, one value for each neuron
     behaviour=None,          # further variables by name  # time …
+    derivative=None,         # of the traces, as the file has it, either way round
     report=(),               # what the reader has already changed
     **about,                 # subject, source, state, doi …, as for `traces`
 ):                           # a recording of kind traces
     "One worm from its parts: names cleaned, gaps filled, checked."
     time = np.ravel(np.asarray(time, float))
-    x = _time_first(np.asarray(x), len(time), where)
+    x = time_first(np.asarray(x), len(time), where)
     if len(labels) != x.shape[1]:
         refuse(where, "traces and names do not match", f"{x.shape[1]} names", len(labels),
                "Correct the file")
@@ -139,6 +140,10 @@ def recording(
         refuse(where, "no neuron is left", f"a neuron that misses at most {GAPS:.0%} of the frames",
                f"{len(keep)} that miss more", "Correct the file, or leave the worm out")
     own = {k: ("neuron", np.asarray(v)[keep]) for k, v in (of_neurons or {}).items()}
+    slope = np.empty(0) if derivative is None else np.asarray(derivative, float)
+    if x.shape in (slope.shape, slope.T.shape):
+        slope = slope if slope.shape == x.shape else slope.T
+        own["derivative"] = (("time", "neuron"), slope[start:, keep])
     try: return traces(filled, [n for n, k in zip(names, keep) if k], time[start:],
                        behaviour={**(behaviour or {}), **own}, report=[*report, *changes], **about)
     except RecordingError as e: refuse(_place(where, e.where), e.what, e.expected, e.found, e.fix)

@@ -6,13 +6,13 @@
 __all__ = ['read_leifer']
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #4bee16ea
-import hashlib, io, re, tarfile, zlib
+import hashlib, io, re, tarfile
 from pathlib import Path
 
 import numpy as np
 
-from ...core import RecordingError, sha256
-from ..guard import refuse
+from ...core import sha256
+from ..guard import AGAIN, each_of, intact, refuse
 from .labels import SOURCES, recording
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #78860ea5
@@ -71,7 +71,7 @@ class _Hashed(io.RawIOBase):
         return piece
 
 
-def _collect(files, path, uncertain, digest):
+def _collect(files, path, uncertain, digest, bad):
     "Worms from a stream of names and contents, in the order of their numbers."
     waiting, made = {}, {}
     for name, read in files:
@@ -81,28 +81,36 @@ def _collect(files, path, uncertain, digest):
         if part in waiting.setdefault(key, {}) or key in made:
             refuse(path, f"`{key}_{part}.txt` is there twice", "one of it", name, "Remove one")
         waiting[key][part] = _parse(part, read(), f"{path}, {key}_{part}.txt")
-        if len(waiting[key]) == 3: made[key] = _one(waiting.pop(key), key, path, uncertain)
-    for key, parts in waiting.items():
-        lacks = [p for p in ("gcamp", "labels", "t") if p not in parts]
-        if "gcamp" in parts or len(parts) == 2:
-            refuse(path, f"worm {key} is not complete", "gcamp, labels and t",
-                   f"no {key}_{lacks[0]}" ".txt", "Download it again from its source")
+        if len(waiting[key]) == 3:
+            made[key] = each_of(lambda k: _one(waiting.pop(k), k, path, uncertain), [key], bad)
+    each_of(lambda left: _complete(*left, path), waiting.items(), bad)
     order = sorted(made, key=lambda k: (0, int(k), "") if k.isdigit() else (1, 0, k))
-    return [made[k].assign_attrs(sha256=digest(k)) for k in order]
+    return [ds.assign_attrs(sha256=digest(k)) for k in order for ds in made[k]]
+
+
+def _complete(key, parts, path):
+    "Refuse a worm that lacks one of its files; other text is passed over."
+    lacks = [p for p in ("gcamp", "labels", "t") if p not in parts]
+    if "gcamp" in parts or len(parts) == 2:
+        refuse(path, f"worm {key} is not complete", "gcamp, labels and t",
+               f"no {key}_{lacks[0]}.txt", "Download it again from its source")
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #d6e778a7
-def _from_archive(path, uncertain):
+_MOST = 1 << 30   # bytes of one text; an hour of a whole brain has a tenth
+
+
+def _from_archive(path, uncertain, bad):
     "The worms of an archive, which is read once from beginning to end."
-    with open(path, "rb") as f:
+    def text(tar, m):
+        if m.size > _MOST: refuse(f"{path}, {m.name}", "the text is too long", f"at most {_MOST:,} "
+                                  "bytes", f"{m.size:,}", AGAIN)
+        return tar.extractfile(m).read()
+
+    with open(path, "rb") as f, intact(path, "Download it again from its source"):
         hashed = _Hashed(f)
-        try:
-            with tarfile.open(fileobj=hashed, mode="r|*") as tar:
-                files = ((m.name, lambda m=m: tar.extractfile(m).read()) for m in tar if m.isfile())
-                worms = _collect(files, path, uncertain, lambda key: "")
-        except RecordingError: raise
-        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as e:
-            refuse(path, "the archive is damaged or cut short", None, f"{type(e).__name__}: {e}",
-                   "Download it again from its source")
+        with tarfile.open(fileobj=hashed, mode="r|*") as tar:
+            files = ((m.name, lambda m=m: text(tar, m)) for m in tar if m.isfile())
+            worms = _collect(files, path, uncertain, lambda key: "", bad)
         while hashed.read(1 << 20): pass
     return [ds.assign_attrs(sha256=hashed.sha.hexdigest()) for ds in worms]
 
@@ -116,6 +124,7 @@ def read_leifer(
     path: str | Path,         # the archive, or a folder that it was unpacked into
     *,
     uncertain: bool = False,  # take names marked with ?
+    bad: list | None = None,  # takes the worms that cannot be read; None: the first one is an error
 ) -> list:                    # a recording for each worm
     "Read the worms of Randi 2023 from their archive or its folder."
     path = Path(path)
@@ -123,8 +132,8 @@ def read_leifer(
         files = leifer_files(path)
         digest = {_PART.match(p.name)[1] or "0": p for p in files if p.name.endswith("gcamp.txt")}
         worms = _collect(((p.name, p.read_bytes) for p in files), path, uncertain,
-                         lambda key: sha256(digest[key]))
-    else: worms = _from_archive(path, uncertain)
-    if worms: return worms
+                         lambda key: sha256(digest[key]), bad)
+    else: worms = _from_archive(path, uncertain, bad)
+    if worms or bad: return worms
     refuse(path, "no worm in it", "files such as 0_gcamp.txt, 0_labels.txt, 0_t.txt", "none",
            "Download it again from its source")

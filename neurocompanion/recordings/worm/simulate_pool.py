@@ -20,9 +20,9 @@ from ...core import (
 from ..simulate import generator, observed, within
 from .simulate import CYCLE, worms
 from ..standard import NEURONS, state_names
-from .reader import read_worms
+from ..read import load, places_of
 from neurocompanion.recordings.worm.writer import (
-    _classes, _raw, write_flavell_h5, write_flavell_json, write_flavell_labels, write_leifer,
+    classes_of, raw_name, write_flavell_h5, write_flavell_json, write_flavell_labels, write_leifer,
     write_yemini, write_zimmer)
 
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #fc071b1d
@@ -141,7 +141,7 @@ def _subject(f, i):
 def _odd(ds, rng, none="", padded=False, lists=False):
     "Raw labels of one worm, some of them odd."
     known, true = ds["labelled"].values, ds["identity"].values.tolist()
-    raw = [_raw(n, k, none, padded) for n, k in zip(true, known)]
+    raw = [raw_name(n, k, none, padded) for n, k in zip(true, known)]
     spare, named = rng.permutation(np.flatnonzero(~known)), np.flatnonzero(known)
     for i, label in zip(spare[:-2], ("{}?", "{}?", "{stem}", "{stem}", str(rng.integers(300)))):
         stem = true[i][:-1] if true[i][-1] in "LR" else none
@@ -169,7 +169,7 @@ def _write_yemini(folder, f, made):
                                  labelled=ds["labelled"] | True) for ds in made]
     seen = Counter(n for ds in made for n in ds["identity"].values.tolist())
     named = Counter(n for ds in made for n in ds["identity"].values[ds["labelled"]].tolist())
-    classes = _classes(seen)
+    classes = classes_of(seen)
     members = {c: [n for n in (c, c + "L", c + "R") if n in seen] for c in classes}
     share = {c: sum(named[n] for n in m) / sum(seen[n] for n in m) for c, m in members.items()}
     spare, doubtful = seen.total() - named.total(), set()
@@ -297,7 +297,7 @@ def write_pool(
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #df4c9f4a
 def _read(then, uncertain, path):
     "What `then` makes of the worms of one path."
-    try: found = read_worms(path, uncertain=uncertain)
+    try: found = [ds for p in places_of(path) for ds in load(p, {"uncertain": uncertain})]
     except NeurocompanionError: raise
     except Exception as e:
         raise RecordingError("the file cannot be read", where=path,
@@ -319,7 +319,7 @@ def _next(then, ds, path):
 
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #ef8b2ea1
 def read_pool(
-    paths,                    # files or folders, as for `read_worms`
+    paths,                    # files or folders, as for `read`
     *,
     workers: int = 2,         # processes
     then=None,                # a function of a recording, applied where it was read

@@ -18,10 +18,13 @@ from ...core import ParameterError, atomic_path
 from ..standard import NEURONS, state_names
 
 # %% ../../../nbs/recordings/worm/writer.ipynb #dbc948c6
-def _raw(name, labelled, none="---", padded=True):
+def raw_name(name, labelled, none="---", padded=True):
     "A name as a laboratory writes it."
     if not labelled: return none
     return re.sub(r"^(AS|[DV][ABCD])(\d)$", r"\g<1>0\2", str(name)) if padded else str(name)
+
+
+def _simulated(ds): return ds.attrs["source"] == "simulated"
 
 
 def _labels(worms, labels, **style):
@@ -31,7 +34,7 @@ def _labels(worms, labels, **style):
     if len(labels) != len(worms):
         raise ParameterError("labels and worms do not match", expected=f"{len(worms)} lists",
                              found=len(labels))
-    made = [[_raw(n, k, **style) for n, k in zip(ds["neuron"].values, ds["labelled"].values)]
+    made = [[raw_name(n, k, **style) for n, k in zip(ds["neuron"].values, ds["labelled"].values)]
             for ds in worms]
     return [m if given is None else list(given) for m, given in zip(made, labels)]
 
@@ -110,10 +113,11 @@ def _struct(source, worms, raw, turned):
     return out | ({"dataset": [ds.attrs["subject"] for ds in worms]} if text else {})
 
 
-def _mat73(path, struct):
-    "Write structs by name as a MATLAB 7.3 file."
+def _mat73(path, struct, worms):
+    "Write structs by name as a MATLAB 7.3 file; one of simulated worms says so."
     with atomic_path(path) as tmp:
         with h5py.File(tmp, "w", userblock_size=512) as f:
+            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
             for name, fields in struct.items(): _Matlab(f).put(fields, name)
         with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
     return Path(path)
@@ -133,7 +137,7 @@ def write_zimmer(
         raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
     worms = list(worms)
     struct = _struct(source, worms, _labels(worms, labels), turned)
-    return _mat73(path, {root or ZIMMER[source][0]: struct})
+    return _mat73(path, {root or ZIMMER[source][0]: struct}, worms)
 
 
 def write_kato(
@@ -145,7 +149,7 @@ def write_kato(
     return write_zimmer(path, worms, "kato2015", labels, root=Path(path).stem)
 
 # %% ../../../nbs/recordings/worm/writer.ipynb #49a927b1
-def _classes(names):
+def classes_of(names):
     "Classes of named neurons in order: pairs by their common name, the others by their own."
     def stem(n): return n[:-1] if n[-1] in "LR" and {n[:-1] + "L", n[:-1] + "R"} <= _ALL else n
     return list(dict.fromkeys(stem(n) for n in sorted(names, key=NEURONS.index)))
@@ -185,7 +189,7 @@ def write_yemini(
     worms = [ds.isel(neuron=ds["labelled"].values) for ds in worms]
     rates = {float(ds.attrs["sampling_rate"]) for ds in worms}
     if len(rates) != 1: raise ParameterError("a file has one sampling rate", found=sorted(rates))
-    classes = _classes({n for ds in worms for n in ds["neuron"].values.tolist()})
+    classes = classes_of({n for ds in worms for n in ds["neuron"].values.tolist()})
     is_left, traces = zip(*[_class_entries(c, worms) for c in classes])
     files = [f"{ds.attrs['subject']}.mat" for ds in worms]
     content = {"fps": rates.pop(), "files": _boxed(files, (-1, 1)),
@@ -221,6 +225,7 @@ def write_flavell_json(
     content = {"uid": ds.attrs["subject"], "timestamp_confocal": ds["time"].values.tolist(),
                "trace_array": x.T.tolist(), "trace_original": (1 + 0.1 * x).T.tolist(),
                "labeled": _labelled(ds, raw), "num_neurons": x.shape[1], "max_t": x.shape[0],
+               **({"simulated": 1} if _simulated(ds) else {}),
                **{k: v.tolist() for k, v in _behaviour(ds).items()}}
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(content))
     return Path(path)
@@ -233,6 +238,7 @@ def write_flavell_h5(
     "Write a worm in the layout of the Flavell laboratory's HDF5 files; labels go elsewhere."
     x = ds["trace"].values.astype(float)
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
+        if _simulated(ds): f.attrs["simulated"] = 1
         f["gcamp/trace_array"] = x
         f["gcamp/trace_array_original"] = 1 + 0.1 * x
         f["timing/timestamp_confocal"] = ds["time"].values
@@ -305,7 +311,7 @@ def expected(
     ds = ds[["trace", *(["state"] if "state" in ds and layout in _STATES else [])]]
     if layout == "yemini2021":
         ds = ds.isel(neuron=ds["labelled"].values)
-        order = [n for c in _classes(ds["neuron"].values.tolist()) for n in (c, c + "L", c + "R")]
+        order = [n for c in classes_of(ds["neuron"].values.tolist()) for n in (c, c + "L", c + "R")]
         ds = ds.sel(neuron=[n for n in order if n in ds["neuron"].values])
         time = (np.arange(ds.sizes["time"]) + 4) / ds.attrs["sampling_rate"]
     elif layout.startswith("flavell"): time = ds["time"].values - ds["time"].values[0]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import RecordingError, sha256
-from ..guard import mat5, refuse
+from ...core import sha256
+from ..guard import each_of, intact, mat5, refuse
 from .labels import SOURCES, recording
 
 # %% ../../../nbs/recordings/worm/yemini.ipynb #fef2b1ec
@@ -83,6 +83,7 @@ def read_yemini(
     path: str | Path,         # the file
     *,
     uncertain: bool = False,  # take names marked with ?
+    bad: list | None = None,  # takes the worms that cannot be read; None: the first one is an error
 ) -> list:                    # a recording for each worm
     "Read the worms of a file of Yemini 2021."
     path = Path(path)
@@ -93,8 +94,5 @@ def read_yemini(
         refuse(path, "fields disagree on the number of classes", "one entry for each class",
                ", ".join(
                f"{k} {len(d[k])}" for k in FIELDS[2:]), "Download it again from its source")
-    try: return [_one(d, i, path, uncertain, **about) for i in range(len(d["files"]))]
-    except RecordingError: raise
-    except (LookupError, TypeError, ValueError) as e:
-        refuse(path, "the file is not laid out as its fields promise", None,
-               f"{type(e).__name__}: {e}", "Download it again from its source")
+    with intact(path):
+        return each_of(lambda i: _one(d, i, path, uncertain, **about), range(len(d["files"])), bad)

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5o, h5r, h5s, h5t, h5z
 
-from ..guard import AGAIN, hdf5, names_in, own, refuse, room_for
-from .labels import SOURCES, _time_first, recording
+from ..guard import AGAIN, each_of, hdf5, names_in, own, refuse, room_for
+from .labels import SOURCES, time_first, recording
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #be1eda74
 def _put(out, at, raw, shape, shuffled):
@@ -224,6 +224,7 @@ def _source(root, fields, layout):
     return "kato2015"
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #c3fb331d
+SLOPES = "deltaFOverF_deriv", "tracesDif"   # derivatives, where a file has them
 FOUR = ["reversal", "forward", "quiescence", "turn"]   # Nichols's FourStates, from 1
 
 
@@ -264,7 +265,7 @@ def _fields(m, group, layout, path):
         if field not in group:
             refuse(path, f"field `{field}` is missing", ", ".join(layout),
                    f"{group.name.strip('/')} with {', '.join(group)}", AGAIN)
-    more = [k for k in ("fps", "States", "FourStates", "dataset") if k in group]
+    more = [k for k in ("fps", "States", "FourStates", "dataset", *SLOPES) if k in group]
     v = {k: _cells(m, group, k) for k in (layout[1], layout[0], layout[2], *more)}
     if not isinstance(v[layout[1]], list):   # a single worm, in no cells
         return [{k: h5o.open(group.id, k.encode()) for k in v}]
@@ -304,7 +305,8 @@ def _parts(m, row, layout, key, path, subject, **about):
     v = {k: m.value(d) for k, d in row.items()}
     subject, labels = v.get("dataset") or subject, v[layout[0]]
     where, time = f"{path}, {subject}", np.ravel(np.asarray(v[layout[2]], float))
-    x = _time_first(np.asarray(v[layout[1]]), len(time), where)   # a view
+    x = time_first(np.asarray(v[layout[1]]), len(time), where)   # a view
+    about["derivative"] = next((v[k] for k in SLOPES if np.size(v.get(k, ()))), None)
     if "fps" in v: about["sampling_rate"] = float(np.ravel(v["fps"])[0])
     given = v.get("States", v.get("FourStates"))
     if given is not None and np.size(given):
@@ -318,6 +320,7 @@ def read_zimmer(
     path: str | Path,         # the file
     *,
     uncertain: bool = False,  # take names marked with ?
+    bad: list | None = None,  # takes the worms that cannot be read; None: the first one is an error
 ) -> list:                    # a recording for each worm
     "Read the worms of a MATLAB 7.3 file of the Zimmer laboratory."
     path = Path(path)
@@ -332,8 +335,10 @@ def read_zimmer(
         about = {"doi": SOURCES[source], "licence": "not stated", "source": source,
                  "file": path.name}
         key, name = _key(m, group), "worm" if layout[0] == "NeuronNames" else root + "-"
-        parts = [_parts(m, row, layout, key, path, f"{name}{i + 1}", **about)
-                 for i, row in enumerate(_fields(m, group, layout, path))]
+        if "simulated" in m.f.attrs: about["simulated"] = True
+        rows = enumerate(_fields(m, group, layout, path), 1)
+        parts = each_of(lambda row: _parts(m, row[1], layout, key, path, f"{name}{row[0]}",
+                                           **about), rows, bad)
         m.wait()
         about = {"uncertain": uncertain, "sha256": m.content.sha256.result()}
-    return [recording(np.asarray(v.pop("x"), float), **v, **about) for v in parts]
+    return each_of(lambda v: recording(np.asarray(v.pop("x"), float), **v, **about), parts, bad)

@@ -139,16 +139,6 @@ def test_imports_are_light():
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
-def test_papers_do_not_import_papers():
-    papers = {"worm_scaling", "worm_gnn", "zebrafish", "sessions", "autolfads"}
-    for module in (ROOT / "neurocompanion").rglob("*.py"):
-        own = module.relative_to(ROOT / "neurocompanion").parts[0]
-        for other in (papers - {own}):
-            if module.stem == "_modidx": continue
-            assert f"neurocompanion.{other}" not in module.read_text(), \
-                f"{module.name} imports the paper {other}: move what both need to a shared wing"
-
-
 def test_readme_is_the_first_notebook():
     from neurocompanion.render import readme_text
     files = {}

@@ -105,6 +105,28 @@ def test_notebooks_are_clean(exported):
     assert not differ, f"run `nbdev_clean`: {', '.join(differ)}"
 
 
+PREPARE = """
+import nbdev.processors, nbdev.serve
+def shell(*a): raise RuntimeError("a cell is executed while the site is built")
+nbdev.processors.CaptureShell = shell
+nbdev.serve.proc_nbs(n_workers=0, force=True)
+"""
+
+
+def test_notebooks_are_ready_for_quarto(exported):
+    "nbdev's own preparation of the site goes through, and runs no cell."
+    done = run(sys.executable, "-c", PREPARE, cwd=exported, PYTHONPATH=str(exported))
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = {str(p.relative_to(exported / "_proc")) for p in (exported / "_proc").rglob("*.ipynb")}
+    assert made >= set(NAMES), set(NAMES) - made
+    settings = exported / "settings.ini"
+    text = settings.read_text()
+    settings.write_text(re.sub("(?m)^skip_procs = .*", "skip_procs = rm_export", text))
+    done = run(sys.executable, "-c", PREPARE, cwd=exported, PYTHONPATH=str(exported))
+    settings.write_text(text)
+    assert done.returncode and "a cell is executed" in done.stderr, "this test cannot fail"
+
+
 def test_imports_are_light():
     "The package itself pulls nothing; the wings that hold no tensors do not pull torch."
     heavy = "{'torch', 'pandas', 'matplotlib', 'xarray', 'scipy', 'papermill', 'pooch'}"
@@ -115,16 +137,6 @@ def test_imports_are_light():
     code = "; ".join(f"import neurocompanion.{m}" for m in light)
     done = run(sys.executable, "-c", f"import sys; {code}; print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stdout + done.stderr
-
-
-def test_papers_do_not_import_papers():
-    papers = {"worm_scaling", "worm_gnn", "zebrafish", "sessions", "autolfads"}
-    for module in (ROOT / "neurocompanion").rglob("*.py"):
-        own = module.relative_to(ROOT / "neurocompanion").parts[0]
-        for other in (papers - {own}):
-            if module.stem == "_modidx": continue
-            assert f"neurocompanion.{other}" not in module.read_text(), \
-                f"{module.name} imports the paper {other}: move what both need to a shared wing"
 
 
 def test_readme_is_the_first_notebook():

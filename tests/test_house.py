@@ -24,9 +24,6 @@ STILL = {f"{here} takes the private {name}" for here, names in {
     "autolfads.pbt_engines": "sweeps.warm._die_with",
     "autolfads.training": "training.checkpoints._plain training.checkpoints._same_settings "
         "training.checkpoints._unreadable training.fit._interruptible",
-    "recordings.worm.simulate_pool": "recordings.worm.writer._classes "
-        "recordings.worm.writer._raw",
-    "recordings.worm.zimmer": "recordings.worm.labels._time_first",
     "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
     "sessions.selection": "sessions.pretraining._fingerprint",
     "sessions.training": "sessions.pretraining._begin_at sessions.pretraining._check_counts "

@@ -106,8 +106,8 @@ def test_a_laboratorys_own_files(tmp_path):
     save_recording(made[0], tmp_path / "mine.nc")
     t = ex.rank_sessions(tmp_path / "mine.nc", tmp_path / "pool", seeds=2, **QUICK)
     assert list(t.columns) == ["session", "score", "low", "high", "rank"] and len(t) == 3
-    mine, *_ = pools.from_files(tmp_path / "mine.nc")
-    u = ex.rank_sessions(mine, pools.from_files(tmp_path / "pool"), seeds=2, **QUICK)
+    mine, *_ = pools.sessions_in(tmp_path / "mine.nc")
+    u = ex.rank_sessions(mine, pools.sessions_in(tmp_path / "pool"), seeds=2, **QUICK)
     np.testing.assert_allclose(t.score, u.score, atol=1e-6)
 
 

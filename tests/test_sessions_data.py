@@ -1,5 +1,4 @@
 "Sessions, pools and what they have in common: each trial once, each session by its name."
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sessions.data import (
     fewer, from_recording, identity, part_sizes, split_time, split_trials)
 from neurocompanion.sessions.pools import (
-    SOURCES, check_pool, facts, from_files, hold_out, inputs, order, pool, true_distance)
+    SOURCES, check_pool, facts, hold_out, inputs, order, pool, sessions_in, true_distance)
 from neurocompanion.sessions.similarity import MEASURES, similarities
 
 names = st.text(min_size=0, max_size=12)
@@ -187,12 +186,12 @@ def test_fewer_trials_lie_inside_one_another(n, seed):
 # ---------------------------------------------------------------- pools
 def test_sessions_of_one_size_and_one_animal_stay_apart(tmp_path):
     for i in range(3): save(recording(seed=i), tmp_path / f"day{i}.nc")
-    found = from_files(tmp_path)
+    found = sessions_in(tmp_path)
     assert [s.name for s in found] == ["M1 day0", "M1 day1", "M1 day2"]
     assert {s.subject for s in found} == {"M1"} and len({*found}) == 3
     assert (found[0].rows[1] != found[1].rows[1]).any()
     (tmp_path / "day0.nc").unlink()
-    alone = from_files(tmp_path)                              # the split is that of the session
+    alone = sessions_in(tmp_path)                              # the split is that of the session
     for a, b in zip(found[1:], alone):
         assert a.name == b.name and all((x == y).all() for x, y in zip(a.rows, b.rows))
 
@@ -203,7 +202,7 @@ def test_identical_names_and_copies_are_refused(tmp_path):
     save(recording(), tmp_path / "one.nc")
     save(recording(), tmp_path / "two.nc")
     with pytest.raises(RecordingError, match="M1 two: one recording is in the pool twice"):
-        from_files(tmp_path)
+        sessions_in(tmp_path)
     with pytest.raises(RecordingError, match="the pool is empty"): check_pool([])
     c = from_recording(worms(1, duration=300)[0])
     with pytest.raises(RecordingError, match="differ in kind"): check_pool([a, c])
@@ -218,7 +217,7 @@ def test_a_folder_of_many_layouts(tmp_path):
     write_matlab(tmp_path / "slug.mat", long, "aplysia")
     (tmp_path / "README.md").write_text("notes")
     (tmp_path / "empty.txt").write_text("")
-    found = {s.name: s for s in from_files(tmp_path, bin_ms=20)}
+    found = {s.name: s for s in sessions_in(tmp_path, bin_ms=20)}
     assert {"KS01 aa", "KS02 bb", "M9 mine", "slug"} == {*found}
     assert [len(s.units) for s in found.values()].count(5) == 2
     for name, ds in {identity(ds): ds for ds in ibl}.items():
@@ -231,9 +230,9 @@ def test_parts_of_a_session_in_several_files_are_one(tmp_path):
     ds = recording(units=5, subject="KS01", eid="aa")
     for part, rows in (("train", slice(0, 30)), ("val", slice(30, 34)), ("test", slice(34, 40))):
         write_ibl(tmp_path / f"aa_{part}.parquet", ds.isel(trial=rows), eid="aa")
-    s, = from_files(tmp_path)
+    s, = sessions_in(tmp_path)
     assert s.facts["trials"] == 40 and [len(r) for r in s.rows] == [32, 4, 4]
-    given_, = from_files(tmp_path, split="given")
+    given_, = sessions_in(tmp_path, split="given")
     assert [len(r) for r in given_.rows] == [30, 4, 6]
 
 
@@ -243,14 +242,14 @@ def test_every_bad_file_is_named(tmp_path):
     (tmp_path / "empty.nc").write_bytes(b"")
     (tmp_path / "odd.mat").write_bytes(b"MATLAB 5.0 MAT-file, but no more")
     save(recording(trials=2), tmp_path / "two_trials.nc")
-    with pytest.raises(RecordingError, match="4 of 5 cannot be used") as e: from_files(tmp_path)
-    for name in ("cut.h5", "empty.nc", "odd.mat", "two_trials"): assert name in str(e.value)
-    with pytest.warns(UserWarning, match="4 of 5"):
-        assert [s.name for s in from_files(tmp_path, bad="skip")] == ["M1 good"]
-    with pytest.raises(ParameterError, match="raise or skip"): from_files(tmp_path, bad="hide")
+    found = sessions_in(tmp_path)
+    assert [s.name for s in found] == ["M1 good"]
+    assert [k for k, _ in found.left_out] == ["cut.h5", "empty.nc", "odd.mat", "two_trials.nc"]
+    with pytest.raises(RecordingError, match="not every recording can be used") as e:
+        sessions_in(tmp_path, strict=True)
+    for name in ("cut.h5", "empty.nc", "odd.mat"): assert name in str(e.value)
     (tmp_path / "good.nc").unlink()
-    with warnings.catch_warnings(), pytest.raises(RecordingError, match="cannot be used"):
-        from_files(tmp_path, bad="skip")
+    with pytest.raises(RecordingError, match="no recording can be used"): sessions_in(tmp_path)
 
 
 def test_one_file_is_a_pool_of_one(tmp_path):
@@ -403,12 +402,12 @@ def test_real_pools(mirror, source, sessions, animals):
 def test_a_path_gives_the_same_sessions_as_the_registry(mirror, tmp_path):
     for i in (1, 2): (tmp_path / f"session0{i}.h5").symlink_to(
         mirror / "steinmetz2019" / f"session0{i}.h5")
-    for x, y in zip(pool("real", sessions=2), from_files(tmp_path, min_rate=1.0)):
+    for x, y in zip(pool("real", sessions=2), sessions_in(tmp_path, min_rate=1.0)):
         assert x.name == y.name and torch.equal(x.test, y.test)
 
 
 def test_trials_of_macaques_of_unequal_length(mirror):
-    s, = from_files(mirror / "macaque_small" / "DataHigh" / "ex2_rawspiketrains.mat")
+    s, = sessions_in(mirror / "macaque_small" / "DataHigh" / "ex2_rawspiketrains.mat")
     assert s.facts["trials"] == 112 and s.train.shape[1] == 50
     assert "112 trials were not observed there" in str(s.report)
 

@@ -55,9 +55,9 @@ def own_cache(tmp_path, monkeypatch):
     "A pool made for this test, not one that lies about."
     from neurocompanion.worm_scaling import pool
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
-    pool._pool.cache_clear()
+    pool._kept.cache_clear()
     yield tmp_path
-    pool._pool.cache_clear()
+    pool._kept.cache_clear()
 
 
 def test_the_residual_head_passes_the_naive_forecast_on_kato(mirror):
@@ -82,7 +82,8 @@ def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
     from neurocompanion.worm_scaling import pool
     worms = pool.pool("real")
     assert len(worms) == 10
-    assert pool.left_out("real") == [("2022-01-16-01", "flavell2023", "no neuron is labelled")]
+    (what, why), = worms.left_out
+    assert what == "flavell2023/2022-01-16-01" and why.startswith("no neuron is labelled")
     assert all(len(v) == 64 for v in pool.inputs("real").values())
 
 
@@ -90,14 +91,14 @@ def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
     from neurocompanion.core import RecordingError
     from neurocompanion.worm_scaling import pool
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
-    with pytest.raises(RecordingError, match="no real worm is at hand"): pool.pool("real")
+    with pytest.raises(RecordingError, match="no real recording is at hand"): pool.pool("real")
     assert pool.inputs("real") == {}
 
 
 def test_a_pool_is_made_once(own_cache, monkeypatch):
     from neurocompanion.worm_scaling import pool
     first = pool.pool(share=0.01)
-    pool._pool.cache_clear()
+    pool._kept.cache_clear()
     monkeypatch.setattr(pool, "make_pool", None)                   # nothing may be made again
     for a, b in zip(first, pool.pool(share=0.01), strict=True):
         assert a.identical(b)

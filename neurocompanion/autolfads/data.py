@@ -8,14 +8,13 @@ __all__ = ['Pair', 'split', 'Part', 'Scale', 'Spikes', 'from_arrays', 'withhold'
 
 # %% ../../nbs/autolfads/data.ipynb #11400acb
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from ..core import ParameterError, RecordingError
+from ..recordings import read as door
 from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.simulate import generator, within
-from ..recordings.spikes.hdf5 import read_lfads
 from ..recordings.spikes.counts import chop
 from ..recordings.standard import check
 
@@ -404,23 +403,17 @@ def _chopped(name, x, length, overlap):
 
 # %% ../../nbs/autolfads/data.ipynb #ef4cbc6e
 def lorenz(
-    path: str | Path | None = None,  # LFADS HDF5; None: the registered one if it is here
+    path=None,                       # a file, or its public name; None: that, if it is here
     *,
     seed: int = 0,                   # of the simulation
     **system,                        # arguments of `simulate_spikes.lorenz`: simulate it
 ) -> Spikes:
     "The Lorenz system: the public file where it is at hand, else simulated."
-    if path == "simulated" or system: path = None
-    elif path is None: path = _registered("lorenz_synthetic")
-    if path is not None: return from_recording(read_lfads(path)[0], name="Lorenz")
+    if path is None and not system: path = next(iter(door.at_hand(names="lorenz_synthetic")), None)
+    if path not in (None, "simulated") and not system:
+        return from_recording(door.read(path, "spikes")[0], name="Lorenz")
     ds = simulate_spikes.lorenz(seed=seed, **system)
     return from_recording(ds, seed=seed, name="Lorenz, simulated")
-
-
-def _registered(name):
-    "A registered file in the mirror or the cache, or None."
-    from neurocompanion.recordings.sources import available
-    return available(name)["path"].iloc[0]
 
 # %% ../../nbs/autolfads/data.ipynb #9e46a9fe
 def poisson_nll(

@@ -8,20 +8,16 @@ __all__ = ['TASKS', 'METHODS', 'SYNTHETIC', 'Task', 'Setting', 'setting', 'unsli
 
 # %% ../../nbs/autolfads/tasks.ipynb #184dba1b
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 import warnings
 import numpy as np
 from . import data as ad
 from .models import Hyper
-from ..core import ParameterError, RecordingError, asked, checksum
+from ..core import ParameterError, RecordingError, asked
+from ..recordings import read as door
 from ..recordings.worm import simulate
 from ..recordings.spikes import simulate as simulate_spikes
-from ..recordings.sources import fetch, registry
-from ..recordings.spikes.reader import read_spikes
 from ..recordings.spikes.counts import chop, merge, rebin
-from ..recordings.standard import open_recording
-from ..recordings.worm.reader import read_worms
 
 # %% ../../nbs/autolfads/tasks.ipynb #2df556ef
 class Task(NamedTuple):
@@ -170,37 +166,29 @@ def _stand_in(s):
     return ds.isel(time=slice(20, None))
 
 
-def _file(s):
-    "The recordings of a file: the task's own, or the user's."
-    task = TASKS[s.task]
-    if s.data == "real":
-        if task.kind == "traces": return read_worms(fetch(task.files[0]))
-        if s.recording >= len(task.files): raise ParameterError(
-            "there is no such recording", found=s.recording, expected=f"0 to {len(task.files) - 1}")
-        return read_spikes(fetch(task.files[s.recording]))
-    path = Path(s.data)
-    if path.suffix in (".nc", ".zarr"): return [open_recording(path)]
-    return read_worms(path) if task.kind == "traces" else read_spikes(path)
-
-
-def _one(s):
+def _one(s, needs=()):
     "One recording as it is in the file."
-    found = _file(s)
-    many = TASKS[s.task].kind == "traces" or s.data != "real"
-    if not many: return found[0]
-    if s.recording < len(found): return found[s.recording]
+    task, what, place = TASKS[s.task], s.data, s.recording
+    if s.data == "real" and task.kind == "traces": what = task.files[0]    # all worms are in it
+    elif s.data == "real":
+        if place >= len(task.files): raise ParameterError(
+            "there is no such recording", found=place, expected=f"0 to {len(task.files) - 1}")
+        what, place = task.files[place], 0
+    found = door.read(what, needs=needs)
+    if place < len(found): return found[place]
     raise ParameterError("there is no such recording", found=s.recording,
                          expected=f"0 to {len(found) - 1}")
 
 # %% ../../nbs/autolfads/tasks.ipynb #9f87f331
 def recording(
     s: Setting,
+    needs=(),    # what it must have beyond the standard
 ):               # a Dataset of the data standard
     "The recording of a run, ready for use."
     if s.task in SYNTHETIC: raise ParameterError(
         "a synthetic task comes as its two halves", found=s.task, fix="Use `halves`")
     if s.data == "simulated": return _stand_in(s)
-    ds = _one(s)
+    ds = _one(s, needs)
     if s.task == "dad" and s.data == "real": ds = _single_steps(ds)
     ds = _whole(ds)
     if ds.attrs["kind"] == "traces": return _active(ds, "trace", "neuron", s.units)
@@ -272,7 +260,7 @@ def halves(
         return ad.chaotic(max((s.trials or 4000) // 10, 1), 10, seed=s.data_seed,
                           amplitude=s.amplitude, **n)
     if s.task == "lorenz_file" and s.data != "simulated":
-        return ad.lorenz(fetch("lorenz_synthetic") if s.data == "real" else s.data)
+        return ad.lorenz("lorenz_synthetic" if s.data == "real" else s.data)
     if s.task in ("lorenz", "lorenz_file"):
         r = max((s.trials or 800) // 20, 1)
         return ad.lorenz("simulated", repeats=r, seed=s.data_seed, **n)
@@ -301,10 +289,10 @@ def study(
     s: Setting,
 ) -> Study:
     "A recording with trials, cut in three."
-    ds = recording(s)
+    ds = recording(s, needs="trial")
     if "trial" not in ds.dims: raise ParameterError(
-        "this recording has no trials", where=ds.attrs["subject"], expected="trials, for this "
-        "experiment", fix="Read it with `read_spikes(path, align=…)`, save it, give that file")
+        "this recording has no trials", where=ds.attrs["subject"], found=s.task,
+        expected="a task with trials")
     rng = simulate.generator(s.split if s.split >= 0 else s.seed, "test")
     label = Study(ds, None, None, None).condition
     label = np.zeros(ds.sizes["trial"], int) if label is None else label
@@ -390,12 +378,10 @@ def inputs(
 ) -> dict:                     # SHA-256 by name
     "What a run reads: the checksums of its files."
     how.pop("experiment", None)
-    if data == "simulated": return {}
-    if data != "real": return {Path(data).name: checksum(data)}
+    if data != "real": return door.inputs(data)
     if "task" not in how: names = {f for t in TASKS.values() for f in t.files[:1]}
     else:
         s = setting(data=data, **how)
         files = TASKS[s.task].files
         names = {files[s.recording] if s.recording < len(files) else files[0]}
-    known = registry()
-    return {n: known[n].sha256 or checksum(fetch(n)) for n in sorted(names)}
+    return door.inputs(sorted(names))

@@ -222,7 +222,8 @@ def _joined(places):
 
 # %% ../../nbs/recordings/read.ipynb #dd90590f
 NEEDS = {  # variable, coordinate or dimension → what is wrong without it, and what to do
-    "labelled": ("no neuron is labelled", "Give neurons names of the 302, such as AVAL"),
+    "labelled": ("no neuron is labelled", "Give neurons names of the 302, such as AVAL; HDF5 files "
+                 "of the Flavell laboratory take them from a file of labels beside them"),
     "state": ("the states are not known", "Add them: traces(…, state=a name for each frame)"),
     "trial": ("there are no trials", "Read it in windows around an event: align= a column of the "
               "trials, before=, after="),
@@ -246,8 +247,7 @@ def lacking(
         there = name in ds.variables or name in ds.dims
         if there and (name != "labelled" or ds["labelled"].values.any()): continue
         what, fix = NEEDS.get(name, (f"there is no `{name}`", f"Add ds['{name}']"))
-        return RecordingError(what, where=where, expected=f"`{name}`", fix=fix,
-                              found=", ".join(map(str, ds.data_vars)))
+        return RecordingError(what, where=where, fix=fix)
 
 # %% ../../nbs/recordings/read.ipynb #a1a3e76a
 def options_of(

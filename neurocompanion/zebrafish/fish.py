@@ -4,23 +4,18 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'OPTICS', 'WAVE', 'DARK', 'SERIES', 'RADIUS', 'WHOLE', 'CLUSTERS', 'NEEDS', 'Setting', 'setting', 'Fish',
-           'train_frames', 'relative', 'simulated', 'made', 'light_sheet', 'clusters', 'recorded', 'zapbench', 'film',
-           'inputs']
+           'train_frames', 'relative', 'simulated', 'made', 'light_sheet', 'clusters', 'zapbench', 'film', 'inputs']
 
 # %% ../../nbs/zebrafish/fish.ipynb #a54f682d
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xarray as xr
 
-from ..core import ParameterError, RecordingError, asked, checksum
-from ..recordings import sources
+from ..core import ParameterError, RecordingError, asked
+from ..recordings import read as door
 from ..recordings.video.simulate_fish import benchmark_fish
-from ..recordings.standard import open_recording
-from ..recordings.video.film import (
-    View, open_zapbench, read_clusters, read_series_fish, segment)
+from ..recordings.video.film import View, open_zapbench, segment
 from neurocompanion.zebrafish.data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
     split_conditions)
@@ -195,10 +190,8 @@ def light_sheet(
     s: Setting,
 ) -> Fish:
     "A film without masks: segmented here."
-    if s.data == "real": ds = read_series_fish(sources.fetch(SERIES, progress=False).resolve())
-    elif s.data == "simulated":
-        ds = _recording(s, s.data_seed).isel(time=slice(WHOLE))
-    else: ds = recorded(s.data, "video")
+    if s.data == "simulated": ds = _recording(s, s.data_seed).isel(time=slice(WHOLE))
+    else: ds = door.read(SERIES if s.data == "real" else s.data, "video")[0]
     v = np.asarray(ds["video"].values, np.float32)
     v = v - np.float32(DARK if s.data == "simulated" else 0)
     splits = split_conditions((0, len(v)), ("all",), held_out=(), padding=0)
@@ -221,33 +214,18 @@ def clusters(
     names = {p.rpartition("/")[2]: p for p in CLUSTERS}
     if s.subject not in names: raise ParameterError("there is no such fish", found=s.subject,
                                                     expected=", ".join(names))
-    if s.data == "real": ds = read_clusters(sources.fetch(names[s.subject], progress=False))
-    elif s.data == "simulated":
+    if s.data == "simulated":
         fish = _recording(s, s.data_seed + int(s.subject[-2:]))
         ds = fish[["activity"]].rename(activity="trace").assign_attrs(subject=s.subject)
-    else: ds = recorded(s.data, "traces")
+    else:
+        found = door.read(names[s.subject] if s.data == "real" else s.data, "traces")
+        ds = next((d for d in found if d.attrs["subject"] == s.subject), found[0])
     x = np.asarray(ds["trace"].values, np.float32)
     splits = split_conditions((0, len(x)), ("all",), held_out=(), padding=0)
     unit = float(x[train_frames(splits)].std(0).mean())
     none = np.zeros((len(x), 1), np.float32)
     return Fish(ds.attrs["subject"], None, None, x / np.float32(unit), none,
                 none[:, 0].astype(int), splits, unit=unit)
-
-# %% ../../nbs/zebrafish/fish.ipynb #214bbc22
-def recorded(
-    path,       # a file of the data standard
-    kind: str,  # "video" or "traces"
-) -> xr.Dataset:
-    "A laboratory's own recording."
-    place = Path(path).expanduser()
-    if not place.exists(): raise ParameterError(
-        "there is no such data", found=repr(str(path)), expected="'simulated', 'real', "
-        "'zapbench', or a file of the data standard")
-    ds = open_recording(place)
-    if ds.attrs.get("kind") != kind: raise RecordingError(
-        "this is another kind of recording", where=place, expected=kind,
-        found=ds.attrs.get("kind"))
-    return ds
 
 # %% ../../nbs/zebrafish/fish.ipynb #b396e8b8
 def zapbench(
@@ -285,10 +263,7 @@ def film(
                                    expected="simulated", fix="Pretrain on simulated specimens")
     if s.data == "real": return light_sheet(s)
     if s.data == "zapbench": return zapbench(s)
-    ds = recorded(s.data, "video")
-    if "cells" not in ds: raise RecordingError("the film has no masks", where=s.data,
-                                               found="no `cells`", expected="cells(z, y, x)",
-                                               fix="Find them: recordings.video.film.segment")
+    ds = door.read(s.data, "video", needs="cells")[0]
     n = ds.sizes["time"]
     splits = recording_splits(ds) if "condition" in ds else split_conditions(
         (0, n), ("all",), held_out=(), padding=0)
@@ -309,10 +284,7 @@ def inputs(
 ) -> dict:                     # SHA-256 by name
     "What a run reads: the checksums of its files."
     setting(data=data, **how)
-    if data in ("simulated", "zapbench"): return {}
-    if data != "real": return {Path(data).name: checksum(Path(data).expanduser())}
+    if data == "zapbench": return {}
+    if data != "real": return door.inputs(data)
     names = NEEDS.get(experiment, (SERIES,) if experiment else (SERIES, *CLUSTERS))
-    rows = sources.registry()
-    return {n: r.sha256 for n, r in rows.items() for wanted in names
-            if (n == wanted or n.startswith(wanted + "/")) and (n in CLUSTERS) <= (
-                not subject or n.endswith(subject))}
+    return door.inputs([n for n in names if n == SERIES or n.endswith(subject)])

@@ -72,7 +72,8 @@ class Recordings(list):
             try: found.append(use(ds, place))
             except RecordingError as e:
                 name = place if self.places.count(place) == 1 else f"{place}, {name_of(ds)}"
-                found.left_out.append((name, reason_of(e, ds.encoding.get("source", ""))))
+                known = ds.encoding.get("source", ""), Path(place).with_suffix(""), name_of(ds)
+                found.left_out.append((name, reason_of(e, *known)))
                 errors.append(e)
             else: found.places.append(place)
         return found.checked(errors)
@@ -80,10 +81,11 @@ class Recordings(list):
 
 def reason_of(
     e: NeurocompanionError,   # an error
-    path="",                  # the file, which the reader of the reason knows
+    *known,                   # what its reader knows: the file, the recording's name
 ) -> str:
     "An error as a reason: without the file's name, but with the place in it."
-    at = str(e.where or "").removeprefix(str(path)).strip(", ")
+    at = str(e.where or "")
+    for k in map(str, known): at = at.removeprefix(k).strip(", ")
     text = str(RecordingError(e.what, expected=e.expected, found=e.found, fix=e.fix))
     return f"{at}: {text}" if at else text
 

@@ -63,7 +63,7 @@ def test_lorenz_without_the_file_is_simulated(monkeypatch, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(RecordingError, match="nothing.h5"): lorenz(tmp_path / "nothing.h5")
+    with pytest.raises(ParameterError, match="nothing.h5"): lorenz(tmp_path / "nothing.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(RecordingError, match="text.h5"): lorenz(tmp_path / "text.h5")
 

@@ -234,10 +234,10 @@ def test_ibl_sessions_splits_and_odd_columns(known, tmp_path):
 
 def test_every_error_names_the_file(known, tmp_path):
     (tmp_path / "a.txt").write_text("nothing")
-    with pytest.raises(RecordingError, match="a.txt: no known layout of spikes"):
+    with pytest.raises(RecordingError, match="a.txt: no reader knows this layout"):
         read_spikes(tmp_path / "a.txt")
     savemat(tmp_path / "a.mat", {"x": np.ones(3)})
-    with pytest.raises(RecordingError, match="a.mat: no known layout"):
+    with pytest.raises(RecordingError, match="a.mat: no reader knows this layout"):
         read_spikes(tmp_path / "a.mat")
     savemat(tmp_path / "b.mat", {"dat": np.ones(3)})
     with pytest.raises(RecordingError, match="b.mat, trial 0"): read_spikes(tmp_path / "b.mat")

@@ -502,7 +502,7 @@ def test_zarr_is_an_extra(tmp_path, monkeypatch):
     with pytest.raises(RecordingError, match=r"neurocompanion\[video\]"): save(fish(),
                                                                                tmp_path / "a.zarr")
     (tmp_path / "b.zarr").mkdir()
-    (tmp_path / "b.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "b.zarr" / "zarr.json").write_text('{"node_type": "group"}')
     with pytest.raises(RecordingError,
                        match="zarr is not installed"): open_recording(tmp_path / "b.zarr")
 
@@ -550,7 +550,7 @@ def test_names():
 def test_names_agree_with_the_connectome(mirror):
     path = mirror / "connectome" / "connectome_neurons.csv"
     if not path.is_file(): pytest.skip("needs connectome/connectome_neurons.csv in the mirror")
-    from neurocompanion.recordings.worm.reader import clean_names
+    from neurocompanion.recordings.worm.labels import clean_names
     with open(path) as f: rows = [r for r in csv.DictReader(f) if r["category"] != "male"]
     cells = {n: r for n, r in zip(clean_names([r["name"] for r in rows])[0], rows)}
     assert set(NEURONS) <= set(cells)

@@ -58,7 +58,7 @@ def test_any_list_of_neurons_in_either_spelling(kato):
 
 
 def test_missing_neurons_are_named_with_their_worm(kato):
-    with pytest.raises(RecordingError, match=r"WT_NoStim.mat, worm1: neurons are missing.*AWAL"):
+    with pytest.raises(RecordingError, match=r"WT_NoStim.mat, worm1,.* neurons are missing.*AWAL"):
         load_kato(kato, ("AVAL", "AWAL", "CANL"))
 
 

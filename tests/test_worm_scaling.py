@@ -179,7 +179,7 @@ def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
     from neurocompanion.worm_scaling import pool
     simulated_files(own_cache / "mine", 3)
     assert len(pool.pool(str(own_cache / "mine"), length=140)) == 2
-    with pytest.raises(RecordingError, match="no worm can be used.*more than 160 steps"):
+    with pytest.raises(RecordingError, match="no recording can be used.*more than 160 steps"):
         pool.pool(str(own_cache / "mine"), length=160)
 
 

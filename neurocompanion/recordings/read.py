@@ -61,9 +61,8 @@ class Recordings(list):
         files = list(dict.fromkeys(self.places))
         of = f": {', '.join(files)}" if len(files) <= 3 else ""
         if not out: return f"used {n} recording{'s' * (n != 1)}{of}"
-        told = "; ".join(f"{what} left out, {why.rstrip('.')}" for what, why in out[:5])
-        more = f"; and {len(out) - 5} others" if len(out) > 5 else ""
-        return f"used {n} of {n + len(out)} recordings: {told}{more}"
+        told = "; ".join(f"{what} left out, {why}" for what, why in _by_reason(out))
+        return f"used {n} of {n + len(out)} recordings: {told}"
 
     def each(self, use):
         "What `use(recording, place)` makes of each; what it refuses is left out, with the reason."
@@ -72,11 +71,20 @@ class Recordings(list):
             try: found.append(use(ds, place))
             except RecordingError as e:
                 name = place if self.places.count(place) == 1 else f"{place}, {name_of(ds)}"
-                known = ds.encoding.get("source", ""), Path(place).with_suffix(""), name_of(ds)
+                known = (ds.encoding.get("source", ""), place, Path(place).with_suffix(""),
+                         name_of(ds), ds.attrs["subject"])
                 found.left_out.append((name, reason_of(e, *known)))
                 errors.append(e)
             else: found.places.append(place)
         return found.checked(errors)
+
+
+def _by_reason(left_out):
+    "What was left out, together where the reason is the same: (names, reason)."
+    names = {}
+    for what, why in left_out: names.setdefault(why.rstrip("."), []).append(what)
+    return [(", ".join(some[:5]) + f" and {len(some) - 5} others" * (len(some) > 5), why)
+            for why, some in names.items()]
 
 
 def reason_of(
@@ -85,7 +93,7 @@ def reason_of(
 ) -> str:
     "An error as a reason: without the file's name, but with the place in it."
     at = str(e.where or "")
-    for k in map(str, known): at = at.removeprefix(k).strip(", ")
+    for k in map(str, known): at = at[len(k) + 2:] if f"{at}, ".startswith(f"{k}, ") else at
     text = str(RecordingError(e.what, expected=e.expected, found=e.found, fix=e.fix))
     return f"{at}: {text}" if at else text
 
@@ -338,10 +346,10 @@ def _checked(self: Recordings, errors):
     "The recordings, if there are any, and nothing is missing that was to be there."
     where = _shown(self.what)
     if errors and (self.strict or not self):
-        if len(errors) == 1 and not self: raise errors[0]
+        if len(self.left_out) == len(errors) == 1 and not self: raise errors[0]
         raise RecordingError("not every recording can be used" if self else
                              "no recording can be used", where=where, found="; ".join(
-                                 f"{name}: {why.rstrip('.')}" for name, why in self.left_out),
+                                 f"{names}: {why}" for names, why in _by_reason(self.left_out)),
                              fix="Take out or correct what cannot be read")
     if not self: raise RecordingError("there is no recording in it", where=where, found="other "
                                       "things", expected="worms, spikes, video, or recordings of "

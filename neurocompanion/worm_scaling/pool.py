@@ -122,7 +122,7 @@ def _kept(key, data, share, how, length):
         except (NeurocompanionError, ValueError, LookupError): pass   # not there, or damaged
         made = make_pool(data, dict(how), share, length)
         with atomic_path(place) as tmp, open(tmp, "wb") as f: np.savez(f, **pack(made))
-        return made
+        return unpack(npz(place))
 
 # %% ../../nbs/worm_scaling/pool.ipynb #293f7af8
 def pool(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..guard import Look
 from .flavell import (
-    H5, label_files, read_flavell_h5, read_flavell_json)
+    H5, JSON, label_files, read_flavell_h5, read_flavell_json)
 from .leifer import leifer_files, read_leifer
 from .yemini import read_yemini
 from .zimmer import read_zimmer, zimmer_root
@@ -25,7 +25,8 @@ def kind_of(
     if seen.container == "matlab5": return "yemini" if {"norm_traces", "is_L"} & names else None
     if seen.container == "archive": return "leifer"
     if seen.container == "json":
-        return "flavell_json" if b'"trace_array"' in seen.path.read_bytes() else None
+        raw = seen.path.read_bytes()
+        return "flavell_json" if any(f'"{k}"'.encode() in raw for k in JSON[:2]) else None
     if seen.container != "hdf5": return None
     if "gcamp" in names or names & {*H5}: return "flavell_h5"
     return "zimmer" if zimmer_root(names) else None

@@ -6,7 +6,7 @@
 __all__ = ['Fitted', 'apart', 'smoother', 'linear', 'kept', 'chosen', 'network', 'population', 'truth_scores', 'bits_above',
            'hidden_score', 'mixed', 'blend', 'Diagnosis', 'diagnose', 'coverage', 'calibration', 'METHODS']
 
-# %% ../../nbs/autolfads/methods.ipynb #ba10f0ef
+# %% ../../nbs/autolfads/methods.ipynb #4c2e0a3c
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from . import baselines, models
 from .data import Spikes, poisson_nll
 from .pbt import SPACE, Search, pbt, random_search
-from .tasks import METHODS, Setting
+from .setting import METHODS, Setting
 from .training import Trained, finished, maker, train
 from ..core import ParameterError
 from ..recordings.spikes.counts import smooth

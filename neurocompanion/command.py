@@ -49,16 +49,17 @@ def _check(args):
     return 1 if bad else 0
 
 # %% ../nbs/command.ipynb #dff7332a
-SIMULATORS = {"worms": "simulate", "sessions": "simulate_spikes", "chaotic_rnn": "simulate_spikes",
-              "lorenz": "simulate_spikes", "fish": "simulate_video"}
+SIMULATORS = ("worms", "sessions", "chaotic_rnn", "lorenz", "fish")
 
 
 def _simulated(kind, n, seed) -> list:
     "`n` recordings of a kind; the sessions lie at growing distances from the first."
-    from importlib import import_module
-    make = getattr(import_module(f"neurocompanion.recordings.{SIMULATORS[kind]}"), kind)
-    if kind == "worms": return make(n, seed=seed)
-    if kind == "sessions": return make([i / max(n - 1, 1) for i in range(n)], seed=seed)
+    from neurocompanion.recordings.spikes.simulate import chaotic_rnn, lorenz, sessions
+    from neurocompanion.recordings.video.simulate import fish
+    from neurocompanion.recordings.worm.simulate import worms
+    if kind == "worms": return worms(n, seed=seed)
+    if kind == "sessions": return sessions([i / max(n - 1, 1) for i in range(n)], seed=seed)
+    make = {"chaotic_rnn": chaotic_rnn, "lorenz": lorenz, "fish": fish}[kind]
     return [make(seed=seed + i) for i in range(n)]
 
 

@@ -104,7 +104,7 @@ def test_a_pool_is_made_once(own_cache, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["data_scaling", "hidden_size", "cross_data_set"])
-def test_the_paper_scale_is_the_papers_protocol(name):
+def test_the_paper_scale_has_the_papers_sizes(name):
     from neurocompanion.sweeps.sweep import expand
     runs = expand(f"worm_scaling/{name}", "paper")
     same = dict(epochs=500, patience=50, lr=0.0, batch=64, n_train=32, n_valid=16, length=100,

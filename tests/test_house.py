@@ -16,7 +16,7 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
        "PAPERS": "core fast plots recordings training sweeps"}
 
 # Modules that open a paper by the name which the user gives.
-BY_NAME = {"neurocompanion.sweeps.reproduce"}
+BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "neurocompanion"
-PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/paper.ipynb")}
+PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",

@@ -254,10 +254,11 @@ def given(
         raise ParameterError("a parameter is gone from the first cell", expected=lost[0])
     return settled(kind, {k: names[k] for k in known})
 
-# %% ../../nbs/sweeps/paper.ipynb #f78a5c07
+# %% ../../nbs/sweeps/paper.ipynb #d0297e18
 def run(
     kind: type,         # the paper's `Setting`
     experiments: dict,  # its functions of a setting, by name
+    /,
     experiment: str,    # one of them
     out: str = "",      # folder of the run: what was begun there is gone on with
     **parameters,       # of the setting
@@ -267,9 +268,10 @@ def run(
     s = kind(**settled(kind, asked))
     return experiments[s.experiment](s)
 
-# %% ../../nbs/sweeps/paper.ipynb #47f7bc6f
+# %% ../../nbs/sweeps/paper.ipynb #98f85dae
 def inputs(
     kind: type,    # the paper's `Setting`
+    /,
     experiment: str = "",
     **parameters,  # of the setting
 ) -> dict:         # SHA-256 by name

@@ -43,8 +43,14 @@ def test_style_is_legible_everywhere():
     for sheet in ("figure.facecolor", "savefig.facecolor"):
         assert to_hex(plt.rcParams[sheet]) == "#ffffff"
     for key in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"):
+<<<<<<< HEAD
         assert plots._contrast(plt.rcParams[key], "white") > 7
     assert len(plots.MARKERS) == len(plots.COLOURS) == 7
+=======
+        assert plt.rcParams[key] == plots.INK
+    assert len({matplotlib.colors.to_hex(c) for c in plots.COLOURS}) == len(plots.COLOURS) == 7
+    assert len(plots.MARKERS) == len(plots.COLOURS)
+>>>>>>> 8a00a52f61b5b555be95b48485114c09e779059b
 
 
 @pytest.mark.parametrize("matrix", [
@@ -65,11 +71,18 @@ def test_panels_return_their_axes_and_leave_inputs_alone(ax, runs):
     history = pd.DataFrame(dict(epoch=[1, 2], train_loss=[2.0, 1.0], valid_loss=[2.0, 1.5]))
     counts = np.random.default_rng(0).poisson(0.3, (20, 4))
     counts_before = counts.copy()
+<<<<<<< HEAD
     for draw, *args in [(plots.scaling_curve, runs, "n", "loss", "model"),
                         (plots.heatmap, np.eye(2)), (plots.learning_curves, history),
                         (plots.raster, counts), (plots.rates, counts),
                         (plots.traces_with_forecasts, counts)]:
         ax = new()
+=======
+    assert plots.scaling_curve(ax, runs, "n", "loss", "model") is ax
+    for draw, args in [(plots.learning_curves, (history,)), (plots.raster, (counts,)),
+                       (plots.traces_with_forecasts, (counts,))]:
+        ax = plt.subplots()[1]
+>>>>>>> 8a00a52f61b5b555be95b48485114c09e779059b
         assert draw(ax, *args) is ax
     pd.testing.assert_frame_equal(runs, before)
     np.testing.assert_array_equal(counts, counts_before)
@@ -131,7 +144,53 @@ def test_log_axes_have_readable_numbers(ax, low, high):
     (lambda r: r, dict(fit={"a": abs}), "no fitted law belongs to a curve")])
 def test_scaling_curve_leaves_nothing_out_in_silence(ax, runs, change, how, says):
     with pytest.raises(ParameterError, match=says):
+<<<<<<< HEAD
         plots.scaling_curve(ax, change(runs), "n", "loss", **how)
+=======
+        plots.scaling_curve(ax, change(runs), "n", "loss", "model")
+
+
+def test_learning_curves_mark_the_best_epoch(ax):
+    h = pd.DataFrame(dict(epoch=[1, 2, 3], train_loss=[3.0, 2, 1], valid_loss=[3.0, 1.5, 2]))
+    plots.learning_curves(ax, h)
+    assert "best: epoch 2" in texts(ax) and ax.get_yscale() == "log"
+
+
+def test_learning_curves_without_validation(ax):
+    h = pd.DataFrame(dict(epoch=[1, 2], train_loss=[1.0, -1.0], valid_loss=[np.nan, np.nan]))
+    plots.learning_curves(ax, h)
+    assert texts(ax) == ["training"] and ax.get_yscale() == "linear"
+
+
+def test_a_spike_is_drawn_at_its_time(ax):
+    counts = np.zeros((10, 3), int)
+    counts[4, 1] = 2
+    plots.raster(ax, counts, 1 + 0.1 * np.arange(10))
+    (x, _), _ = ax.collections[0].get_segments()[0]
+    assert np.isclose(x, 1.4) and np.allclose(ax.get_xlim(), (0.95, 1.95))
+    plots.raster(plt.subplots()[1], np.zeros((5, 2)))  # a silent trial is a picture too
+
+
+def test_forecasts_begin_where_they_should(ax):
+    trace = np.random.default_rng(0).standard_normal((50, 3))
+    plots.traces_with_forecasts(ax, trace, {"m": trace[40:]}, time=np.arange(50) / 2)
+    line = ax.get_lines()[3]
+    assert line.get_xdata()[0] == 20.0
+    np.testing.assert_allclose(line.get_ydata(), trace[40:, 0])
+    plots.traces_with_forecasts(plt.subplots()[1], trace, {"m": trace[:5]}, start=30)
+    with pytest.raises(ParameterError, match="m: the forecast does not fit the traces"):
+        plots.traces_with_forecasts(ax, trace, {"m": trace[:5]}, start=48)
+
+
+def test_stamp_says_what_is_shown(ax):
+    assert plots.stamp(ax, data="real", scale="paper", seeds=1).get_text() == \
+        "real recordings · paper scale · 1 seed"
+    fig = plt.figure()
+    fig.supxlabel("time (s)")
+    assert plots.stamp(fig, data="mixed").get_text() == "time (s)\nmixed recordings"
+    with pytest.raises(ParameterError, match="expected one of real, simulated, own, mixed"):
+        plots.stamp(ax, data="")
+>>>>>>> 8a00a52f61b5b555be95b48485114c09e779059b
 
 
 @pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])

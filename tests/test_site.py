@@ -186,8 +186,8 @@ def test_build(house):
     site = build(project / "out", project)
     assert site == project / "out"
     first = {p.relative_to(site).as_posix(): p.read_bytes() for p in site.rglob("*") if p.is_file()}
-    assert set(first) == {".nojekyll", "index.html", "roof.svg", "sizes.csv", "styles.css",
-                          "wing/my room.html", "wing/my room_files/2-0.png"}
+    assert set(first) == {".nojekyll", "index.html", "roof.svg", "site.js", "sizes.csv",
+                          "styles.css", "wing/my room.html", "wing/my room_files/2-0.png"}
     room, index = (site / "wing/my room.html").read_text(), (site / "index.html").read_text()
     assert 'href="../styles.css"' in room and 'href="../index.html"' in room
     assert '<a href="my%20room.html" aria-current="page">my room</a>' in room

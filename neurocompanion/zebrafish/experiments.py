@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'run', 'inputs', 'forecast', 'network', 'pretraining', 'cost', 'light_sheet', 'clusters']
 
-# %% ../../nbs/zebrafish/experiments.ipynb #498583ce
+# %% ../../nbs/zebrafish/experiments.ipynb #5a1a49cc
 from functools import partial
 import time
 
@@ -15,10 +15,9 @@ import torch
 from ..core import ParameterError
 from ..sweeps import paper
 from . import fish as fs
-from .data import coarser_video
-from neurocompanion.zebrafish.methods import (
-    NETS, asked_windows, by_cell, by_lead, forecaster, judged, listed, mean_error, samples,
-    unet)
+from .data import by_lead, coarser_video, mean_error
+from .methods import (
+    NETS, asked_windows, by_cell, forecaster, judged, listed, samples, unet)
 from .models import flops, receptive_field
 from .setting import Setting
 from .training import frame_of, trace_mae
@@ -39,7 +38,7 @@ def _benchmark(s, fish):
     for name in listed(s):
         test, grand, *_ = _scored(name, s, fish)
         rows.append(dict(what="model", **grand))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
         rows += [dict(what="cell", model=name, **r) for r in by_cell(test, fish)]
     return rows
 
@@ -68,7 +67,7 @@ def _network(s, fish, others=()):
     rows = [dict(what="model", **grand, flops=flops(net, size), **far)]
     rows += [dict(what="look", model=s.models, stage=r["stage"], step=r["step"],
                   train_loss=r["train_loss"], valid_loss=r["valid_loss"]) for r in history]
-    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test, s)]
+    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test, s.every)]
 
 # %% ../../nbs/zebrafish/experiments.ipynb #5602b4c4
 def pretraining(
@@ -118,7 +117,7 @@ def light_sheet(
     for name in listed(s):
         test, grand, _, model = _scored(name, s, fish)
         rows.append(dict(what="model", **grand, found_cells=fish.trace.shape[1]))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
         if name in NETS and not strip: strip = _strip(name, model, s, fish)
     return rows + strip
 

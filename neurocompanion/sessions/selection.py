@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOGETHER', 'load', 'Shelf', 'new_body', 'pretrained', 'read_out', 'tuned_scores', 'baselines', 'rank_sessions']
 
-# %% ../../nbs/sessions/selection.ipynb #1e2a2578
+# %% ../../nbs/sessions/selection.ipynb #16ba51e3
 import functools, hashlib, importlib, inspect, json, os, random, time
 from pathlib import Path
 import torch
@@ -17,10 +17,11 @@ from .baselines import Mean, Smoothing
 from .data import Session, fewer, from_recording
 from .models import beside, hide, last_bins
 from .pretraining import (
-    _fingerprint, evaluate, load_model, pretrain, save_model)
+    evaluate, known_as, load_model, pretrain, save_model)
 from .setting import MODELS, Setting
 from .training import fine_tune_many
 from ..sweeps.paper import names
+from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
 
 # %% ../../nbs/sessions/selection.ipynb #598e6b86
@@ -52,8 +53,8 @@ def _shortened(held, s):
 
 # %% ../../nbs/sessions/selection.ipynb #44df7435
 _CODE = ("sessions.models", "sessions.baselines", "sessions.products", "sessions.pretraining",
-         "sessions.training", "sessions.selection", "training.fit", "training.steps",
-         "training.schedules", "training.metrics")
+         "sessions.training", "sessions.selection", "training.members", "training.fit",
+         "training.steps", "training.schedules", "training.metrics")
 
 
 @functools.lru_cache(1)
@@ -118,7 +119,7 @@ def _pretraining(s, sessions, seed):
     "What decides a pretrained body."
     bins = max(x.train.shape[1] for x in sessions)
     return dict(model=s.model, sizes=new_body(s, bins, seed).settings, seed=seed,
-                sessions=_fingerprint(sessions), **{k: getattr(s, k) for k in _TRAINING})
+                sessions=known_as(sessions), **{k: getattr(s, k) for k in _TRAINING})
 
 # %% ../../nbs/sessions/selection.ipynb #53c70bdb
 def pretrained(
@@ -186,8 +187,8 @@ def _measured(model, held, s):
 
 def _tuning(s, key, held, seed):
     "The identity of a fine-tune's scores; the test trials are part of it."
-    return _digest(dict(body=key, held=_fingerprint([held]), seed=seed, tune=s.tune_epochs,
-                        test=_fingerprint([held._replace(train=held.test)]), token=s.train_token,
+    return _digest(dict(body=key, held=known_as([held]), seed=seed, tune=s.tune_epochs,
+                        test=known_as([held._replace(train=held.test)]), token=s.train_token,
                         last=s.last, **{k: getattr(s, k) for k in _TRAINING[1:]}))
 
 # %% ../../nbs/sessions/selection.ipynb #c47bb3b9
@@ -222,6 +223,8 @@ def _tuned(s, held, bodies, seed):
                           weight_decay=s.decay, batch=s.batch, ratio=s.ratio,
                           train_token=s.train_token)
     each = (time.perf_counter() - start) / len(bodies)
+    for t in done:
+        if t.stopped == "diverged": raise diverged(f"epoch {len(t.rows)}", "none", t.session)
     return [_measured(t.model, held, s) | dict(readout=read_out(
         b, held, seed, ratio=s.ratio, last=s.last), seconds=each) for t, b in zip(done, bodies)]
 

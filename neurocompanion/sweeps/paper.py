@@ -156,18 +156,19 @@ def settled_together(
     return [settled(kind, {k: v for k, v in run.items() if k not in used
                            or k in uses(kind, run["experiment"])}) for run in runs]
 
-# %% ../../nbs/sweeps/paper.ipynb #beab6236
+# %% ../../nbs/sweeps/paper.ipynb #e9a315cd
 def comments(
     kind: type,  # a `Setting`
 ) -> dict:       # name → its comment
-    "What the lines of a class say behind their #."
-    lines, found = linecache.getlines(kind.written), {}
-    body = next(n.body for n in ast.walk(ast.parse("".join(lines)))
-                if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
-    for node in body:
-        if not isinstance(node, ast.AnnAssign): continue
-        after = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-        found[node.target.id] = after.partition("#")[2].strip()
+    "What the lines of a class, and of those that it goes on from, say behind their #."
+    found = {}
+    for each in kind.__mro__:
+        lines = linecache.getlines(vars(each).get("written", ""))
+        for node in ast.walk(ast.parse("".join(lines))):
+            if not isinstance(node, ast.ClassDef) or node.name != each.__name__: continue
+            for line in (n for n in node.body if isinstance(n, ast.AnnAssign)):
+                after = lines[line.end_lineno - 1].encode()[line.end_col_offset:].decode()
+                found[line.target.id] = after.partition("#")[2].strip()
     return found
 
 # %% ../../nbs/sweeps/paper.ipynb #705d7b96

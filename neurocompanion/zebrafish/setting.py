@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'BENCHMARKS', 'filmed', 'built', 'fitted', 'modelled', 'traced', 'pretrained', 'SERIES', 'CLUSTERS',
-           'LOSSES', 'FISH', 'Setting']
+           'LOSSES', 'FISH', 'Recording', 'Setting']
 
 # %% ../../nbs/zebrafish/setting.ipynb #5c4f43ea
 from functools import partial
@@ -28,10 +28,10 @@ CLUSTERS = tuple(f"zebrafish_chen2018_units/subject_{i}" for i in (12, 13, 14, 1
 LOSSES = "trace", "voxel", "histogram", "median", "direct"
 FISH = tuple(name.rpartition("/")[2] for name in CLUSTERS)
 
-# %% ../../nbs/zebrafish/setting.ipynb #35c91efe
+# %% ../../nbs/zebrafish/setting.ipynb #f8f571fb
 @declared
-class Setting:
-    "Everything that a run is asked."
+class Recording:
+    "Which fish, and what is seen of it."
     experiment: str = parameter("forecast", words=("forecast", *NETWORKS, "views", "cost",
                                                    "light_sheet", "clusters"))
     data: str = "auto"         # auto, real, simulated, zapbench (the public bucket), or a file
@@ -48,6 +48,17 @@ class Setting:
     context: int = parameter(4, least=1)  # C, frames that are seen; the paper: 4 and 256
     horizon: int = parameter(8, least=1)  # H, frames that are forecast; the paper: 32
     longest: int = 32          # the longest context of a comparison; the paper: 256
+    elsewhere = ("zapbench",)    # data without a file here
+
+    def recordings(self):
+        if self.experiment == "views": return []         # needs a fish whose law is known
+        if self.experiment == "clusters": return [n for n in CLUSTERS if n.endswith(self.subject)]
+        return [n for n in registry() if n == SERIES or n.startswith(SERIES + "/")]
+
+# %% ../../nbs/zebrafish/setting.ipynb #8aac17ce
+@declared
+class Setting(Recording):
+    "Everything that a run is asked."
     loss: str = built("trace", words=LOSSES)
     masked: bool = filmed(False)  # the network sees no voxel outside of cells
     width: int = built(16, least=1)  # F; the paper: 128
@@ -76,7 +87,6 @@ class Setting:
     every: int = parameter(1, least=1)  # forecast every so many test windows
     seed: int = 0                # of weights and order
     out: str = ""                # folder of this run; empty: one under results/
-    elsewhere = ("zapbench",)    # data without a file here
 
     def own(self): return {"fine": True} if self.experiment == "resolution" else {}
 
@@ -88,8 +98,3 @@ class Setting:
             "there are too few resamplings", found=self.resample, expected=f"{self.flat} or more")
         if self.coarser & (self.coarser - 1): raise ParameterError(
             "the film cannot be made so much coarser", found=self.coarser, expected="1, 2, 4, …")
-
-    def recordings(self):
-        if self.experiment == "views": return []         # needs a fish whose law is known
-        if self.experiment == "clusters": return [n for n in CLUSTERS if n.endswith(self.subject)]
-        return [n for n in registry() if n == SERIES or n.startswith(SERIES + "/")]

@@ -1,12 +1,13 @@
-"The walls of the house: who may import whom, read from the syntax tree of every module."
+"The walls of the house: who may import whom, and how long a cell may be."
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "neurocompanion"
-PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/paper.ipynb")}
+PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",
@@ -16,7 +17,7 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
        "PAPERS": "core fast plots recordings training sweeps"}
 
 # Modules that open a paper by the name which the user gives.
-BY_NAME = {"neurocompanion.sweeps.reproduce"}
+BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {
@@ -192,3 +193,14 @@ def test_each_broken_rule_is_seen(rule, module, line):
     module = f"neurocompanion.{module}"
     said = broken_rules(WHOLE | {module: f"{WHOLE.get(module, '')}\n{line}"}, {"gnn", "lfads"})
     assert any(rule in s for s in said), said
+
+
+def test_a_cell_holds_one_idea():
+    "At most 45 lines of code in a cell that is exported; usually it has under 25."
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+            lines = "".join(cell["source"]).splitlines()
+            if cell["cell_type"] != "code" or not lines or not lines[0].startswith("#| export"):
+                continue
+            size = sum(bool(v.strip()) and not v.startswith("#|") for v in lines)
+            assert size <= 45, f"{path.relative_to(ROOT)}, cell {i}: {size} lines"

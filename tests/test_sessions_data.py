@@ -15,7 +15,7 @@ from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sessions.data import (
     fewer, from_recording, identity, part_sizes, split_time, split_trials)
 from neurocompanion.sessions.pools import (
-    SOURCES, check_pool, facts, hold_out, inputs, order, pool, sessions_in, true_distance)
+    SOURCES, check_pool, facts, held, hold_out, order, pool, sessions_in, true_distance)
 from neurocompanion.sessions.similarity import MEASURES, similarities
 
 names = st.text(min_size=0, max_size=12)
@@ -223,7 +223,6 @@ def test_a_folder_of_many_layouts(tmp_path):
     for name, ds in {identity(ds): ds for ds in ibl}.items():
         x = torch.cat([found[name].train, found[name].valid, found[name].test])
         assert float(x.sum()) == float(ds.spikes.sum())              # no trial is lost
-    assert {*inputs(tmp_path)} >= {"aa.parquet", "mine.nc", "slug.mat"}
 
 
 def test_parts_of_a_session_in_several_files_are_one(tmp_path):
@@ -391,7 +390,7 @@ def test_real_pools(mirror, source, sessions, animals):
             least = SOURCES[source].how["min_rate"]
             assert (s.train.mean((0, 1)) / s.bin_size >= least * 0.999).all()
     assert all(len(rest) < sessions for _, rest in hold_out(p, "subject"))
-    assert len(inputs("real", source)) >= (2 if source == "worms" else sessions)
+    assert len(held(source)) >= (2 if source == "worms" else sessions)
     if source == "steinmetz":
         assert sum(s.facts["trials"] for s in p) == 3354 and p[0].train.shape[1] == 20
         assert p[0].facts["areas"] and {s.subject for s in p} == {

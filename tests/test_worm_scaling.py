@@ -80,11 +80,12 @@ def test_the_history_head_passes_naive_on_every_real_data_set(mirror):
 
 def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
     from neurocompanion.worm_scaling import pool
+    from neurocompanion.worm_scaling.experiments import inputs
     worms = pool.pool("real")
     assert len(worms) == 10
     (what, why), = worms.left_out
     assert what == "flavell2023/2022-01-16-01" and why.startswith("no neuron is labelled")
-    assert all(len(v) == 64 for v in pool.inputs("real").values())
+    assert all(len(v) == 64 for v in inputs(data="real").values())
 
 
 def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
@@ -92,7 +93,6 @@ def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
     from neurocompanion.worm_scaling import pool
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     with pytest.raises(RecordingError, match="no real recording is at hand"): pool.pool("real")
-    assert pool.inputs("real") == {}
 
 
 def test_a_pool_is_made_once(own_cache, monkeypatch):
@@ -121,8 +121,7 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
     from neurocompanion.sweeps.sweep import expand
     run = expand("worm_scaling/cross_data_set", "paper")[-1]
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
-    keep = {k: v for k, v in (run | small).items() if k not in ("experiment", "seed")}
-    found = rows(experiment="cross_data_set", **keep)
+    found = rows(**run | small)
     assert run["source"] in found.index and np.isfinite(found.valid_loss).all()
 
 
@@ -147,21 +146,23 @@ def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
 
 def test_own_files_are_known_by_folder_and_content(own_cache):
     "Two files of one name are two files, and a changed one is another pool."
+    from neurocompanion.recordings import read as door
     from neurocompanion.worm_scaling import pool
     for day, seed in (("day1", 1), ("day2", 2)): simulated_files(own_cache / "own" / day, seed, 1)
-    before = pool.inputs(str(own_cache / "own"))
+    before = door.inputs(own_cache / "own")
     first = pool.pool(str(own_cache / "own"))
     assert len(before) == len(first) == 2
     simulated_files(own_cache / "own" / "day1", 7, 1)
     for p in (own_cache / "own" / "day1").glob("*.nc"):
         if "7" not in p.name: p.unlink()
-    assert pool.inputs(str(own_cache / "own")) != before
+    assert door.inputs(own_cache / "own") != before
     again = pool.pool(str(own_cache / "own"))                    # in the same process
     assert {w.attrs["subject"] for w in again} != {w.attrs["subject"] for w in first}
 
 
 def test_own_folder_of_both_kinds(own_cache):
     "Recordings of the standard beside published files, hidden copies and a text."
+    from neurocompanion.recordings import read as door
     from neurocompanion.recordings.worm.simulate_pool import write_pool
     from neurocompanion.worm_scaling import pool
     place = own_cache / "own"
@@ -169,7 +170,7 @@ def test_own_folder_of_both_kinds(own_cache):
     simulated_files(place / ".ipynb_checkpoints", 2, 1)
     (place / "readme.txt").write_text("two worms, and more")
     alone = pool.pool(str(place))
-    assert len(alone) == 1 and not any("checkpoint" in k for k in pool.inputs(str(place)))
+    assert len(alone) == 1 and not any("checkpoint" in k for k in door.inputs(place))
     write_pool(place / "raw", sources="uzel2022", worms=0.2)
     assert len(pool.pool(str(place))) == 2
 
@@ -187,7 +188,7 @@ def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
                                    dict(source="zimmer"), dict(model="cnn"), dict(head="tail")])
 def test_wrong_parameters_are_told(wrong):
     from neurocompanion.core import ParameterError
-    small = dict(worms=2, hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
+    small = dict(data="simulated", hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
     with pytest.raises(ParameterError): rows(**small)
 
 

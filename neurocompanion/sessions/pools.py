@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'check_pool', 'Source', 'held', 'sessions_in', 'simulated', 'pool', 'hold_out', 'order', 'true_distance',
-           'facts', 'inputs']
+           'facts']
 
 # %% ../../nbs/sessions/pools.ipynb #3fcecd38
 from pathlib import Path
@@ -193,12 +193,3 @@ def facts(
                  distance=true_distance(held_out, s) if held_out else s.facts.get("distance"))
             for s in pool]
     return pd.DataFrame(rows).astype({"quality": float, "distance": float, "rate": float})
-
-# %% ../../nbs/sessions/pools.ipynb #54bb5b4b
-def inputs(
-    data: str = "simulated",   # "real", "simulated" or a path
-    source: str = "",          # see `pool`
-    **_,                       # other parameters choose no files
-) -> dict:                     # SHA-256 by name
-    "The checksums of the files behind a pool."
-    return door.inputs(data, names=SOURCES[source or "steinmetz"].groups)

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['NETS', 'MODELS', 'starts', 'asked_windows', 'resampling', 'unet', 'samples', 'trained', 'listed', 'Cut', 'forecaster',
-           'judged', 'by_lead', 'mean_error', 'by_cell']
+           'judged', 'by_cell']
 
-# %% ../../nbs/zebrafish/methods.ipynb #d1ba9a63
+# %% ../../nbs/zebrafish/methods.ipynb #eed73ea0
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..core import ParameterError
-from ..training.metrics import corr_h, corr_w
 from . import traces as tr
-from .data import HELD_OUT, cut, windows
-from .fish import Fish, Setting, train_frames
+from . import data as zd
+from .data import HELD_OUT, windows
+from .fish import Fish, train_frames
 from .models import UNet3D
+from .setting import Setting
 from .training import (
     Samples, trace_forecast, trace_windows, train_traces, train_video, video_forecast)
 
@@ -82,7 +84,7 @@ def samples(
                     whole=s.loss == "direct", **how),
             Samples(fish.video, valid, steps=-(-looks // s.batch), still=True, **how))
 
-# %% ../../nbs/zebrafish/methods.ipynb #8e262d53
+# %% ../../nbs/zebrafish/methods.ipynb #15f5ec99
 def trained(
     s: Setting,
     fish: Fish,
@@ -102,7 +104,7 @@ def trained(
 
 def _pretrained(s, net, others):
     "Train on the films of other specimens, a batch of each in turn; its history."
-    blind = s._replace(loss="voxel", with_valid=False)
+    blind = replace(s, loss="voxel", with_valid=False)
     each = [samples(blind, o, s.before) for o in others]
     train, valid = (_Mixed([e[i] for e in each]) for i in (0, 1))
     return train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr,
@@ -118,14 +120,10 @@ class _Mixed:
     def __len__(self): return max(len(p) for p in self.parts)
 
     def __iter__(self):
-        going = [iter(p) for p in self.parts]
-        for i in range(len(self)):
-            k = i % len(going)
-            found = next(going[k], None)
-            if found is None:
-                going[k] = iter(self.parts[k])
-                found = next(going[k])
-            yield found
+        def endless(part):
+            while True: yield from part
+        going = [endless(p) for p in self.parts]
+        for i in range(len(self)): yield next(going[i % len(going)])
 
 # %% ../../nbs/zebrafish/methods.ipynb #5ffeb16a
 NETS = "unet", "unet_residual"
@@ -227,48 +225,20 @@ def judged(
     s: Setting,
     fish: Fish,
     part: str = "test",     # or "valid"
-) -> dict:                  # condition → forecasts and truth  # w h n, w h n
-    "What was forecast and what came, in ΔF/F."
-    found = {}
-    for name, at in asked_windows(s, fish, part).items():
-        y = cut(fish.trace, at, s.context, s.horizon)[1]
-        found[name] = fish.unit * np.asarray(forecast(at)), fish.unit * y
-    return found
-
-
-def by_lead(
-    found: dict,        # as `judged` makes it
-    s: Setting,
-) -> list:              # a row for each condition and lead time
-    "Errors and correlations."
-    rows = []
-    for name, (p, y) in found.items():
-        error, many = np.abs(p - y).mean((0, 2)), len(p) >= s.horizon and s.every == 1
-        along = corr_w(p, y, s.horizon) if many else np.full(s.horizon, np.nan)
-        within = corr_h(p, y) if s.horizon > 1 else np.nan
-        rows += [dict(condition=name, held_out=name in HELD_OUT, h=h + 1, windows=len(p),
-                      mae=error[h], corr_w=along[h], corr_h=within) for h in range(s.horizon)]
-    return rows
-
-# %% ../../nbs/zebrafish/methods.ipynb #8aa1b61c
-def mean_error(
-    found: dict,        # as `judged` makes it
-    held_out=HELD_OUT,
-) -> float:
-    "The grand mean: of conditions alike, without the held-out one."
-    return float(np.mean([np.abs(p - y).mean() for k, (p, y) in found.items()
-                          if k not in held_out]))
+) -> dict:                  # condition → forecasts and truth, in ΔF/F  # w h n, w h n
+    "`data.judged`, of the windows that a setting asks for."
+    scores = zd.judged(forecast, fish.trace, asked_windows(s, fish, part), s.context, s.horizon)
+    return {name: (fish.unit * p, fish.unit * y) for name, (p, y) in scores.items()}
 
 
 def by_cell(
-    found: dict,
+    scores: dict,       # as `judged` makes it
     fish: Fish,
     held_out=HELD_OUT,
 ) -> list:              # a row for each cell
     "Each cell's error at the longest lead time, and where the cell is."
-    error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in found.items()
+    error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in scores.items()
                      if k not in held_out], axis=0)
     if fish.cells is None: return [dict(cell=i, mae=e) for i, e in enumerate(error)]
-    where = [np.argwhere(fish.cells == n).mean(0) for n in np.unique(fish.cells[fish.cells > 0])]
-    return [dict(cell=i, mae=e, z=z, y=y, x=x) for i, (e, (z, y, x)) in enumerate(
-        zip(error, where))]
+    return [dict(cell=i, mae=e, z=z, y=y, x=x)
+            for i, (e, (z, y, x)) in enumerate(zip(error, zd.centres(fish.cells)))]

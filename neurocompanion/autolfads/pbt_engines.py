@@ -38,7 +38,7 @@ def work(
     name = state_name(task)
     member.save(folder / name)
     score = float(member.score)
-    result = {"score": score, "best": float(getattr(member, "best", score)), "rows": list(rows),
+    result = {"score": score, "best": float(getattr(member, "best_loss", score)), "rows": list(rows),
               "seconds": seconds, "made": made_from(member)}
     with atomic_path(folder / f"{name}.json") as tmp: tmp.write_text(json.dumps(result))
     held[number] = name, member
@@ -46,10 +46,10 @@ def work(
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #547852cb
 def made_from(
-    member,          # that has been saved: an LFADS member knows then
+    member,
 ) -> dict | None:    # None: it does not say
     "What a member says that it was made from: data, sizes, settings."
-    tag = getattr(member, "made_from", None) or getattr(member, "_tag", None)
+    tag = getattr(member, "made_from", None)
     return tag and json.loads(json.dumps(tag))
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #5b563034

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "neurocompanion"
-PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/paper.ipynb")}
+PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",
@@ -17,7 +17,7 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
        "PAPERS": "core fast plots recordings training sweeps"}
 
 # Modules that open a paper by the name which the user gives.
-BY_NAME = {"neurocompanion.sweeps.reproduce"}
+BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {

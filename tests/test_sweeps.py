@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from neurocompanion.core import SweepError
+from neurocompanion.core import SweepError, home
 from neurocompanion.sweeps import engines, tables
 from neurocompanion.sweeps.engines import sweep
+from neurocompanion.sweeps.paper import cell, papers, setting_of
 from neurocompanion.sweeps.sweep import collect, expand, identity, load, status
 from neurocompanion.sweeps.warm import DONE, Warm
 
@@ -461,3 +462,12 @@ def test_any_file_loads_or_says_why(any_toy, content):
     import yaml
     any_toy.write_text(yaml.safe_dump(content))
     with pytest.raises(SweepError, match="toy"): expand(any_toy, "tiny")
+
+
+@pytest.mark.parametrize("paper", papers())
+def test_the_first_cell_of_a_run_is_the_papers_setting(paper):
+    template = home() / "nbs" / paper / "run.ipynb"
+    written, = ["".join(c["source"]) for c in json.loads(template.read_text())["cells"]
+                if "parameters" in c["metadata"].get("tags", [])]
+    assert written == cell(setting_of(paper)), "run `make export`"
+    assert max(map(len, written.splitlines())) <= 100

@@ -93,13 +93,15 @@ def _elsewhere(job) -> int:
 
 ENGINES = {"processes": _processes, "ray": _ray, "slurm": _slurm}
 
-# %% ../../nbs/sweeps/engines.ipynb #72ca2ce6
+# %% ../../nbs/sweeps/engines.ipynb #ec56dedf
 def _has_inputs(module, folder) -> bool:
     "Whether the experiments say which data a run reads; found without importing them."
     if module is None: return False
     path = Path(folder) / "experiments.py" if module == "experiments" else find_spec(module).origin
     tree = ast.parse(Path(path).read_text("utf-8"))
-    return any(getattr(node, "name", None) == "inputs" for node in tree.body)
+    assigned = [t for node in tree.body for t in getattr(node, "targets", ())]
+    names = [node.id for t in assigned for node in ast.walk(t) if isinstance(node, ast.Name)]
+    return "inputs" in names or any(getattr(node, "name", None) == "inputs" for node in tree.body)
 
 # %% ../../nbs/sweeps/engines.ipynb #7dff816e
 def _checksums(warm, runs, out) -> list:

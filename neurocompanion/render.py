@@ -340,7 +340,9 @@ def exported_names(
     found = {}
     for path, nb in notebooks.items():
         module = module_name(nb)
-        for code in _exported_code(nb) if module else []:
+        for cell in nb["cells"] if module else []:
+            options, code = _directives(_text(cell["source"]))
+            if not _is_export(options) or options.get("hide"): continue
             for name in _defined(code):
                 for n in {name, f"{module}.{name}", f"{module.split('.')[-1]}.{name}"}:
                     found.setdefault(n, set()).add(f"{path}#def-{name}")
@@ -351,14 +353,6 @@ def module_name(nb: dict) -> str:
     code = "\n".join(_text(c["source"]) for c in nb["cells"] if c["cell_type"] == "code")
     found = re.search(r"^#\|\s*default_exp\s+(\S+)", code, flags=re.M)
     return found[1] if found else ""
-
-# %% ../nbs/render.ipynb #2a62b94f
-def _exported_code(nb):
-    "The source of the cells that a notebook exports and shows."
-    for cell in nb["cells"]:
-        if cell["cell_type"] != "code": continue
-        options, code = _directives(_text(cell["source"]))
-        if _is_export(options) and not options.get("hide"): yield code
 
 # %% ../nbs/render.ipynb #524be8bf
 def article(

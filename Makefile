@@ -30,6 +30,7 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 export: $(READY)  ## notebooks to package and README, cleaned
 	$(BIN)/nbdev_export
+	$(BIN)/python -c 'from neurocompanion.sweeps.paper import write_cells; write_cells()'
 	$(BIN)/nbdev_clean
 	$(BIN)/neurocompanion site --readme
 

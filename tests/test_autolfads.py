@@ -1,5 +1,7 @@
 "autolfads' tasks, methods and experiments: every sweep at its smallest, and the real recordings."
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,20 @@ import pytest
 import torch
 
 from neurocompanion.autolfads import data as ad, experiments as ex, methods as me, tasks as ts
+from neurocompanion.autolfads.setting import Setting
 from neurocompanion.core import NeurocompanionError, ParameterError, home
 from neurocompanion.recordings.spikes import simulate as simulate_spikes
 from neurocompanion.recordings.standard import save, spikes
+from neurocompanion.sweeps.paper import names
 from neurocompanion.sweeps.sweep import expand, load, write_run
 
 SWEEPS = sorted((home() / "nbs/autolfads/sweeps").glob("*.yaml"))
 SMALL = dict(generator=12, encoder=8, ic=8, factors=6, samples=5, batch=32)
 CHAOS = dict(**SMALL, task="chaotic", trials=60, units=12, steps=15, epochs=4)
 
+
+toy = partial(Setting, data="simulated")
+run = lambda name, out="", **how: ex.run(name, out, **{"data": "simulated", **how})
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,46 +32,44 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_every_sweep_at_its_smallest(path, tmp_path):
     runs = [r for r in expand(load(path), "tiny") if r["seed"] == 0]
     for i, asked in enumerate(runs):
-        p = {k: v for k, v in asked.items() if k not in ("experiment", "out")}
-        rows = ex.run(asked["experiment"], tmp_path / f"{i}", **p)
-        table = write_run(rows, {k: v for k, v in asked.items() if k != "out"}, tmp_path / f"r{i}")
-        assert len(table) == len(rows) and not set(pd.DataFrame(rows)) & set(ex.Setting._fields)
+        rows = ex.run(out=tmp_path / f"{i}", **asked)
+        table = write_run(rows, asked, tmp_path / f"r{i}")
+        assert len(table) == len(rows) and not set(pd.DataFrame(rows)) & set(names(Setting))
         assert np.isfinite(pd.DataFrame(rows).get("fit_seconds", pd.Series([0.0]))).any()
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
 def test_every_scale_can_be_run(path):
     for scale in ("tiny", "laptop", "paper"):
-        for run in expand(load(path), scale):
-            name = run.pop("experiment")
-            ts.setting(**{k: v for k, v in run.items() if k != "out"})
-            assert name in ex.EXPERIMENTS and (scale != "tiny" or run["data"] == "simulated")
-            if scale != "paper": assert run["engine"] == "serial"
+        for asked in expand(load(path), scale):
+            assert asked["experiment"] in ex.EXPERIMENTS
+            assert scale != "tiny" or asked["data"] == "simulated"
+            if scale != "paper": assert asked["engine"] == "serial"
 
 
 def test_the_same_again_from_its_checkpoint_and_another_with_another_seed(tmp_path):
     drop = lambda rows: pd.DataFrame(rows).drop(columns="fit_seconds")
-    a, b, c = (drop(ex.overfitting(out, **CHAOS, cd_rate=0.3, seed=s))
+    a, b, c = (drop(run("overfitting", out, **CHAOS, cd_rate=0.3, seed=s))
                for out, s in ((tmp_path, 0), (tmp_path, 0), ("", 1)))
     pd.testing.assert_frame_equal(a, b)
     assert (tmp_path / "network.pt").is_file() and a.nll[0] != c.nll[0]
 
 
 def test_a_pair_differs_in_coordinated_dropout_alone():
-    a, b = (ex.overfitting(**CHAOS, cd_rate=cd)[0] for cd in (0, 0.3))
+    a, b = (run("overfitting", **CHAOS, cd_rate=cd)[0] for cd in (0, 0.3))
     assert {k for k in a if k.startswith("hp_") and a[k] != b[k]} == {"hp_cd_rate"}
     assert a["nll_true"] == b["nll_true"] and a["nll"] != b["nll"]
 
 
 def test_a_network_that_diverges_is_a_row(monkeypatch):
     monkeypatch.setattr(ex, "drawn", lambda s: {"lr": 1e6, "cd_rate": s.cd_rate})
-    row, = ex.overfitting(**{**CHAOS, "epochs": 40})
+    row, = run("overfitting", **{**CHAOS, "epochs": 40})
     assert row["diverged"] and "r2" not in row
 
 
 def test_searches_cost_the_same():
     how = {**CHAOS, "members": 3, "generations": 2}
-    t = {k: pd.DataFrame(ex.search(**how, kind=k)) for k in ("pbt", "random")}
+    t = {k: pd.DataFrame(run("search", **how, kind=k)) for k in ("pbt", "random")}
     assert [v.trained.sum() for v in t.values()] == [12, 12]
     last = t["random"].query("what == 'last'")
     chosen = t["random"].query("what == 'chosen'").iloc[0]
@@ -72,25 +77,25 @@ def test_searches_cost_the_same():
 
 
 def test_a_search_is_diagnosed_by_its_best():
-    s = ts.setting(**{**CHAOS, "members": 2, "generations": 2})
+    s = toy(**{**CHAOS, "members": 2, "generations": 2})
     m = me.population(ts.halves(s), s)
     assert me.diagnose(m.search) == me.diagnose(m.trained)
 
 
 def test_test_trials_teach_nobody_anything(tmp_path):
-    ds = ts.recording(ts.setting(task="dad", trials=50, steps=16))
+    ds = ts.load(toy(task="dad", trials=50, steps=16))
     save(ds, tmp_path / "a.nc")
-    s = ts.setting(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=3)
+    s = toy(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=3)
     cut = ts.study(s)
     other = ds.copy(deep=True)
     other["spikes"][cut.test] = 3
     other["movement"][cut.test] = 0.5
     save(other, tmp_path / "b.nc")
-    again = ts.study(s._replace(data=str(tmp_path / "b.nc")))
+    again = ts.study(replace(s, data=str(tmp_path / "b.nc")))
     assert (again.test == cut.test).all() and (again.data.train == cut.data.train).all()
     y = ts.behaviour_of(cut.recording, s)[cut.fit]
     for k in me.METHODS[:4]:
-        fit = [me.method(c.data, s._replace(method=k), y) for c in (cut, again)]
+        fit = [me.method(c.data, replace(s, method=k), y) for c in (cut, again)]
         x = cut.of("spikes", cut.fit)
         assert np.array_equal(fit[0].rates(x), fit[1].rates(x))
 
@@ -106,7 +111,7 @@ def test_sums_become_counts_that_give_the_same_sums(window, steps):
 
 
 def test_chops_join_to_the_recording_and_hold_back_whole_blocks():
-    c = ts.chops(ts.setting(task="maze", steps=500, length=30, overlap=10))
+    c = ts.chops(toy(task="maze", steps=500, length=30, overlap=10))
     assert np.array_equal(c.join(c.all()), c.x)
     train, valid = c.data.rows
     assert min(abs(train[:, None] - valid).ravel()) > 1       # neighbours share steps
@@ -114,18 +119,18 @@ def test_chops_join_to_the_recording_and_hold_back_whole_blocks():
 
 def test_hidden_spikes_are_hidden():
     "Whatever stands where a count is hidden changes nothing."
-    data = ts.halves(ts.setting(trials=60, units=10, steps=15))
-    s = ts.setting(**SMALL, epochs=2, latents=2)
+    data = ts.halves(toy(trials=60, units=10, steps=15))
+    s = toy(**SMALL, epochs=2, latents=2)
     hidden = np.random.default_rng(0).random(data.valid.shape) < 0.2
     for k in me.METHODS[:4]:
-        m = me.method(data, s._replace(method=k))
+        m = me.method(data, replace(s, method=k))
         a = m.rates(np.where(hidden, np.nan, data.valid).astype(np.float32))
         b = m.rates(np.where(hidden, np.nan, data.valid + 5 * hidden).astype(np.float32))
         assert np.isfinite(a).all() and np.array_equal(a, b)
 
 
 def test_truth_is_the_best_of_what_can_be_said_of_hidden_spikes():
-    data = ts.halves(ts.setting(trials=400, units=20, steps=30))
+    data = ts.halves(toy(trials=400, units=20, steps=30))
     half = {len(data.valid): data.truth.valid, 200: data.truth.train[:200]}
     truth = me.Fitted("truth", lambda x: half[len(x)] * data.bin_size, {})
     score = {m.name: me.hidden_score(m, data)["hidden"] for m in
@@ -136,13 +141,13 @@ def test_truth_is_the_best_of_what_can_be_said_of_hidden_spikes():
 def test_diagnosis_of_one_that_copies_one_that_does_not_and_one_that_is_new():
     fast = simulate_spikes.lorenz(10, 12, units=24, steps=20, rate=5.0, dt=0.035)
     fast = ad.subset(ad.from_recording(fast), 84)
-    loose = ts.setting(generator=24, encoder=16, ic=24, controller=24, inputs=8, factors=24,
+    loose = toy(generator=24, encoder=16, ic=24, controller=24, inputs=8, factors=24,
                        batch=100, ramp=0, lr=3e-2, dropout=0, kl_co=0, kl_ic=0, l2_gen=0,
                        l2_con=0, epochs=65)
-    d = {cd: me.diagnose(me.network(fast, loose._replace(cd_rate=cd)).trained) for cd in (0, 0.3)}
+    d = {cd: me.diagnose(me.network(fast, replace(loose, cd_rate=cd)).trained) for cd in (0, 0.3)}
     assert d[0].copies and d[0].dispersion < d[0.3].dispersion and d[0].lost > 0.4
     assert not d[0.3].copies and d[0.3].lost < 0.2 and "No sign of copying" in str(d[0.3])
-    new = me.diagnose(me.network(fast, loose._replace(epochs=1, lr=1e-5)).trained)
+    new = me.diagnose(me.network(fast, replace(loose, epochs=1, lr=1e-5)).trained)
     assert not new.copies and "learned nothing" in new.sentence
 
 
@@ -167,24 +172,24 @@ def test_choices_by_each_criterion():
 
 @pytest.mark.parametrize("wrong, said", [
     (dict(task="x"), "no such task"), (dict(method="svm"), "no such method"),
-    (dict(colour=1), "no such parameter"), (dict(data="real", task="chaotic"), "synthetic"),
+    (dict(colour=1), "no parameter"), (dict(data="real", task="chaotic"), "synthetic"),
     (dict(epochs=0), "epochs is out of range"), (dict(data="none.mat", task="dad"), "none.mat"),
     (dict(test=1.0, task="dad"), "test is a share"), (dict(task="maze"), "no trials"),
     (dict(task="dad", behaviour="gaze"), "nothing to decode"), (dict(kind="grid"), "no such kind"),
     (dict(task="dad", train_trials=2), "not so many training trials")])
 def test_what_cannot_be(wrong, said):
     with pytest.raises(NeurocompanionError, match=said):
-        ex.decoding(**{**SMALL, "trials": 40, "steps": 16, "method": "gpfa", **wrong})
+        run("decoding", **{**SMALL, "trials": 40, "steps": 16, "method": "gpfa", **wrong})
 
 
 def test_an_own_recording_without_truth_conditions_or_behaviour(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (40, 15, 8))
     save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    own = dict(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=2, method="gpfa", latents=2)
+    own = dict(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=2)
     for experiment, said in (("accuracy", "not known"), ("decoding", "nothing to decode"),
                              ("psth", "no conditions"), ("continuous", "has trials")):
         with pytest.raises(NeurocompanionError, match=said): ex.run(experiment, **own)
-    assert len(ex.inputs(own["data"])["a.nc"]) == 64
+    assert len(ex.inputs(data=own["data"])["a.nc"]) == 64
 
 
 def test_trials_of_unequal_length_are_cut_to_the_shortest(tmp_path):
@@ -192,20 +197,20 @@ def test_trials_of_unequal_length_are_cut_to_the_shortest(tmp_path):
     x[3, 15:] = np.nan
     x[4, :2] = np.nan
     save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    assert ts.recording(ts.setting(task="dad", data=str(tmp_path / "a.nc"))).sizes["time"] == 13
+    assert ts.load(toy(task="dad", data=str(tmp_path / "a.nc"))).sizes["time"] == 13
 
 
 def test_every_real_task(mirror):
     sizes = {"dad": (96, 31, 71), "neuraltraj": (140, 26, 45), "datahigh": (210, 20, 61)}
     for task, size in sizes.items():
-        ds = ts.recording(ts.setting(data="real", task=task))
+        ds = ts.load(toy(data="real", task=task))
         assert ds["spikes"].shape == size
     for task, units in (("aplysia", 136), ("maze", 182), ("kato", 109)):
-        c = ts.chops(ts.setting(data="real", task=task))
+        c = ts.chops(toy(data="real", task=task))
         assert c.x.shape[1] == units and len(c.data.valid) >= 3
-    assert ts.halves(ts.setting(data="real", task="lorenz_file")).train.shape == (640, 100, 60)
-    found = ts.inputs("real")
-    assert len(found) == 7 and all(len(v) == 64 for v in found.values())
+    assert ts.halves(toy(data="real", task="lorenz_file")).train.shape == (640, 100, 60)
+    found = [ex.inputs(e, data="real") for e in ("decoding", "psth", "continuous", "calcium")]
+    assert all(len(v) == 64 for each in found for v in each.values()) and all(found)
 
 
 def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
@@ -218,24 +223,25 @@ def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
 
 
 def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
-    score = {t: ex.decoding(data="real", task=t, method="gpfa")[0] for t in ("dad", "neuraltraj")}
+    score = {t: run("decoding", data="real", task=t, method="gpfa")[0]
+             for t in ("dad", "neuraltraj")}
     assert score["dad"]["r2"] > 0.4 and score["neuraltraj"]["r2"] > 0.3
     assert all(r["hidden"] > 0 for r in score.values())
-    p = ex.psth(data="real", method="gpfa", test=0.34)[0]
+    p = run("psth", data="real", method="gpfa", test=0.34)[0]
     assert 0.2 < p["r2_fit"] < 1 and p["hidden"] > 0
 
 
 def test_only_known_parameters():
-    with pytest.raises(ParameterError, match="found magic"): ex.run("search", magic=1)
+    with pytest.raises(ParameterError, match="no parameter 'magic'"): ex.run("search", magic=1)
     with pytest.raises(ParameterError, match="no such experiment"): ex.run("magic")
 
 
 def test_a_file_is_never_replaced_by_a_simulation(tmp_path):
     for task in ("lorenz", "chaotic"):
         with pytest.raises(ParameterError, match="this task is synthetic"):
-            ex.search(data=str(tmp_path / "own.h5"), task=task)
+            run("search", data=str(tmp_path / "own.h5"), task=task)
     with pytest.raises(Exception, match="own.h5"):
-        ex.accuracy(data=str(tmp_path / "own.h5"), task="lorenz_file")
+        run("accuracy", data=str(tmp_path / "own.h5"), task="lorenz_file")
 
 
 def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
@@ -245,15 +251,15 @@ def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
         monkeypatch.setattr(me, name, lambda *a, _n=name, _f=real, **k: (
             seen.setdefault(_n, [v for v in a if hasattr(v, "train")][0]), _f(*a, **k))[1])
     how = dict(generator=12, encoder=8, ic=8, factors=6, epochs=2, batch=60, samples=5)
-    ex.accuracy(**how, task="lorenz", trials=60, units=12, steps=15)
+    run("accuracy", **how, task="lorenz", trials=60, units=12, steps=15)
     assert all(len(v.valid) == 0 for v in seen.values()) and len(seen) == 2
-    cut = ts.chops(ts.setting(task="maze", steps=600, units=10))
+    cut = ts.chops(toy(task="maze", steps=600, units=10))
     learned = {c.tobytes() for c in (*cut.data.train, *cut.data.valid)}
     assert len(cut.test) and not any(c.tobytes() in learned for c in cut.test)
 
 
 def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
-    ds = ts.recording(ts.setting(task="dad", trials=60, steps=20))
+    ds = ts.load(toy(task="dad", trials=60, steps=20))
     found = []
     for first in (False, True):
         n = ds.sizes["unit"]
@@ -263,18 +269,18 @@ def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
         path = tmp_path / f"{first}.nc"
         save(own, path)
         how = dict(data=str(path), task="dad", behaviour="movement", method="gpfa")
-        found.append(ex.decoding(**how)[0])
+        found.append(run("decoding", **how)[0])
     assert found[0]["r2"] == pytest.approx(found[1]["r2"], abs=1e-6)
     assert found[0]["hidden"] == pytest.approx(found[1]["hidden"], abs=0.05)   # other elements
 
 
 def test_a_condition_without_training_trials_is_named():
     with pytest.raises(ParameterError, match="not in both training and test"):
-        ex.psth(task="datahigh", trials=60, steps=15, train_trials=4, method="smoothing")
+        run("psth", task="datahigh", trials=60, steps=15, train_trials=4, method="smoothing")
 
 
 def test_a_search_is_reported_with_the_weights_it_names():
-    s = ts.setting(task="lorenz", trials=60, units=12, steps=15, generator=12, encoder=8, ic=8,
+    s = toy(task="lorenz", trials=60, units=12, steps=15, generator=12, encoder=8, ic=8,
                       factors=6, members=2, generations=2, epochs=8, batch=60, samples=5, lr=0.05)
     data = ts.halves(s)
     grown = me.population(data, s)
@@ -282,25 +288,26 @@ def test_a_search_is_reported_with_the_weights_it_names():
     assert grown.trained.best == member.score
     for a, b in zip(grown.trained.model.parameters(), member.model.parameters()):
         assert torch.equal(a, b)
-    free = me.population(data, s._replace(kind="random"))
+    free = me.population(data, replace(s, kind="random"))
     assert free.trained.best == free.search.table.best.min()
     with pytest.raises(ParameterError, match="multiple of 3"):
-        me.population(data, s._replace(generations=3))
+        me.population(data, replace(s, generations=3))
 
 
 def test_behaviour_with_gaps_beside_a_glm(mirror):
     how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
-    rows = ex.decoding(method="smoothing", **how)
+    rows = run("decoding", method="smoothing", **how)
     units = [r for r in rows if r["what"] == "unit"]
     assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
 def test_trials_in_which_units_were_held_out_are_left_out_and_said(tmp_path):
-    ds = ts.recording(ts.setting(task="dad", trials=60, steps=20))
+    ds = ts.load(toy(task="dad", trials=60, steps=20))
     x = ds.spikes.values.astype(float)
     x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
     own = ds.assign(spikes=(ds.spikes.dims, x))
     save(own, tmp_path / "own.nc")
     with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
-        row = ex.decoding(data=str(tmp_path / "own.nc"), behaviour="movement", method="smoothing")
+        row = run("decoding", data=str(tmp_path / "own.nc"), behaviour="movement",
+                  method="smoothing")
     assert row[0]["used_trials"] + row[0]["test_trials"] == 50

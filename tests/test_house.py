@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "neurocompanion"
-PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/paper.ipynb")}
+PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",
@@ -17,14 +17,10 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
        "PAPERS": "core fast plots recordings training sweeps"}
 
 # Modules that open a paper by the name which the user gives.
-BY_NAME = {"neurocompanion.sweeps.reproduce"}
+BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {
-    "autolfads.pbt": "sweeps.warm._claim",
-    "autolfads.pbt_engines": "sweeps.warm._die_with",
-    "autolfads.training": "training.checkpoints._plain training.checkpoints._same_settings "
-        "training.checkpoints._unreadable training.fit._interruptible",
     "recordings.spikes.hdf5": "recordings.standard._hdf5 recordings.standard._no",
     "recordings.spikes.nwb": "recordings.spikes.counts._EDGE recordings.spikes.counts._above "
         "recordings.spikes.hdf5._left_out recordings.spikes.hdf5._text "
@@ -46,11 +42,7 @@ STILL = {f"{here} takes the private {name}" for here, names in {
     "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
     "sessions.pools": "recordings.spikes.reader._kind recordings.worm.reader._kind "
         "recordings.worm.reader._stranger",
-    "sessions.selection": "sessions.pretraining._fingerprint",
-    "sessions.training": "sessions.pretraining._begin_at sessions.pretraining._check_counts "
-        "sessions.pretraining._diverged sessions.pretraining._fingerprint "
-        "sessions.pretraining._mean_loss sessions.pretraining._stream",
-    "sweeps.engines": "sweeps.sweep._write_plan sweeps.warm._claim",
+    "sweeps.engines": "sweeps.sweep._write_plan",
     "sweeps.warm": "sweeps.sweep._canonical sweeps.sweep._cells sweeps.sweep._imports "
         "sweeps.sweep._job sweeps.sweep._parse",
 }.items() for name in names.split()} | {

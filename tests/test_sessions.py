@@ -9,11 +9,13 @@ from neurocompanion.core import NeurocompanionError, ParameterError, home
 from neurocompanion.recordings.standard import save as save_recording
 from neurocompanion.sessions import experiments as ex
 from neurocompanion.sessions import pools, selection as se, statistics as st
+from neurocompanion.sessions.setting import Setting
+from neurocompanion.sweeps.paper import names
 from neurocompanion.sweeps.sweep import expand, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dict(epochs=2, tune_epochs=2)
-TINY = dict(sessions=4, trials=30, units=8, **QUICK)
+TINY = dict(data="simulated", sessions=4, trials=30, units=8, **QUICK)
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +27,7 @@ def kept_apart(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def few():
     "A held-out session and three others."
-    s = se.setting(**TINY)
-    return se.sessions_of(s)
+    return se.load(Setting(**TINY))
 
 
 def test_the_ranking_finds_the_nearest_sessions():
@@ -76,14 +77,14 @@ def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path
                                     dict(ratio=0.4), dict(model="gru")])
 def test_another_setting_is_another_body(few, change):
     _, rest = few
-    a, b = (se._digest(se._pretraining(se.setting(**{**QUICK, **c}), rest, 0))
+    a, b = (se._digest(se._pretraining(Setting(**{**QUICK, **c}), rest, 0))
             for c in ({}, change))
     assert a != b
 
 
 def test_a_frozen_body_stays_as_it_is(few):
     held, rest = few
-    s, shelf = se.setting(**QUICK), se.Shelf()
+    s, shelf = Setting(**QUICK), se.Shelf()
     body, _ = se.pretrained(s, rest, 0, shelf)
     before = [p.detach().clone() for p in body.parameters()]
     se.tuned_scores(s, held, [rest], 0, shelf)
@@ -93,8 +94,8 @@ def test_a_frozen_body_stays_as_it_is(few):
 
 @pytest.mark.parametrize("model", ["linear", "gru", "ndt"])
 def test_every_body_goes_the_whole_way(model):
-    rows = pd.DataFrame(ex.scaling(**TINY, model=model, width=8, heads=2, layers=1, feedforward=8,
-                                   ranked_by="0", sizes="1,2,all"))
+    rows = pd.DataFrame(ex.run("scaling", **TINY, model=model, width=8, heads=2, layers=1,
+                               feedforward=8, ranked_by="0", sizes="1,2,all"))
     assert rows[["valid", "test", "test_unit"]].notna().all().all()
     assert (rows.what == "scaling").sum() == 7
 
@@ -112,13 +113,13 @@ def test_a_laboratorys_own_files(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(model="lstm"), "no such model"), (dict(colour=1), "no such parameter"),
+    (dict(model="lstm"), "no such model"), (dict(colour=1), "no parameter"),
     (dict(held_out=99), "no such session"), (dict(by="mouse"), "no such by"),
     (dict(source="mice"), "no such source"), (dict(sizes="1,x"), "no number of sessions"),
     (dict(orders="best"), "no such order"), (dict(ranked_by="x"), "needs seeds"),
-    (dict(epochs=0), "too small"), (dict(data="nowhere"), "no such data")])
+    (dict(epochs=0), "out of range"), (dict(data="nowhere"), "no such data")])
 def test_what_cannot_be(wrong, said):
-    with pytest.raises(NeurocompanionError, match=said): ex.scaling(**{**TINY, **wrong})
+    with pytest.raises(NeurocompanionError, match=said): ex.run("scaling", **{**TINY, **wrong})
 
 
 def test_what_cannot_be_ranked(few):
@@ -135,7 +136,7 @@ def test_leaving_out_an_animal(monkeypatch):
     monkeypatch.setattr(se, "_pool", lambda data, source, sessions, split, data_seed, trials,
                         units, bin_ms: pair)
     for by, n in (("session", 3), ("subject", 2)):
-        assert len(se.sessions_of(se.setting(by=by))[1]) == n
+        assert len(se.load(Setting(data="simulated", by=by))[1]) == n
 
 
 def test_sweeps_are_whole_and_one_is_the_headline():
@@ -144,8 +145,7 @@ def test_sweeps_are_whole_and_one_is_the_headline():
     for spec in specs:
         assert set(spec.scales) == {"tiny", "laptop", "paper"}
         for scale in spec.scales:
-            for p in expand(spec, scale):
-                se.setting(**{k: v for k, v in p.items() if k != "experiment"})
+            assert expand(spec, scale)
         assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
         ndt = [p for p in expand(spec, "paper")]
         assert all((p["model"], p["token"], p["width"], p["layers"], p["epochs"], p["lr"])
@@ -156,13 +156,13 @@ def test_sweeps_are_whole_and_one_is_the_headline():
 def test_tiny_sweeps_run(name):
     for p in expand(f"sessions/{name}", "tiny")[-2:]:
         rows = pd.DataFrame(ex.run(**p))
-        assert len(rows) and not set(rows) & set(se.Setting._fields)
+        assert len(rows) and not set(rows) & set(names(Setting))
 
 
 def test_the_files_that_a_run_reads(mirror):
     assert len(ex.inputs(data="real", source="aplysia")) == 21
     assert all(k.startswith("steinmetz2019/") for k in ex.inputs(data="real"))
-    assert ex.inputs(experiment="scaling") == {}
+    assert ex.inputs("scaling", data="simulated") == {}
 
 
 def test_a_law_that_holds_is_found_and_the_whole_pool_is_not_fitted():

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from neurocompanion.core import SweepError
+from neurocompanion.core import SweepError, home
 from neurocompanion.sweeps import engines, tables
 from neurocompanion.sweeps.engines import sweep
+from neurocompanion.sweeps.paper import cell, papers, setting_of
 from neurocompanion.sweeps.sweep import collect, expand, identity, load, status
 from neurocompanion.sweeps.warm import DONE, Warm
 
@@ -350,8 +351,8 @@ def test_a_dead_run_that_another_sweep_has_taken_up_is_left_alone(tmp_path):
     (tmp_path / "partial" / "a").mkdir(parents=True)
     (tmp_path / "partial" / "a" / "record.json").touch()
     job = {"id": "a", "out": str(tmp_path), "log": str(tmp_path / "log"), "parameters": {}}
-    hold = ("import sys; from neurocompanion.sweeps.warm import _claim\n"
-            f"with _claim({str(tmp_path)!r}, 'a') as mine: print(mine, flush=True); input()")
+    hold = ("import sys; from neurocompanion.sweeps.warm import claim\n"
+            f"with claim({str(tmp_path)!r}, 'a') as mine: print(mine, flush=True); input()")
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
@@ -461,3 +462,12 @@ def test_any_file_loads_or_says_why(any_toy, content):
     import yaml
     any_toy.write_text(yaml.safe_dump(content))
     with pytest.raises(SweepError, match="toy"): expand(any_toy, "tiny")
+
+
+@pytest.mark.parametrize("paper", papers())
+def test_the_first_cell_of_a_run_is_the_papers_setting(paper):
+    template = home() / "nbs" / paper / "run.ipynb"
+    written, = ["".join(c["source"]) for c in json.loads(template.read_text())["cells"]
+                if "parameters" in c["metadata"].get("tags", [])]
+    assert written == cell(setting_of(paper)), "run `make export`"
+    assert max(map(len, written.splitlines())) <= 100

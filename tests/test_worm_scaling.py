@@ -80,10 +80,11 @@ def test_the_history_head_passes_naive_on_every_real_data_set(mirror):
 
 def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
     from neurocompanion.worm_scaling import pool
+    from neurocompanion.worm_scaling.experiments import inputs
     worms = pool.pool("real")
     assert len(worms) == 10
     assert pool.left_out("real") == [("2022-01-16-01", "flavell2023", "no neuron is labelled")]
-    assert all(len(v) == 64 for v in pool.inputs("real").values())
+    assert all(len(v) == 64 for v in inputs(data="real").values())
 
 
 def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
@@ -91,7 +92,6 @@ def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
     from neurocompanion.worm_scaling import pool
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     with pytest.raises(RecordingError, match="no real worm is at hand"): pool.pool("real")
-    assert pool.inputs("real") == {}
 
 
 def test_a_pool_is_made_once(own_cache, monkeypatch):
@@ -120,8 +120,7 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
     from neurocompanion.sweeps.sweep import expand
     run = expand("worm_scaling/cross_data_set", "paper")[-1]
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
-    keep = {k: v for k, v in (run | small).items() if k not in ("experiment", "seed")}
-    found = rows(experiment="cross_data_set", **keep)
+    found = rows(**run | small)
     assert run["source"] in found.index and np.isfinite(found.valid_loss).all()
 
 
@@ -186,7 +185,7 @@ def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
                                    dict(source="zimmer"), dict(model="cnn"), dict(head="tail")])
 def test_wrong_parameters_are_told(wrong):
     from neurocompanion.core import ParameterError
-    small = dict(worms=2, hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
+    small = dict(data="simulated", hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
     with pytest.raises(ParameterError): rows(**small)
 
 

@@ -7,7 +7,7 @@ __all__ = ['Fitted', 'unseen', 'apart', 'smoother', 'linear', 'kept', 'chosen', 
            'truth_scores', 'bits_above', 'mixed', 'blend', 'hidden_score', 'Diagnosis', 'diagnose', 'coverage',
            'calibration', 'METHODS']
 
-# %% ../../nbs/autolfads/methods.ipynb #ba10f0ef
+# %% ../../nbs/autolfads/methods.ipynb #4c2e0a3c
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from . import baselines, models
 from .data import Spikes, poisson_nll
 from .pbt import SPACE, Search, pbt, random_search
-from .tasks import METHODS, Setting
+from .setting import METHODS, Setting
 from .training import Trained, finished, maker, train
 from ..core import ParameterError
 from ..recordings.spikes.counts import smooth
@@ -273,7 +273,7 @@ def diagnose(
 ) -> Diagnosis:
     "Say in one sentence whether a trained network identity-overfits."
     made = chosen(made) if isinstance(made, Search) else made
-    x, y, external = made.member.parts["valid"]
+    x, y, external = made.member.batches["valid"]
     if made.model.head != "poisson": raise ParameterError(
         "the diagnosis is that of spikes", expected="a Poisson head", found=made.model.head)
     told = lambda read: models.average(made.model, read, external, samples, seed=seed).rates[

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core import SweepError, progress, results_dir
 from .sweep import _write_plan, code_version, collect, disk_error, expand
 from .sweep import finished, identity, load, status
-from .warm import BROKEN, BUSY, DONE, FAILED, Warm, _claim
+from .warm import BROKEN, BUSY, DONE, FAILED, Warm, claim
 from .warm import ending, experiments_module, keep_failure, preload, run
 
 # %% ../../nbs/sweeps/engines.ipynb #75393a8e
@@ -93,13 +93,15 @@ def _elsewhere(job) -> int:
 
 ENGINES = {"processes": _processes, "ray": _ray, "slurm": _slurm}
 
-# %% ../../nbs/sweeps/engines.ipynb #72ca2ce6
+# %% ../../nbs/sweeps/engines.ipynb #ec56dedf
 def _has_inputs(module, folder) -> bool:
     "Whether the experiments say which data a run reads; found without importing them."
     if module is None: return False
     path = Path(folder) / "experiments.py" if module == "experiments" else find_spec(module).origin
     tree = ast.parse(Path(path).read_text("utf-8"))
-    return any(getattr(node, "name", None) == "inputs" for node in tree.body)
+    assigned = [t for node in tree.body for t in getattr(node, "targets", ())]
+    names = [node.id for t in assigned for node in ast.walk(t) if isinstance(node, ast.Name)]
+    return "inputs" in names or any(getattr(node, "name", None) == "inputs" for node in tree.body)
 
 # %% ../../nbs/sweeps/engines.ipynb #7dff816e
 def _checksums(warm, runs, out) -> list:
@@ -136,7 +138,7 @@ def _settle(job, code) -> bool:
     if finished(out, job["id"]): return True
     if code not in (FAILED, DONE):
         words = said.splitlines()[-1] if code == BROKEN and said else ending(code)
-        with _claim(out, job["id"]) as free:  # unless another sweep is at it again already
+        with claim(out, job["id"]) as free:  # unless another sweep is at it again already
             if free: keep_failure(job, "Died", words, f"{words}\n\n{said}")
     return False
 

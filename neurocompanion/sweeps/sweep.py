@@ -6,16 +6,17 @@
 __all__ = ['Spec', 'load', 'parameters_of', 'expand', 'identity', 'code_version', 'write_run', 'disk_error', 'finished', 'status',
            'collect']
 
-# %% ../../nbs/sweeps/sweep.ipynb #fcadfbf0
-import ast, difflib, hashlib, itertools, json, math, os, re, shutil, sys, time
+# %% ../../nbs/sweeps/sweep.ipynb #7331d059
+import ast, hashlib, itertools, json, math, os, re, shutil, sys, time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
-from ..core import NeurocompanionError, SweepError, atomic_path, home, quiet
-from ..core import results_dir, run_record
+from ..core import NeurocompanionError, ParameterError, SweepError, atomic_path, home
+from ..core import quiet, results_dir, run_record
+from .paper import guess, papers, setting_of, settled_together
 
 # %% ../../nbs/sweeps/sweep.ipynb #d23084a8
 class _Loader(yaml.SafeLoader):
@@ -41,13 +42,7 @@ for _tag, _pattern, _first in [
                                   _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
-# %% ../../nbs/sweeps/sweep.ipynb #3d697e27
-def _guess(name, known) -> str:
-    "What to do about a name that is not known."
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
-    return f"Perhaps you mean {close[0]!r}" if close else "Correct the name, or leave it out"
-
-
+# %% ../../nbs/sweeps/sweep.ipynb #ae0b375c
 def _only(given, known, where, what="key"):
     "Refuse what is not a mapping, or has keys that are not `known`."
     if not isinstance(given, dict):
@@ -55,7 +50,7 @@ def _only(given, known, where, what="key"):
                          found=repr(given))
     for k in given:
         if k not in known:
-            raise SweepError(f"unknown {what} {k!r}", where=where, fix=_guess(k, known),
+            raise SweepError(f"unknown {what} {k!r}", where=where, fix=guess(k, known),
                              expected="one of " + (", ".join(map(str, known)) or "none"))
 
 # %% ../../nbs/sweeps/sweep.ipynb #564571b9
@@ -75,7 +70,7 @@ class Spec:
         "The paper's name: that of the template's folder."
         return self.template.parent.name
 
-# %% ../../nbs/sweeps/sweep.ipynb #d5819fb1
+# %% ../../nbs/sweeps/sweep.ipynb #cac2c2d1
 def _find(name) -> Path:
     "The YAML file that `name` means."
     if Path(name).suffix in (".yaml", ".yml"):
@@ -83,7 +78,7 @@ def _find(name) -> Path:
         raise SweepError("there is no such file", where=name, fix="Correct the path")
     known = {f"{p.parts[-3]}/{p.stem}": p for p in sorted((home() / "nbs").glob("*/sweeps/*.yaml"))}
     if str(name) in known: return known[str(name)]
-    raise SweepError(f"there is no sweep {str(name)!r}", fix=_guess(name, known),
+    raise SweepError(f"there is no sweep {str(name)!r}", fix=guess(name, known),
                      expected="the path of a YAML file, or one of " + (", ".join(known) or "none"))
 
 # %% ../../nbs/sweeps/sweep.ipynb #7fc57549
@@ -119,7 +114,7 @@ def load(
     return Spec(path.stem, path, folder / given["template"], given["title"], given["headline"],
                 given.get("fixed") or {}, scales)
 
-# %% ../../nbs/sweeps/sweep.ipynb #9ff3b56f
+# %% ../../nbs/sweeps/sweep.ipynb #3009f1de
 def _cells(template) -> list:
     "A notebook's code cells, as (tags, source)."
     try: found = json.loads(Path(template).read_text("utf-8"))["cells"]
@@ -135,7 +130,8 @@ def _cells(template) -> list:
 def _default(node, where):
     "Name and value of one line of a parameters cell."
     try:
-        (name,), value = node.targets, ast.literal_eval(node.value)
+        (name,), value = getattr(node, "targets", [getattr(node, "target", None)]), node.value
+        value = ast.literal_eval(value)
         if isinstance(value, (bool, int, float, str, type(None))): return name.id, value
     except (AttributeError, ValueError): pass
     raise SweepError("this line is not a plain parameter", where=f"{where}, line {node.lineno}",
@@ -244,7 +240,7 @@ def _defaults(spec) -> dict:
                          fix="Give it another name")
     return found
 
-# %% ../../nbs/sweeps/sweep.ipynb #68db665e
+# %% ../../nbs/sweeps/sweep.ipynb #f0c2c102
 def expand(
     spec: Spec | str | Path,    # a sweep, its PAPER/NAME or its file
     scale: str = "laptop",      # tiny, laptop or paper
@@ -255,7 +251,7 @@ def expand(
     if scale not in spec.scales:
         raise SweepError(f"there is no scale {scale!r}", where=spec.path,
                          expected="one of " + ", ".join(spec.scales),
-                         fix=_guess(scale, spec.scales))
+                         fix=guess(scale, spec.scales))
     where, defaults = f"{spec.path}, scale {scale}", _defaults(spec)
     _only(fixed or {}, defaults, f"{where}, given", "parameter")
     given = _pinned(spec.scales[scale], fixed or {})
@@ -270,9 +266,23 @@ def expand(
     axes = [(label, [suit(point, label) for point in axis]) for label, axis in axes]
     for label, axis in axes: _distinct(label, axis, where)
     product = itertools.product(*(axis for _, axis in axes))
-    return [{k: v for part in (base, *points) for k, v in part.items()} for points in product]
+    runs = [{k: v for part in (base, *points) for k, v in part.items()} for points in product]
+    return _settled(spec, runs, where)
 
-# %% ../../nbs/sweeps/sweep.ipynb #d8534eaa
+# %% ../../nbs/sweeps/sweep.ipynb #65a6e20d
+def _settled(spec, runs, where) -> list:
+    "The runs as a paper's `Setting` takes them, where the template is a paper's."
+    paper = spec.template.parent
+    if paper != home() / "nbs" / spec.paper or spec.paper not in papers(): return runs
+    try: runs = settled_together(setting_of(spec.paper), runs)
+    except ParameterError as e:
+        raise SweepError(e.what, where=where if e.where is None else f"{where}, {e.where}",
+                         expected=e.expected, found=e.found, fix=e.fix) from None
+    for run in runs: del run["out"]
+    _distinct("experiments", runs, where)
+    return runs
+
+
 def _pinned(given, fixed) -> dict:
     "A scale in which the parameters of this call are fixed, and vary no more."
     left = dict(given)

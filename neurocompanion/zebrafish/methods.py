@@ -6,9 +6,10 @@
 __all__ = ['NETS', 'MODELS', 'starts', 'asked_windows', 'resampling', 'unet', 'samples', 'trained', 'listed', 'Cut', 'forecaster',
            'judged', 'by_cell']
 
-# %% ../../nbs/zebrafish/methods.ipynb #d1ba9a63
+# %% ../../nbs/zebrafish/methods.ipynb #eed73ea0
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from ..core import ParameterError
 from . import traces as tr
 from . import data as zd
 from .data import HELD_OUT, windows
-from .fish import Fish, Setting, train_frames
+from .fish import Fish, train_frames
 from .models import UNet3D
+from .setting import Setting
 from .training import (
     Samples, trace_forecast, trace_windows, train_traces, train_video, video_forecast)
 
@@ -82,7 +84,7 @@ def samples(
                     whole=s.loss == "direct", **how),
             Samples(fish.video, valid, steps=-(-looks // s.batch), still=True, **how))
 
-# %% ../../nbs/zebrafish/methods.ipynb #8e262d53
+# %% ../../nbs/zebrafish/methods.ipynb #15f5ec99
 def trained(
     s: Setting,
     fish: Fish,
@@ -102,7 +104,7 @@ def trained(
 
 def _pretrained(s, net, others):
     "Train on the films of other specimens, a batch of each in turn; its history."
-    blind = s._replace(loss="voxel", with_valid=False)
+    blind = replace(s, loss="voxel", with_valid=False)
     each = [samples(blind, o, s.before) for o in others]
     train, valid = (_Mixed([e[i] for e in each]) for i in (0, 1))
     return train_video(net, train, valid, epochs=s.checks, seed=s.seed, lr=s.lr,

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'LONGER', 'in_view', 'seen', 'products', 'ridge', 'ridge_forecast', 'views']
 
-# %% ../../nbs/zebrafish/views.ipynb #eec041b2
+# %% ../../nbs/zebrafish/views.ipynb #f59a9a2d
+from dataclasses import replace
+
 import numpy as np
 
 from ..core import ParameterError
 from . import fish as fs
-from .fish import Fish, Setting, setting
+from .fish import Fish
 from .data import centres, mean_error
 from .methods import judged, starts, unet
 from .models import receptive_field
+from .setting import Setting
 
 # %% ../../nbs/zebrafish/views.ipynb #f6e6cafe
 def in_view(
@@ -78,23 +81,22 @@ def ridge_forecast(
     context = len(w) // (w.shape[2] + 1)
     return lambda at: np.tensordot(seen(trace, at, context) - mean, w, 1) + ahead
 
-# %% ../../nbs/zebrafish/views.ipynb #e44e6833
+# %% ../../nbs/zebrafish/views.ipynb #981071ce
 STRENGTHS = 1.0, 10.0, 100.0
 LONGER = 4     # times, at most as long as the public recording
 
 
 def views(
-    **how,       # fields of `Setting`; `resample` and `context` are the largest
+    s: Setting,  # its `resample` and `context` are the largest
 ) -> list:       # a row for each view and context
     "How well a linear forecast does that sees so far and so long."
-    s = setting(**how)
     if s.data != "simulated": raise ParameterError(
         "a recording is as long as it is", found=f"data={s.data!r}", expected="simulated")
-    fish, long = fs.simulated(s), fs.simulated(s._replace(length=min(1.0, LONGER * s.length)))
-    nets = [unet(s._replace(resample=n, flat=min(s.flat, n))) for n in range(s.resample + 1)]
+    fish, long = fs.simulated(s), fs.simulated(replace(s, length=min(1.0, LONGER * s.length)))
+    nets = [unet(replace(s, resample=n, flat=min(s.flat, n))) for n in range(s.resample + 1)]
     far, rows, context = [1, *(receptive_field(net)[2] for net in nets)], [], 1
     while context <= s.context:
-        at = s._replace(context=context)
+        at = replace(s, context=context)
         found = products(long, at)
         rows += [_view(fish, at, found, sees, mean) for sees in far for mean in (False, True)]
         context *= 4

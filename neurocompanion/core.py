@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
-           'is_whole', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256', 'files_below',
-           'checksum', 'asked', 'experiment_of', 'set_seed', 'use_deterministic', 'default_device', 'keep_memory',
-           'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
+           'files_below', 'checksum', 'asked', 'experiment_of', 'set_seed', 'use_deterministic', 'default_device',
+           'cores', 'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -79,6 +79,21 @@ def need(
 def is_whole(value, least: int = 1) -> bool:
     "Whether a value is a whole number from `least` on."
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def need_same(
+    what: str,    # is wrong, if they differ
+    where,        # the file or folder that the old one comes from
+    new: dict,    # what decides a run that is asked for
+    old: dict,    # what decided the one that was begun
+    fix: str,
+):
+    "Refuse to go on with what other settings or other data have begun."
+    differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
+    if not differ: return
+    more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
+    tell = lambda which: ", ".join(f"{k} = {str(which.get(k))[:60]}" for k in differ[:4]) + more
+    raise TrainingError(what, where=where, expected=tell(new), found=tell(old), fix=fix)
 
 # %% ../nbs/core.ipynb #d87a6b48
 def _is_home(p: Path) -> bool:
@@ -247,6 +262,12 @@ def default_device():
     if torch.cuda.is_available(): return torch.device("cuda")
     mps = getattr(torch.backends, "mps", None)
     return torch.device("mps" if mps and mps.is_available() else "cpu")
+
+# %% ../nbs/core.ipynb #e986a320
+def cores() -> int:
+    "The cores that this process may use."
+    try: return len(os.sched_getaffinity(0))
+    except AttributeError: return os.cpu_count() or 1
 
 # %% ../nbs/core.ipynb #bc7658b4
 _memory = {"kept": False, "trimmed": 0.0}  # whether it is kept; when idle memory was handed back

@@ -329,13 +329,14 @@ _SPLIT = "<!-- body -->"
 
 def _html(tree, title, bibliography, where):
     "Table of contents and text of a tree."
-    literature = [a for f in bibliography for a in ("--bibliography", str(f))]
+    text, cites = json.dumps(tree), []
+    if '"t": "Cite"' in text:  # looking for literature takes as long as the rest of a page
+        cites = ["--citeproc", *(a for f in bibliography for a in ("--bibliography", str(f)))]
     with tempfile.TemporaryDirectory() as tmp:
         (template := Path(tmp) / "page.html").write_text(f"$if(toc)$$toc$$endif${_SPLIT}$body$")
-        return _pandoc(json.dumps(tree), "-f", "json", "-t", "html5", "--mathml", "--citeproc",
-                       *literature, "-M", "link-citations=true", "-M", f"pagetitle={title}",
-                       "--toc", "--toc-depth=3", "--wrap=none", f"--template={template}",
-                       where=where)
+        return _pandoc(text, "-f", "json", "-t", "html5", "--mathml", *cites, "-M",
+                       "link-citations=true", "-M", f"pagetitle={title}", "--toc",
+                       "--toc-depth=3", "--wrap=none", f"--template={template}", where=where)
 
 # %% ../nbs/render.ipynb #001219b4
 def _head(blocks, nb):

@@ -343,7 +343,7 @@ def test_members_that_do_not_say_what_they_are_made_from(tmp_path):
         made_from = {"data": 1}
     pbt(Says, ONE, out=tmp_path, engine="serial", **HOW)      # nothing is known: nothing refused
     pbt(Says, ONE, out=tmp_path / "other", engine="serial", **HOW)
-    with pytest.raises(TrainingError, match="expected data null, found data 1"):
+    with pytest.raises(TrainingError, match="expected data = None, found data = 1"):
         pbt(Stream, ONE, out=tmp_path / "other", engine="serial", **HOW)
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_site import check_form
+
+from neurocompanion.site import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -93,37 +96,34 @@ def test_a_closed_pipe_is_no_error():
     os.close(write)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "The folder of the tiny headline sweep."
-    out = tmp_path_factory.mktemp("sweep")
-    done = call("sweep", "worm_scaling/headline", "--scale", "tiny", "--workers", 2, "--out", out)
+def test_reproduce_at_the_smallest_scale(tmp_path):
+    "Every headline, the figures and the site; then the sweep again, and one of its runs by hand."
+    done = call("reproduce", "--scale", "tiny", "--out", tmp_path, "--site", tmp_path / "site",
+                cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    assert str(tmp_path / "site" / "index.html") in done.stdout
+    figures = (tmp_path / "worm_scaling" / "figures.ipynb").read_text()
+    page = (tmp_path / "site/worm_scaling/figures.html").read_text()
+    assert "image/png" in figures and str(tmp_path) not in page
+    committed = json.loads((ROOT / "nbs/worm_scaling/tables/headline.json").read_text())
+    assert committed["scale"] != "tiny"   # what was drawn is not what is committed
+    for p in pages(ROOT): check_form((tmp_path / "site" / p.href).read_text(), p.path)
 
-
-def test_sweep_leaves_notebooks_and_a_table(tiny):
-    done = call("collect", tiny)
-    table = pd.read_parquet(done.stdout.split()[-1])
+    out = tmp_path / "worm_scaling" / "headline"
+    table = pd.read_parquet(call("collect", out).stdout.split()[-1])
     assert table["run_id"].nunique() == 3 and table["valid_loss"].gt(0).all()
     assert set(table["data"]) == {"simulated"}
     for run in table["run_id"]:
-        nb = json.loads((tiny / "runs" / run / "run.ipynb").read_text())
+        nb = json.loads((out / "runs" / run / "run.ipynb").read_text())
         tags = [c["metadata"].get("tags", []) for c in nb["cells"]]
         assert ["injected-parameters"] in tags
-
-
-def test_a_finished_sweep_runs_nothing_again(tiny):
-    before = {p: p.stat().st_mtime_ns for p in tiny.glob("runs/*/*")}
-    done = call("sweep", "worm_scaling/headline", "--scale", "tiny", "--out", tiny)
+    before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
+    done = call("sweep", "worm_scaling/headline", "--scale", "tiny", "--out", out)
     assert done.returncode == 0 and "(0 tried now)" in done.stdout
-    assert before == {p: p.stat().st_mtime_ns for p in tiny.glob("runs/*/*")}
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
 
-
-def test_papermill_by_hand_gives_the_same(tiny, tmp_path):
-    table = pd.read_parquet(tiny / "table.parquet")
     one = table.iloc[0]
-    asked = json.loads((tiny / "runs" / one["run_id"] / "record.json").read_text())["parameters"]
+    asked = json.loads((out / "runs" / one["run_id"] / "record.json").read_text())["parameters"]
     pairs = [x for k, v in asked.items() for x in ("-p", k, str(v))]
     template, target = "nbs/worm_scaling/run.ipynb", str(tmp_path / "out.ipynb")
     command = [str(BIN / "papermill"), template, target, *pairs, "-p", "out", str(tmp_path)]
@@ -132,18 +132,6 @@ def test_papermill_by_hand_gives_the_same(tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     by_hand = pd.read_parquet(tmp_path / "rows.parquet").iloc[0]
     assert by_hand["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-6)
-
-
-def test_reproduce_at_the_smallest_scale(tmp_path):
-    done = call("reproduce", "--scale", "tiny", "--out", tmp_path, "--site", tmp_path / "site",
-                cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = (tmp_path / "worm_scaling" / "figures.ipynb").read_text()
-    page = (tmp_path / "site/worm_scaling/figures.html").read_text()
-    assert "image/png" in figures and str(tmp_path) not in page
-    committed = json.loads((ROOT / "nbs/worm_scaling/tables/headline.json").read_text())
-    assert committed["scale"] != "tiny"   # what was drawn is not what is committed
-    assert str(tmp_path / "site" / "index.html") in done.stdout
 
 
 def test_reproduce_names_the_papers_there_are():

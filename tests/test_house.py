@@ -21,16 +21,8 @@ BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {
-    "autolfads.pbt": "sweeps.warm._claim",
-    "autolfads.pbt_engines": "sweeps.warm._die_with",
-    "autolfads.training": "training.checkpoints._plain training.checkpoints._same_settings "
-        "training.checkpoints._unreadable training.fit._interruptible",
     "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
-    "sessions.selection": "sessions.pretraining._fingerprint",
-    "sessions.training": "sessions.pretraining._begin_at sessions.pretraining._check_counts "
-        "sessions.pretraining._diverged sessions.pretraining._fingerprint "
-        "sessions.pretraining._mean_loss sessions.pretraining._stream",
-    "sweeps.engines": "sweeps.sweep._write_plan sweeps.warm._claim",
+    "sweeps.engines": "sweeps.sweep._write_plan",
     "sweeps.warm": "sweeps.sweep._canonical sweeps.sweep._cells sweeps.sweep._imports "
         "sweeps.sweep._job sweeps.sweep._parse",
 }.items() for name in names.split()} | {

@@ -47,6 +47,40 @@ def body(*cells, **options):
     return article(notebook("# T", *cells), "a/t.ipynb", files={}, **options)[2]
 
 
+class Shape(HTMLParser):
+    "Counts what must be there once, and finds tags left open."
+    void = set("area base br col embed hr img input link meta source track wbr".split())
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.bad, self.count = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        if tag == "img" and not dict(attributes).get("alt"): self.bad.append("img without alt")
+        if tag not in self.void: self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        if tag in self.void: self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag):
+        if tag in self.void: return
+        if self.open and self.open[-1] == tag: self.open.pop()
+        elif tag in self.open:
+            while self.open.pop() != tag: self.bad.append(f"unclosed before </{tag}>")
+        else: self.bad.append(f"stray </{tag}>")
+
+
+def check_form(text, path):
+    "Fail if a page is not well formed. The project's own are looked at when they are reproduced."
+    shape = Shape(text)
+    optional = {"p", "li", "tr", "td", "th", "thead", "tbody"}
+    assert not [b for b in shape.bad if not b.startswith("unclosed")], (path, shape.bad)
+    assert not set(shape.open) - optional, (path, shape.open)
+    assert shape.count["h1"] == 1 and shape.count["main"] == 1, path
+
+
 @pytest.fixture
 def house(tmp_path):
     "Write a project of given pages; `index` and `wing/room` unless told otherwise."
@@ -118,6 +152,7 @@ def test_what_a_page_shows(case):
     html = re.sub("<annotation.*?</annotation>", "", body(*cells))
     for pattern in holds: assert re.search(pattern, html), (pattern, html)
     for text in lacks: assert text not in html, (text, html)
+    check_form(f"<main>{html}</main>", case)
 
 
 def test_figures_are_numbered_and_linked():
@@ -337,47 +372,3 @@ def test_colours_read_well_by_day_and_night():
             for ground in ("paper", "panel"):
                 a, b = sorted(luminance(colours[n][theme]) for n in (name, ground))
                 assert (b + 0.05) / (a + 0.05) >= 4.5, (name, ground, theme)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("site") / "docs", ROOT)
-
-
-def test_own_site_builds(site):
-    for page in pages(ROOT): assert (site / page.href).is_file()
-    assert check_links(site) > 1000
-
-
-class Shape(HTMLParser):
-    "Counts what must be there once, and finds tags left open."
-    void = set("area base br col embed hr img input link meta source track wbr".split())
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.bad, self.count = [], [], {}
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.count[tag] = self.count.get(tag, 0) + 1
-        if tag == "img" and not dict(attributes).get("alt"): self.bad.append("img without alt")
-        if tag not in self.void: self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        if tag in self.void: self.handle_starttag(tag, attributes)
-
-    def handle_endtag(self, tag):
-        if tag in self.void: return
-        if self.open and self.open[-1] == tag: self.open.pop()
-        elif tag in self.open:
-            while self.open.pop() != tag: self.bad.append(f"unclosed before </{tag}>")
-        else: self.bad.append(f"stray </{tag}>")
-
-
-def test_own_pages_are_well_formed(site):
-    for page in pages(ROOT):
-        shape = Shape((site / page.href).read_text())
-        optional = {"p", "li", "tr", "td", "th", "thead", "tbody"}
-        assert not [b for b in shape.bad if not b.startswith("unclosed")], page.path
-        assert not set(shape.open) - optional, (page.path, shape.open)
-        assert shape.count["h1"] == 1 and shape.count["main"] == 1, page.path

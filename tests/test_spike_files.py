@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy.io import loadmat, savemat
 
-from neurocompanion.core import NeurocompanionError, ParameterError, RecordingError, sha256
+from neurocompanion.core import NeurocompanionError, RecordingError, sha256
 from neurocompanion.recordings.spikes.simulate import lorenz
 from neurocompanion.recordings.read import read as read_spikes
 from neurocompanion.recordings.spikes.reader import READERS, read_ibl
@@ -44,58 +44,42 @@ def test_matlab(known, layout, tmp_path):
     if layout in ("dad", "datahigh"):
         same = known.condition.values[:, None] == known.condition.values
         assert np.array_equal(ds.condition.values[:, None] == ds.condition.values, same)
-
-
-def test_one_unit_and_one_trial(known, tmp_path):
-    small = known.isel(trial=slice(0, 1), unit=slice(0, 1))
-    for layout in ("datahigh", "neuraltraj"):
-        ds = read_spikes(write_matlab(tmp_path / f"{layout}.mat", small, layout))[0]
+    if layout in ("datahigh", "neuraltraj"):
+        small = known.isel(trial=slice(0, 1), unit=slice(0, 1))
+        ds = read_spikes(write_matlab(tmp_path / "small.mat", small, layout))[0]
         assert np.array_equal(ds.spikes.values, small.spikes.values)
 
 
-def test_lfads_conversion_factor_and_odd_fields(tmp_path):
+def hdf5(path, **fields):
+    with h5py.File(path, "w") as f:
+        for name, value in fields.items(): f[name] = value
+    return path
+
+
+def test_lfads_truth_factor_and_odd_fields(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (8, 20, 5))
-    with h5py.File(tmp_path / "a.h5", "w") as f:
-        f["train_data"], f["valid_data"] = x[:6], x[6:]
-        f["train_truth"], f["valid_truth"] = np.full((6, 20, 5), 3.0), np.full((2, 20, 5), 3.0)
-        f["conversion_factor"], f["train_mask"], f["more/stuff"] = 10.0, np.ones(3), [1]
-        f["train_inds"], f["valid_inds"] = [5, 4, 3, 2, 1, 0], [7, 6]
-    ds = read_lfads(tmp_path / "a.h5", bin_size=0.02)[0]
+    path = hdf5(tmp_path / "a.h5", train_data=x[:6], valid_data=x[6:], conversion_factor=10.0,
+                train_truth=np.full((6, 20, 5), 3.0), valid_truth=np.full((2, 20, 5), 3.0),
+                train_mask=np.ones(3), train_inds=[5, 4, 3, 2, 1, 0], valid_inds=[7, 6],
+                **{"more/stuff": [1]})
+    ds = read_lfads(path, bin_size=0.02)[0]
+    whole(ds, tmp_path / "a.nc")
     assert np.allclose(ds.rate, 15) and ds.trial.values.tolist() == [5, 4, 3, 2, 1, 0, 7, 6]
     assert {e["variable"] for e in ds.report if e["action"] == "left out"} == {"mask", "more"}
     assert ds.split.values.tolist() == ["train"] * 6 + ["valid"] * 2
-    whole(ds, tmp_path / "a.nc")
-
-
-def test_lfads_truth_of_unknown_unit_is_kept_apart(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as f:
-        f["train_data"], f["train_truth"] = np.ones((6, 20, 5)), np.full((6, 20, 5), -2.0)
-    ds = read_lfads(tmp_path / "a.h5")[0]
+    ones = np.ones((6, 20, 5))  # a truth in unknown units is kept apart
+    ds = read_lfads(hdf5(tmp_path / "b.h5", train_data=ones, train_truth=-2 * ones))[0]
     assert "rate" not in ds and np.all(ds.truth == -2)
-
-
-def test_lfads_refuses(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as f:
-        f["train_data"], f["valid_data"] = np.ones((6, 20, 5)), np.ones((2, 20, 4))
-    with pytest.raises(RecordingError, match="the splits differ in time or neurons"):
-        read_spikes(tmp_path / "a.h5")
-    with h5py.File(tmp_path / "b.h5", "w") as f: f["train_data"] = np.ones((6, 20))
-    with pytest.raises(RecordingError, match="b.h5, train: .*expected trial × time × neuron"):
-        read_spikes(tmp_path / "b.h5")
-    with h5py.File(tmp_path / "c.h5", "w") as f: f["train_data"] = np.full((6, 20, 5), -1.0)
-    with pytest.raises(RecordingError, match="c.h5, trial 0, time 0 s, unit 0"):
-        read_spikes(tmp_path / "c.h5")
 
 
 def test_nlb_parts_of_a_task(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (10, 30, 8)).astype(float)
     train, test, t, n = x[:7], x[7:], 24, 6
-    with h5py.File(tmp_path / "train.h5", "w") as f:
-        f["train_spikes_heldin"], f["train_spikes_heldout"] = train[:, :t, :n], train[:, :t, n:]
-        f["train_spikes_heldin_forward"] = train[:, t:, :n]
-        f["train_spikes_heldout_forward"] = train[:, t:, n:]
-        f["train_behavior"] = np.arange(7 * t * 2.0).reshape(7, t, 2)
-    with h5py.File(tmp_path / "eval.h5", "w") as f: f["eval_spikes_heldin"] = test[:, :t, :n]
+    hdf5(tmp_path / "train.h5", train_behavior=np.arange(7 * t * 2.0).reshape(7, t, 2),
+         train_spikes_heldin=train[:, :t, :n], train_spikes_heldout=train[:, :t, n:],
+         train_spikes_heldin_forward=train[:, t:, :n],
+         train_spikes_heldout_forward=train[:, t:, n:])
+    hdf5(tmp_path / "eval.h5", eval_spikes_heldin=test[:, :t, :n])
     ds = read_spikes(tmp_path)[0]
     whole(ds, tmp_path.parent / f"{tmp_path.name}.nc")
     assert dict(ds.sizes)["trial"] == 10 and ds.bin_size == 0.005
@@ -109,12 +93,10 @@ def test_nlb_parts_of_a_task(tmp_path):
 
 
 def test_nlb_behaviour_of_trials_and_target_without_input(tmp_path):
-    with h5py.File(tmp_path / "target.h5", "w") as f:
-        g = f.create_group("dmfc_rsg_20")
-        g["eval_spikes_heldout"] = np.ones((4, 10, 3))
-        g["eval_behavior"], g["train_behavior"] = np.ones((4, 5)), np.ones((9, 5))
-        g["psth"] = np.ones((2, 10, 8))
-    ds = read_spikes(tmp_path / "target.h5")[0]
+    fields = dict(eval_spikes_heldout=np.ones((4, 10, 3)), eval_behavior=np.ones((4, 5)),
+                  train_behavior=np.ones((9, 5)), psth=np.ones((2, 10, 8)))
+    ds = read_spikes(hdf5(tmp_path / "target.h5",
+                          **{f"dmfc_rsg_20/{k}": v for k, v in fields.items()}))[0]
     assert ds.bin_size == 0.02 and ds.heldout.values.all() and ds.behaviour.dims[0] == "trial"
     assert any(e.get("variable") == "train_behavior" for e in ds.report)
 
@@ -150,11 +132,6 @@ def test_nwb_trials_that_were_not_observed(tmp_path):
     assert ds.trial.values.tolist() == [0, 2, 3, 4]
     assert any(e.get("trial") == "1" and "nothing was observed" in e["reason"] for e in ds.report)
     assert np.isnan(read_nwb(path, bin_size=0.1)[0].spikes.values).all(1).sum() == 40
-
-
-def test_nwb_too_long_for_memory(tmp_path):
-    path = write_nwb(tmp_path / "a.nwb", [[0.0, 1e9]], {"start_time": [0.0], "stop_time": [1.0]})
-    with pytest.raises(ParameterError, match="too long for memory.*align"): read_spikes(path)
 
 
 def test_nwb_of_pynwb(tmp_path):
@@ -232,33 +209,44 @@ def test_ibl_sessions_splits_and_odd_columns(known, tmp_path):
 # what is refused
 
 
-def test_every_error_names_the_file(known, tmp_path):
-    (tmp_path / "a.txt").write_text("nothing")
-    with pytest.raises(RecordingError, match="a.txt: no reader knows this layout"):
-        read_spikes(tmp_path / "a.txt")
-    savemat(tmp_path / "a.mat", {"x": np.ones(3)})
-    with pytest.raises(RecordingError, match="a.mat: no reader knows this layout"):
-        read_spikes(tmp_path / "a.mat")
-    savemat(tmp_path / "b.mat", {"dat": np.ones(3)})
-    with pytest.raises(RecordingError, match="b.mat, trial 0"): read_spikes(tmp_path / "b.mat")
-    savemat(tmp_path / "c.mat", {"spks": np.array([[0.0, 1.0]])})
-    with pytest.raises(RecordingError, match="c.mat, spike 0"): read_spikes(tmp_path / "c.mat")
-    savemat(tmp_path / "d.mat", {"spks": np.zeros((0, 2))})
-    with pytest.raises(RecordingError, match="d.mat"): read_spikes(tmp_path / "d.mat")
-    (tmp_path / "e.csv").write_text("timestamp,unit_1\n0,1\n0.1,x\n")
-    with pytest.raises(RecordingError, match="e.csv: the table has a field"):
-        read_spikes(tmp_path / "e.csv")
-    with pytest.raises(ParameterError, match="have no option `align`"):
-        read_spikes(write_matlab(tmp_path / "f.mat", known, "dad"), align="go")
-    with pytest.raises(RecordingError, match="bin_size is not a duration"):
-        read_spikes(tmp_path / "f.mat", bin_size=0)
+def mat(**fields): return lambda path: savemat(path, fields)
+def text(content): return lambda path: path.write_text(content)
+def lfads(**fields): return lambda path: hdf5(path, **fields)
+
+
+LONG = dict(times=[[0.0, 1e9]], trials={"start_time": [0.0], "stop_time": [1.0]})
+REFUSED = {  # file: what makes it, the words
+    "a.mat": (mat(x=np.ones(3)), "no reader knows this layout"),
+    "b.mat": (mat(dat=np.ones(3)), "b.mat, trial 0"),
+    "c.mat": (mat(spks=np.array([[0.0, 1.0]])), "c.mat, spike 0"),
+    "d.mat": (mat(spks=np.zeros((0, 2))), "d.mat"),
+    "e.csv": (text("timestamp,unit_1\n0,1\n0.1,x\n"), "the table has a field"),
+    "f.h5": (lfads(train_data=np.ones((6, 20, 5)), valid_data=np.ones((2, 20, 4))),
+             "the splits differ in time or neurons"),
+    "g.h5": (lfads(train_data=np.ones((6, 20))), "g.h5, train: .*expected trial × time × neuron"),
+    "h.nwb": (lambda path: write_nwb(path, **LONG), "too long for memory.*align"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_error_names_the_file(name, tmp_path):
+    make, says = REFUSED[name]
+    make(tmp_path / name)
+    with pytest.raises(NeurocompanionError, match=says) as e: read_spikes(tmp_path / name)
+    assert name in str(e.value)
+
+
+def test_options_that_do_not_fit(known, tmp_path):
+    path = write_matlab(tmp_path / "f.mat", known, "dad")
+    for option, says in [({"align": "go"}, "have no option `align`"),
+                         ({"bin_size": 0}, "bin_size is not a duration")]:
+        with pytest.raises(NeurocompanionError, match=says): read_spikes(path, **option)
 
 
 @pytest.mark.parametrize("size", [0, 100, 700, 3000])
 def test_cut_files_are_refused_in_one_sentence(known, size, tmp_path):
     made = [write_matlab(tmp_path / f"{k}.mat", known, k) for k in MATLAB]
-    made.append(write_ibl(tmp_path / "train.parquet", known))
-    made.append(session(tmp_path)[2])
+    made += [write_ibl(tmp_path / "train.parquet", known), session(tmp_path)[2]]
     for path in made:
         content = path.read_bytes()
         if size >= len(content): continue
@@ -266,13 +254,10 @@ def test_cut_files_are_refused_in_one_sentence(known, size, tmp_path):
         with pytest.raises(NeurocompanionError, match=path.name): read_spikes(path)
 
 
-def test_counts():
+def test_counts_and_the_table_of_layouts():
     assert counted([[True]]).dtype == np.uint8 and counted(np.array([70_000.0])).dtype == np.uint32
     assert counted(np.array([1, np.nan], np.float16)).dtype == np.float32
     assert counted(np.array([-1])).dtype.kind == "i" and counted(np.array([0.5]))[0] == 0.5
-
-
-def test_all_layouts_are_in_the_table():
     assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 

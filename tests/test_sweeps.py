@@ -351,8 +351,8 @@ def test_a_dead_run_that_another_sweep_has_taken_up_is_left_alone(tmp_path):
     (tmp_path / "partial" / "a").mkdir(parents=True)
     (tmp_path / "partial" / "a" / "record.json").touch()
     job = {"id": "a", "out": str(tmp_path), "log": str(tmp_path / "log"), "parameters": {}}
-    hold = ("import sys; from neurocompanion.sweeps.warm import _claim\n"
-            f"with _claim({str(tmp_path)!r}, 'a') as mine: print(mine, flush=True); input()")
+    hold = ("import sys; from neurocompanion.sweeps.warm import claim\n"
+            f"with claim({str(tmp_path)!r}, 'a') as mine: print(mine, flush=True); input()")
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"

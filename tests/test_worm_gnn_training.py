@@ -5,7 +5,7 @@ import torch
 
 from neurocompanion.core import ParameterError
 from neurocompanion.training import members as members_loop
-from neurocompanion.worm_gnn import data
+from neurocompanion.worm_gnn import data, experiments
 from neurocompanion.worm_gnn.models import GNN, MLP, RNN, LayerGNN, NodeMLP
 from neurocompanion.worm_gnn.training import (Member, calibration, cross_validation, cut,
                                               evaluate_states, evaluate_svm, evaluate_trajectories,
@@ -87,6 +87,26 @@ def test_an_interrupted_cross_validation_goes_on(name, tmp_path, monkeypatch):
         for a, b in zip(*(t.model(i).state_dict().values() for t in (whole, again))):
             assert torch.equal(a, b)
     assert again.summary.equals(whole.summary)
+
+
+def test_an_experiment_goes_on_in_its_folder(tmp_path, monkeypatch):
+    "What a sweep's run has begun under `partial/` is not trained again."
+    usual, calls = members_loop.judge, []
+
+    def fragile(*args, **more):
+        calls.append(1)
+        if len(calls) == 14: raise OSError("power cut")
+        return usual(*args, **more)
+
+    how = dict(data="simulated", minutes=2, k=3, folds=1, trained_on=0, model="mlp", epochs=5)
+    whole = experiments.run("states", **how)
+    monkeypatch.setattr(members_loop, "judge", fragile)
+    with pytest.raises(OSError): experiments.run("states", out=tmp_path, **how)
+    kept = sorted(p.name for p in (tmp_path / "checkpoint").iterdir())
+    assert kept == ["000.pt", "001.pt", "002.pt"]              # one worm, two worms; three: begun
+    done = len(calls)
+    assert experiments.run("states", out=tmp_path, **how).equals(whole)
+    assert len(calls) - done == 3 * 5                          # three, four and five worms
 
 
 def test_company_does_not_matter():

@@ -273,7 +273,7 @@ def diagnose(
 ) -> Diagnosis:
     "Say in one sentence whether a trained network identity-overfits."
     made = chosen(made) if isinstance(made, Search) else made
-    x, y, external = made.member.parts["valid"]
+    x, y, external = made.member.batches["valid"]
     if made.model.head != "poisson": raise ParameterError(
         "the diagnosis is that of spikes", expected="a Poisson head", found=made.model.head)
     told = lambda read: models.average(made.model, read, external, samples, seed=seed).rates[

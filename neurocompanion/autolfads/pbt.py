@@ -7,17 +7,18 @@ __all__ = ['SPACE', 'Range', 'checked_space', 'draw', 'perturb', 'parents', 'has
            'manual']
 
 # %% ../../nbs/autolfads/pbt.ipynb #104105f8
-import json, math, os, shutil, time
+import json, math, shutil, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 from .. import core
-from ..core import ParameterError, TrainingError, atomic_path
+from ..core import (
+    ParameterError, TrainingError, atomic_path, is_whole, need, need_same)
 from . import pbt_engines
 from .pbt_engines import Turns, made_from, one_thread, state_name
-from ..sweeps.warm import _claim
+from ..sweeps.warm import claim
 
 # %% ../../nbs/autolfads/pbt.ipynb #ceffcf8c
 class Range(NamedTuple):
@@ -45,10 +46,8 @@ def _in(name, value, allowed):
 
 
 def _whole(name, value, least):
-    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
-    if good: return int(value)
-    raise ParameterError(f"{name} is out of range", found=repr(value),
-                         expected=f"a whole number from {least}")
+    need(is_whole(value, least), name, f"a whole number from {least}", value)
+    return int(value)
 
 # %% ../../nbs/autolfads/pbt.ipynb #da05c349
 def checked_space(
@@ -347,7 +346,7 @@ def _lineage(self, number: int | None = None):
 
 Search.member, Search.lineage = _member, _lineage
 
-# %% ../../nbs/autolfads/pbt.ipynb #69fbc426
+# %% ../../nbs/autolfads/pbt.ipynb #03e8f2cf
 def pbt(
     make,                     # make(hyper, seed) -> member, see `pbt_engines`
     space: dict = SPACE,      # name: `Range`
@@ -371,107 +370,82 @@ def pbt(
     space = checked_space(space)
     first = [{**(fixed or {}), **h} for h in draw(space, _whole("members", members, 2), seed)]
     window = window if window is None else _whole("window", window, 1)
-    plan = _Plan("pbt", first, space, epochs, lead, rivals, window, least, seed)
-    return _search(plan, make, generations, out, workers, engine, options)
+    return _search("pbt", make, first, space, epochs, lead, generations, rivals, window, least,
+                   seed, out, workers, engine, **options)
 
-# %% ../../nbs/autolfads/pbt.ipynb #a52db3df
+# %% ../../nbs/autolfads/pbt.ipynb #2747ae92
 def random_search(
     make,                     # make(hyper, seed) -> member
     space: dict = SPACE,      # name: `Range`
     *,
-    members: int = 20, epochs: int = 50, lead: int = 0, generations: int = 100,
-    fixed: dict | None = None, seed: int = 0, out: str | Path | None = None,
-    workers: int | None = None, engine: str = "processes", **options,  # as for `pbt`
+    members: int = 20, fixed: dict | None = None, seed: int = 0,
+    **how,                    # as for `pbt`: epochs, lead, generations, out, workers, engine …
 ) -> Search:
     "As many members as long, with hyperparameters as they were drawn."
     first = [{**(fixed or {}), **h} for h in draw(space, _whole("members", members, 1), seed)]
-    plan = _Plan("random", first, {}, epochs, lead, None, None, 0.0, seed)
-    return _search(plan, make, generations, out, workers, engine, options)
+    return _search("random", make, first, seed=seed, **how)
 
-# %% ../../nbs/autolfads/pbt.ipynb #c1ae77c1
+
 def manual(
     make,                     # make(hyper, seed) -> member
     settings: list,           # hyperparameters of each member: dicts
-    *,
-    epochs: int = 50, lead: int = 0, generations: int = 100, seed: int = 0,
-    out: str | Path | None = None, workers: int | None = None, engine: str = "processes",
-    **options,                # as for `pbt`
+    **how,                    # as for `random_search`
 ) -> Search:
     "Members with the hyperparameters that somebody chose."
     settings = [settings] if isinstance(settings, dict) else list(settings)
     if not settings: raise ParameterError("there is nobody to train", expected="settings, one dict "
                                           "for each member", found="none")
-    plan = _Plan("manual", [dict(s) for s in settings], {}, epochs, lead, None, None, 0.0, seed)
-    return _search(plan, make, generations, out, workers, engine, options)
+    return _search("manual", make, [dict(s) for s in settings], **how)
 
-# %% ../../nbs/autolfads/pbt.ipynb #72ef5fa4
+# %% ../../nbs/autolfads/pbt.ipynb #ff0e26b7
 ENGINES = {"processes": pbt_engines.processes, "serial": pbt_engines.serial,
            "ray": pbt_engines.ray}
 
-# %% ../../nbs/autolfads/pbt.ipynb #6d47dd57
-def _search(plan, make, generations, out, workers, engine, options):
+
+def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, rivals=None,
+            window=None, least=0.0, seed=0, out=None, workers=None, engine="processes", **options):
     "Run what is missing of a search."
-    for k, v, least in (("epochs", plan.epochs, 1), ("lead", plan.lead, 0),
-                        ("generations", generations, 1), ("seed", plan.seed, 0),
-                        ("workers", 1 if workers is None else workers, 1)): _whole(k, v, least)
-    engine, keep = ENGINES[_in("engine", engine, ENGINES)], None
+    for k, v, low in (("epochs", epochs, 1), ("lead", lead, 0), ("generations", generations, 1),
+                      ("seed", seed, 0), ("workers", 1 if workers is None else workers, 1)):
+        _whole(k, v, low)
+    run, keep = ENGINES[_in("engine", engine, ENGINES)], None
     if out is None: keep = TemporaryDirectory(prefix="pbt-"); out = keep.name
-    folder = Path(out).expanduser().resolve()
+    folder, clock = Path(out).expanduser().resolve(), time.perf_counter()
     if folder.exists() and not folder.is_dir():
         raise ParameterError("out is no folder", found=folder, expected="a folder")
-    members = len(plan.first)
-    workers = min(workers or _cores(), members)
-    clock = time.perf_counter()
-    with _claim(folder, "search") as mine:
+    plan = _Plan(kind, first, dict(space), epochs, lead, rivals, window, least, seed)
+    workers = min(workers or core.cores(), len(first))
+    with claim(folder, "search") as mine:
         if not mine: raise TrainingError("another process is at this search", where=folder,
                                          fix="Wait for it, or choose another folder")
         _same_plan(folder / "search.json", plan)
         _same_making(folder, make, plan)
-        with core.progress(total=generations * members, desc=plan.kind, unit="member") as bar:
+        with core.progress(total=generations * len(first), desc=kind, unit="member") as bar:
             turns = _Generations(plan, folder, generations, bar)
             n = len(turns.past)
-            if not turns.over: engine(turns, make, turns.states, workers, **options)
+            if not turns.over: run(turns, make, turns.states, workers, **options)
     shutil.rmtree(folder / "partial", ignore_errors=True)
     trained = sum(r["seconds"] for g in turns.past[n:] for r in g["results"])
     seconds = {"all": time.perf_counter() - clock, "training": trained, "workers": workers}
-    return Search(plan.kind, turns.past, turns.stopped, folder, make, seconds, keep)
+    return Search(kind, turns.past, turns.stopped, folder, make, seconds, keep)
 
-# %% ../../nbs/autolfads/pbt.ipynb #3278f218
-def _cores():
-    try: return len(os.sched_getaffinity(0))
-    except AttributeError: return os.cpu_count() or 1
-
-
+# %% ../../nbs/autolfads/pbt.ipynb #52a196e9
 def _same_plan(path, plan):
     "A folder belongs to one search."
     new = json.loads(json.dumps(asdict(plan)))
-    if not path.is_file():
-        with atomic_path(path) as tmp: tmp.write_text(json.dumps(new, indent=1))
-        return
-    old = _read(path)
-    _refuse("this folder belongs to another search", path.parent, new, old,
-            "Choose another folder, or the settings it was begun with")
+    if path.is_file(): return need_same(
+        "this folder belongs to another search", path.parent, new, _read(path),
+        "Choose another folder, or the settings it was begun with")
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(new, indent=1))
 
 
-def _refuse(what, folder, new, old, fix):
-    "An error if two dicts differ, with what is asked and what is there."
-    differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
-    if not differ: return
-    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-    tell = lambda which: ", ".join(
-        f"{k} {json.dumps(which.get(k))[:60]}" for k in differ[:3]) + more
-    raise TrainingError(what, where=folder, expected=tell(new), found=tell(old), fix=fix)
-
-# %% ../../nbs/autolfads/pbt.ipynb #e13e6456
 def _same_making(folder, make, plan):
     "Members of a folder that was begun before are made from the same data and sizes as those now."
     first, states = folder / "generation-0000.json", folder / "states"
     files = [first] if first.is_file() else sorted(states.glob("*.json"))
     old = next((tag for path in files if (tag := _read(path).get("made"))), None)
     if old is None: return
-    with one_thread(), TemporaryDirectory() as aside:
-        member = make(plan.first[0], plan._seed(0))
-        member.save(Path(aside) / "state.pt")
-    _refuse("this folder belongs to a search with other data or another network", folder,
-            made_from(member) or {}, old, "Choose another folder, or the data, sizes and settings "
-            "it was begun with")
+    with one_thread(): new = made_from(make(plan.first[0], plan._seed(0)))
+    need_same("this folder belongs to a search with other data or another network", folder,
+              new or {}, old, "Choose another folder, or the data, sizes and settings it was begun "
+              "with")

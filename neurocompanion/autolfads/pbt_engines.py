@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
 from ..core import ParameterError, TrainingError, atomic_path
-from ..sweeps.warm import _die_with, ending
+from ..sweeps.warm import die_with, ending
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d38a7a66
 def work(
@@ -38,18 +38,19 @@ def work(
     name = state_name(task)
     member.save(folder / name)
     score = float(member.score)
-    result = {"score": score, "best": float(getattr(member, "best", score)), "rows": list(rows),
-              "seconds": seconds, "made": made_from(member)}
+    best = float(getattr(member, "best_loss", score))
+    result = {"score": score, "best": best, "rows": list(rows), "seconds": seconds,
+              "made": made_from(member)}
     with atomic_path(folder / f"{name}.json") as tmp: tmp.write_text(json.dumps(result))
     held[number] = name, member
     return result
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #547852cb
 def made_from(
-    member,          # that has been saved: an LFADS member knows then
+    member,
 ) -> dict | None:    # None: it does not say
     "What a member says that it was made from: data, sizes, settings."
-    tag = getattr(member, "made_from", None) or getattr(member, "_tag", None)
+    tag = getattr(member, "made_from", None)
     return tag and json.loads(json.dumps(tag))
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #5b563034
@@ -118,7 +119,7 @@ def _in_member(error, task):
 # %% ../../nbs/autolfads/pbt_engines.ipynb #f441d17b
 def _serve(pipe, make, folder, parent):
     "The life of a worker: tasks in, results out."
-    _die_with(parent, signal.SIGKILL)
+    die_with(parent, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is the parent's matter
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

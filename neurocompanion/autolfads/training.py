@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['Settings', 'ramp_at', 'stream', 'sample_validation', 'Member', 'maker', 'Trained', 'finished', 'train']
 
-# %% ../../nbs/autolfads/training.ipynb #db4da53a
-import math, time
+# %% ../../nbs/autolfads/training.ipynb #1c928b6d
+import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 from .. import core
-from ..core import ParameterError, TrainingError
+from ..core import ParameterError, TrainingError, is_whole, need
 from . import models
 from .data import Spikes
 from .models import Hyper
-from ..training.checkpoints import configuration, plain, same_settings, unreadable
-from ..training.members import interruptible
+from ..training import members
+from ..training.checkpoints import configuration
+from ..training.members import Step
 from ..training.schedules import make_optimiser
 
 # %% ../../nbs/autolfads/training.ipynb #e41c9b35
@@ -48,40 +49,38 @@ def ramp_at(
     "The ramp of the KL and L2 penalties."
     return min((epoch + 1) / (ramp + 1), 1.0)
 
-# %% ../../nbs/autolfads/training.ipynb #7accac56
+# %% ../../nbs/autolfads/training.ipynb #4f303584
+def _known(what, names, given):
+    "Names that are known, or the error that says which is not."
+    if unknown := set(given) - set(names):
+        raise ParameterError(f"there is no such {what}", found=", ".join(sorted(unknown)),
+                             expected=", ".join(names))
+    return given
+
+
 def _settings(**given) -> Settings:
     "Settings that can be, or the one that cannot."
-    if unknown := set(given) - set(Settings._fields):
-        raise ParameterError("there is no such setting", found=", ".join(sorted(unknown)),
-                             expected=", ".join(Settings._fields))
-    s = Settings(**given)
+    s = Settings(**_known("setting", Settings._fields, given))
     whole = {"batch": 1, "ramp": 0, "samples": 1, "hidden_every": 1, "wait": 1, "patience": 1}
     for k, low in whole.items():
         v = getattr(s, k)
-        if v is None and k == "patience": continue
-        _need(isinstance(v, (int, np.integer)) and v >= low, k, f"a whole number from {low}", v)
+        need(is_whole(v, low) or v is None and k == "patience", k, f"a whole number from {low}", v)
     for k, low, high in (("clip", 0, math.inf), ("smoothing", 0, 1), ("decay", 0, 1)):
         v = getattr(s, k)
-        _need(v is None and k == "decay" or v is not None and low < v <= high, k,
-              f"a number above {low} to {high:g}", v)
-    _need(0 < s.hidden < 1, "hidden", "a share between 0 and 1", s.hidden)
+        need(v is None and k == "decay" or v is not None and low < v <= high, k,
+             f"a number above {low} to {high:g}", v)
+    need(0 < s.hidden < 1, "hidden", "a share between 0 and 1", s.hidden)
     return s
 
 
-def _need(ok, name, expected, found):
-    if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=repr(found))
-
-# %% ../../nbs/autolfads/training.ipynb #e8e307bd
 def _hyper(old, new) -> Hyper:
     "Hyperparameters, some of them new."
     new = new._asdict() if isinstance(new, Hyper) else dict(new)
-    if unknown := set(new) - set(Hyper._fields):
-        raise ParameterError("there is no such hyperparameter", found=", ".join(sorted(unknown)),
-                             expected=", ".join(Hyper._fields))
-    made = old._replace(**{k: float(v) for k, v in new.items()})
+    made = old._replace(**{k: float(v) for k, v in _known("hyperparameter", Hyper._fields,
+                                                          new).items()})
     for k, v in made._asdict().items():
         top = 1 if k in ("dropout", "cd_rate") else math.inf
-        _need(0 <= v < top and (v > 0 or k != "lr"), k, f"a number from 0, below {top:g}", v)
+        need(0 <= v < top and (v > 0 or k != "lr"), k, f"a number from 0, below {top:g}", v)
     return made
 
 # %% ../../nbs/autolfads/training.ipynb #73d9e6a7
@@ -131,19 +130,18 @@ def _mean_rate_nll(y, head):
     var = y.var((0, 1), keepdim=True).expand_as(y)
     return torch.nn.functional.gaussian_nll_loss(mean, y, var, reduction="none")
 
-# %% ../../nbs/autolfads/training.ipynb #933bdfa1
-class Member:
+# %% ../../nbs/autolfads/training.ipynb #cbf3086d
+class Member(members.Member):
     "One network in training."
+    moves = (*members.Member.moves, "score", "factor")
 
     def __init__(self, model, parts, hyper, seed, settings, sizes):
-        self.model, self.parts, self.settings = model, parts, settings
-        self.hyper, self.seed, self.sizes = hyper, int(seed), sizes
+        super().__init__(model, parts, seed=int(seed))
+        self.hyper, self.settings, self.sizes = hyper, settings, sizes
         self.optimiser = make_optimiser(model.parameters(), settings.optimiser, hyper.lr,
                                         settings.weight_decay)
-        self.epoch, self.waited, self.stopped, self.history = 0, 0, "", []
-        self.score, self.best, self.best_epoch, self.weights = None, math.inf, 0, None
-        self.factor = 1.0                              # what decay has made of the learning rate
-        self._tag, self.own = None, {}
+        self.score, self.factor = None, 1.0   # factor: what decay has made of the learning rate
+        self.own = {}                         # what else a checkpoint of it must have in common
 
     @classmethod
     def new(cls,
@@ -170,125 +168,113 @@ class Member:
         "Set hyperparameters; those that are not named stay."
         self.hyper = _hyper(self.hyper, hyper)
 
-# %% ../../nbs/autolfads/training.ipynb #342c2dad
-def _step(self, rows, ramp, generator):
+    @cached_property
+    def made_from(self):
+        "What a state belongs to: layers, data, settings; not hyperparameters, and not the seed."
+        own = {h: tuple(v for v in p if v is not None) for h, p in self.batches.items()}
+        return configuration(self.model, own, **self.settings._asdict(), **self.own)
+
+# %% ../../nbs/autolfads/training.ipynb #5a5f2043
+def _update(member, rows, ramp, generator):
     "One step on some trials; its parts as numbers, or None if it cannot be made."
-    x, y, external = self.parts["train"]
-    take = lambda v: None if v is None else v[rows]
-    total, parts = models.loss(self.model, take(x), take(y), take(external), hyper=self.hyper,
-                               ramp=ramp, generator=generator)
-    self.optimiser.zero_grad(set_to_none=True)
+    x, y, external = (v if v is None else v[rows] for v in member.batches["train"])
+    total, parts = models.loss(member.model, x, y, external, hyper=member.hyper, ramp=ramp,
+                               generator=generator)
+    member.optimiser.zero_grad(set_to_none=True)
     total.backward()
-    norm = clip_grad_norm_(self.model.parameters(), self.settings.clip)
+    norm = clip_grad_norm_(member.model.parameters(), member.settings.clip)
     found = {"loss": total.detach(), **parts, "gradient": norm}
     found = {k: float(v) for k, v in found.items()}
     if not math.isfinite(found["loss"] + found["gradient"]): return None
-    self.optimiser.step()
+    member.optimiser.step()
+    member.step += 1
     return found
 
-# %% ../../nbs/autolfads/training.ipynb #b095e175
-def _epoch(self) -> dict:
+
+def _epoch(member) -> dict:
     "Every trial once; the means of the parts of the loss."
-    n, device = len(self.parts["train"][1]), self.parts["train"][1].device
-    g, ramp = stream(self.seed, self.epoch, device), ramp_at(self.epoch, self.settings.ramp)
-    for group in self.optimiser.param_groups: group["lr"] = self.hyper.lr * self.factor
-    order = torch.randperm(n, generator=g, device=device)
+    data = member.batches["train"][1]
+    n, g = len(data), stream(member.seed, member.epoch, data.device)
+    ramp, member.rate = ramp_at(member.epoch, member.settings.ramp), member.hyper.lr * member.factor
+    for group in member.optimiser.param_groups: group["lr"] = member.rate
+    order = torch.randperm(n, generator=g, device=data.device)
     sums = {}
-    self.model.train()
-    for rows in order.tensor_split(-(-n // self.settings.batch)):
-        found = _step(self, rows, ramp, g)
+    member.model.train()
+    for rows in order.tensor_split(-(-n // member.settings.batch)):
+        found = _update(member, rows, ramp, g)
         if found is None: return {"ramp": ramp, "loss": math.nan}
         for k, v in found.items(): sums[k] = sums.get(k, 0.0) + v * len(rows) / n
     return {"ramp": ramp, **sums}
 
-# %% ../../nbs/autolfads/training.ipynb #19e93301
-def _validate(self) -> dict:
+# %% ../../nbs/autolfads/training.ipynb #3cee8096
+def _validate(member) -> dict:
     "The validation score, smoothed; now and then what sample validation says."
-    x, y, external = self.parts["valid"]
-    s, how = self.settings, dict(batch=max(self.settings.batch, 1000))
-    found = float(models.nll(self.model, x, y, external, samples=s.samples, **how))
-    smooth = found if self.score is None else (1 - s.smoothing) * self.score + s.smoothing * found
+    x, y, external = member.batches["valid"]
+    s, how = member.settings, dict(batch=max(member.settings.batch, 1000))
+    found = float(models.nll(member.model, x, y, external, samples=s.samples, **how))
+    smooth = found if member.score is None else (
+        1 - s.smoothing) * member.score + s.smoothing * found
     row = {"valid": found, "score": smooth,
            **dict.fromkeys(("hidden", "shown", "gap"), math.nan)}
-    if (self.epoch + 1) % s.hidden_every == 0:
-        row |= sample_validation(self.model, x, y, external, rate=s.hidden, **how)
+    if member.epoch % s.hidden_every == 0:
+        row |= sample_validation(member.model, x, y, external, rate=s.hidden, **how)
     return row
 
-# %% ../../nbs/autolfads/training.ipynb #36077580
-def _note(self, row):
-    "Keep the best weights; count epochs without improvement, and act on them."
-    s = self.settings
-    self.score = row["score"]
-    self.history.append(row)
-    self.epoch += 1
-    if math.isnan(self.score): self.stopped = "diverged"; return
-    self.waited += 1
-    if self.score < self.best:
-        self.best, self.best_epoch, self.waited = self.score, self.epoch, 0
-        self.weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-    if s.decay and self.waited and self.waited % s.wait == 0:
-        self.factor *= s.decay
-        if self.hyper.lr * self.factor < s.lr_stop: self.stopped = "learning rate"
-    if s.patience and self.waited >= s.patience: self.stopped = "patience"
 
-# %% ../../nbs/autolfads/training.ipynb #ac1b27c0
+class _Noisy(Step):
+    "The step of LFADS."
+    def epoch(self, members):
+        for m in members: m.parts = _epoch(m)
+        return ()
+
+    def judge(self, members):
+        for m in members:
+            good = not math.isnan(m.parts["loss"])
+            m.parts |= _validate(m) if good else {"valid": math.nan, "score": math.nan}
+            m.score = m.parts["score"]
+        return [({"epoch": m.epoch, "lr": m.rate, **m.parts}, m.score) for m in members]
+
+    def adapt(self, members):
+        for m in members:
+            s, waited = m.settings, m.epoch - m.best_epoch
+            if not s.decay or not waited or waited % s.wait: continue
+            m.factor *= s.decay
+            if m.hyper.lr * m.factor < s.lr_stop: m.stopped = "learning rate"
+
+    def finish(self, members): pass         # a member goes on from where it is, not from its best
+
+    def state(self, members):
+        return [s | {"hyper": m.hyper._asdict()} for s, m in zip(super().state(members), members)]
+
+    def resume(self, members, state):
+        for m, s in zip(members, state): m.hyper = _hyper(Hyper(), s.pop("hyper"))
+        super().resume(members, state)
+
+# %% ../../nbs/autolfads/training.ipynb #071be92e
 def _run(
     self,
     epochs: int,     # how many more
-    after=None,      # called after each epoch
+    **how,           # as for `members.train`; without it one that diverges says nothing
 ) -> list:           # one dict for each epoch
     "Train on."
-    rows = []
-    for _ in range(epochs):
-        if self.stopped: break
-        row = {"epoch": self.epoch + 1, "lr": self.hyper.lr * self.factor, **_epoch(self)}
-        good = not math.isnan(row["loss"])
-        row |= _validate(self) if good else {"valid": math.nan, "score": math.nan}
-        _note(self, row)
-        core.trim_memory()
-        rows.append(row)
-        if after: after(self)
-    return rows
+    n, step = len(self.history), _Noisy()
+    step.device = next(self.model.parameters()).device
+    members.train([self], step, epochs=self.epoch + epochs, patience=self.settings.patience,
+                  settings=self.made_from, **{"quiet": True} | how)
+    return self.history[n:]
 
 
 Member.run = _run
 
-# %% ../../nbs/autolfads/training.ipynb #88754ddf
-_MOVES = ("epoch", "waited", "factor", "stopped", "history", "score", "best", "best_epoch",
-          "weights")
-
-
-def _made_from(self) -> dict:
-    "What a state belongs to: layers, data, settings; not hyperparameters, and not the seed."
-    if self._tag is None:
-        own = {h: tuple(v for v in p if v is not None) for h, p in self.parts.items()}
-        self._tag = configuration(self.model, own, **self.settings._asdict(), **self.own)
-    return self._tag
-
-
+# %% ../../nbs/autolfads/training.ipynb #f0223035
 def _save(self, path):
     "The whole state but the seed, in one file that is whole or not there."
-    parts = {"settings": _made_from(self), "model": self.model.state_dict(),
-             "optimiser": plain(self.optimiser.state_dict()), "hyper": self.hyper._asdict(),
-             **{k: getattr(self, k) for k in _MOVES}}
-    with core.atomic_path(path) as tmp: torch.save(parts, tmp)
+    members.save_members(path, [self], _Noisy(), self.made_from)
 
-# %% ../../nbs/autolfads/training.ipynb #4bb45234
+
 def _load(self, path):
     "Take over a state that a member of the same making has saved."
-    try: parts = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise
-    except Exception as e: raise unreadable(path, "a damaged file, or one of another kind") from e
-    wanted = {"settings", "model", "optimiser", "hyper", *_MOVES}
-    missing = wanted - set(parts) if isinstance(parts, dict) else wanted
-    if missing: raise unreadable(path, f"a file without {', '.join(sorted(missing))}")
-    same_settings(path, parts["settings"], _made_from(self))
-    self.model.load_state_dict(parts["model"])
-    self.optimiser.load_state_dict(parts["optimiser"])
-    self.hyper = _hyper(Hyper(), parts["hyper"])
-    for k in _MOVES: setattr(self, k, parts[k])
-    device = next(self.model.parameters()).device
-    if self.weights: self.weights = {k: v.to(device) for k, v in self.weights.items()}
+    members.load_members(path, [self], _Noisy(), self.made_from)
 
 
 Member.save, Member.load = _save, _load
@@ -303,7 +289,7 @@ def maker(
     _settings(**{k: v for k, v in settings.items() if k != "device"})
     return partial(Member.new, data, sizes, **settings)
 
-# %% ../../nbs/autolfads/training.ipynb #39d36897
+# %% ../../nbs/autolfads/training.ipynb #199935fd
 @dataclass
 class Trained:
     "A network with its best weights."
@@ -321,33 +307,25 @@ class Trained:
 
     def rates(self, half: str = "valid", samples: int = 50, batch: int = 1000):
         "Posterior averages for one half of the data, see `models.average`."
-        x, _, external = self.member.parts[half]
+        x, _, external = self.member.batches[half]
         return models.average(self.model, x, external, samples=samples, batch=batch)
 
     def __repr__(self):
         return (f"Trained: score {self.best:.4g} at epoch {self.best_epoch} of "
                 f"{self.member.epoch}, stopped by {self.stopped}")
 
-# %% ../../nbs/autolfads/training.ipynb #19543553
+# %% ../../nbs/autolfads/training.ipynb #cd965caf
 def finished(
     member: Member,
 ) -> Trained:
     "A member as a trained network, with its best weights."
-    if member.weights is None: raise _no_score(member)
+    if member.weights is None: raise members.lost(member) if member.epoch else TrainingError(
+        "the network has not been trained", expected="an epoch or more", found="none")
     with torch.random.fork_rng(devices=[]): model = models.LFADS(**member.sizes)
     model.to(next(member.model.parameters()).device).load_state_dict(member.weights)
-    return Trained(model.eval(), member, member.best, member.best_epoch,
-                   member.stopped or "epochs")
+    return Trained(model.eval(), member, member.best_loss, member.best_epoch, member.stopped)
 
-# %% ../../nbs/autolfads/training.ipynb #671da77f
-def _no_score(member):
-    return TrainingError(f"training diverged in epoch {max(member.epoch, 1)}" if member.epoch else
-                         "the network has not been trained", expected="a finite loss and gradient",
-                         found="not a number" if member.epoch else "no epoch",
-                         fix=f"Lower the learning rate ({member.hyper.lr:.3g}), or look for values "
-                             "in the data that cannot be")
-
-# %% ../../nbs/autolfads/training.ipynb #60c3e11b
+# %% ../../nbs/autolfads/training.ipynb #295108ea
 def train(
     data: Spikes,
     sizes: dict | None = None,      # of the network, but for those that the data decide
@@ -363,41 +341,9 @@ def train(
     **settings,                     # see `Settings`
 ) -> Trained:
     "Train one network until it is at its best."
-    if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
-        raise ParameterError("epochs is out of range", expected="a whole number from 1",
-                             found=repr(epochs))
+    need(is_whole(epochs), "epochs", "a whole number from 1", epochs)
     member = Member.new(data, sizes, hyper, seed, device=device, decay=decay, **settings)
     member.own = {"seed": member.seed, **member.hyper._asdict()}     # a checkpoint is one run's
-    path = Path(checkpoint).expanduser() if checkpoint else None
-    if path and resume and path.exists(): _take_up(member, path, epochs)
-    with interruptible() as asked, core.progress(total=epochs, initial=member.epoch,
-                                                  desc="LFADS", unit="epoch") as bar:
-        member.run(epochs - member.epoch, _Keeper(path, save_seconds, asked, bar))
-    if member.stopped == "diverged": raise _no_score(member)
-    if path: member.save(path)
+    member.run(epochs, checkpoint=checkpoint and Path(checkpoint).expanduser(), resume=resume,
+               save_seconds=save_seconds, desc="LFADS", quiet=False)
     return finished(member)
-
-# %% ../../nbs/autolfads/training.ipynb #0267fb9c
-class _Keeper:
-    "After each epoch: show it, write it if it is time, and stop if Ctrl-C asks for it."
-    def __init__(self, path, seconds, asked, bar):
-        self.path, self.seconds, self.asked, self.bar = path, seconds, asked, bar
-        self.last = time.monotonic()
-
-    def __call__(self, member):
-        self.bar.update()
-        self.bar.set_postfix_str(f"score {member.score:.4g}, best {member.best:.4g}", False)
-        if member.stopped == "diverged": return
-        due = time.monotonic() - self.last >= self.seconds
-        if self.path and (due or self.asked.is_set()):
-            member.save(self.path)
-            self.last = time.monotonic()
-        if self.asked.is_set(): raise KeyboardInterrupt
-
-# %% ../../nbs/autolfads/training.ipynb #52d7b1a1
-def _take_up(member, path, epochs):
-    member.load(path)
-    if member.epoch <= epochs: return
-    raise TrainingError("this checkpoint is past the end", where=path, found=member.epoch,
-                        expected=f"at most {epochs} epochs",
-                        fix="Ask for more epochs, or pass resume=False")

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core import SweepError, progress, results_dir
 from .sweep import _write_plan, code_version, collect, disk_error, expand
 from .sweep import finished, identity, load, status
-from .warm import BROKEN, BUSY, DONE, FAILED, Warm, _claim
+from .warm import BROKEN, BUSY, DONE, FAILED, Warm, claim
 from .warm import ending, experiments_module, keep_failure, preload, run
 
 # %% ../../nbs/sweeps/engines.ipynb #75393a8e
@@ -138,7 +138,7 @@ def _settle(job, code) -> bool:
     if finished(out, job["id"]): return True
     if code not in (FAILED, DONE):
         words = said.splitlines()[-1] if code == BROKEN and said else ending(code)
-        with _claim(out, job["id"]) as free:  # unless another sweep is at it again already
+        with claim(out, job["id"]) as free:  # unless another sweep is at it again already
             if free: keep_failure(job, "Died", words, f"{words}\n\n{said}")
     return False
 

@@ -82,13 +82,8 @@ def same_settings(
     new: dict,   # as it gives it now
 ):
     "Refuse what other settings, other data or another model have made."
-    differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
-    if not differ: return
-    more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
-    tell = lambda which: ", ".join(f"{k} = {which.get(k)}" for k in differ[:4]) + more
-    raise TrainingError("this checkpoint belongs to another run", where=path, expected=tell(new),
-                        found=tell(old),
-                        fix="Use its settings or another path, or pass resume=False")
+    core.need_same("this checkpoint belongs to another run", path, new, old,
+                   "Use its settings or another path, or pass resume=False")
 
 # %% ../../nbs/training/checkpoints.ipynb #64ff43a3
 def plain(x):

@@ -181,7 +181,8 @@ def _trained(s):
     own, more = worms(s)
     chosen, parts = members(s, len(own)), cuts(s, own)
     how = dict(epochs=s.epochs, lr=s.lr, patience=s.patience or None, decay=s.decay,
-               scaling=reading(s)["scaling"], edge_scaling=s.edge_scaling or None)
+               scaling=reading(s)["scaling"], edge_scaling=s.edge_scaling or None,
+               checkpoint=s.out and Path(s.out) / "checkpoint")
     made = network(s, own[0].neurons, len(own[0].state_names))
     return own, more, parts, tr.train_states(made, own, chosen, parts, **how)
 
@@ -250,7 +251,8 @@ def trajectory(
     scaling, burn_in = reading(s)["scaling"], 4 * (s.model == "rnn")
     made = tr.train_trajectories(
         network(s, own[0].neurons), own, chosen, parts, epochs=s.epochs, lr=s.lr,
-        patience=s.patience or None, scaling=scaling, burn_in=burn_in, ramp=300 * s.epochs / 800)
+        patience=s.patience or None, scaling=scaling, burn_in=burn_in, ramp=300 * s.epochs / 800,
+        checkpoint=s.out and Path(s.out) / "checkpoint")
     table = tr.evaluate_trajectories(made, own, parts, more, burn_in=burn_in, scaling=scaling)
     table["part"] = np.where(table.worm.isin([w.name for w in more]), "other", table.part)
     by = table.rename(columns={"trained_on": "worms"}).groupby(

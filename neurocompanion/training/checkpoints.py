@@ -57,7 +57,7 @@ def _named(x):
     if x is None or isinstance(x, str): return x
     if isinstance(x, numbers.Real): return x.item() if isinstance(x, np.generic) else x
     if isinstance(x, (Tensor, np.ndarray)): return fingerprint(x)
-    if isinstance(x, (list, tuple)): return ", ".join(str(_named(v)) for v in x)
+    if type(x) in (list, tuple): return ", ".join(str(_named(v)) for v in x)
     if isinstance(x, functools.partial):
         parts = [_named(a) for a in x.args] + [f"{k}={_named(v)}" for k, v in x.keywords.items()]
         return f"{_named(x.func)}({', '.join(map(str, parts))})"

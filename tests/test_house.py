@@ -46,7 +46,6 @@ STILL = {f"{here} takes the private {name}" for here, names in {
     "recordings.worm.yemini": "recordings.standard._no",
     "recordings.worm.zimmer": "recordings.standard._hdf5 recordings.standard._no "
         "recordings.worm.labels._time_first",
-    "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
     "sessions.pools": "recordings.spikes.reader._kind recordings.worm.reader._kind "
         "recordings.worm.reader._stranger",
     "sessions.selection": "sessions.pretraining._fingerprint",

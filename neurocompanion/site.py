@@ -77,75 +77,6 @@ def pages(
                         found=", ".join(lost), fix="Add a line to website.sidebar.contents")
     return listed
 
-# %% ../nbs/site.ipynb #746469b4
-_PAGE = Template("""<!doctype html>
-<html lang="en" class="companion">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<meta name="description" content="$description">
-<link rel="icon" href="data:image/svg+xml,$icon">
-<link rel="stylesheet" href="$css">
-<script>$first</script>
-</head>
-<body>
-<a class="skip" href="#content">Skip to the text</a>
-<input type="checkbox" id="menu" aria-label="List of pages">
-<header class="bar">
-<label for="menu" aria-hidden="true"><span></span></label>
-<a class="brand" href="$home">$site</a>
-<button id="theme" type="button" aria-label="Light or dark" title="Light or dark"></button>
-</header>
-<nav class="sidebar" aria-label="Pages">$sidebar</nav>
-<main id="content"><article>$body</article>$steps</main>
-<aside class="toc" aria-label="On this page">$toc</aside>
-<script>$last</script>
-</body>
-</html>
-""")
-
-_ICON = ("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
-         "<path d='M1 10h3l2-7 3 11 2-4h4' fill='none'"
-         " stroke='#2f7f86' stroke-width='2' stroke-linejoin='round'/></svg>")
-
-# %% ../nbs/site.ipynb #71533bce
-_FIRST = """
-const root = document.documentElement; root.classList.add("js");
-try { const t = localStorage.getItem("theme"); if (t) root.dataset.theme = t } catch {}
-"""
-
-# %% ../nbs/site.ipynb #163fd099
-_LAST = """
-document.getElementById("theme").onclick = () => {
-  const dark = root.dataset.theme ? root.dataset.theme == "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("theme", root.dataset.theme) } catch {}
-};
-for (const block of document.querySelectorAll("div.sourceCode")) {
-  const button = Object.assign(document.createElement("button"),
-    {className: "copy", type: "button", textContent: "Copy"});
-  button.onclick = async () => {
-    await navigator.clipboard.writeText(block.querySelector("code").textContent);
-    button.textContent = "Copied"; setTimeout(() => button.textContent = "Copy", 1500);
-  };
-  block.append(button);
-}
-const here = document.querySelector(".sidebar [aria-current]");
-const side = here?.closest(".sidebar");
-if (side && here.offsetTop > side.clientHeight - 80)
-  side.scrollTop = here.offsetTop - side.clientHeight / 2;
-const entries = new Map([...document.querySelectorAll(".toc a")].map(
-  a => [document.getElementById(decodeURIComponent(a.hash.slice(1))), a]));
-const mark = () => {
-  let now; for (const [h, a] of entries) { if (h && h.getBoundingClientRect().top < 120) now = a }
-  for (const a of entries.values()) a.classList.toggle("now", a == now);
-};
-addEventListener("scroll", mark, {passive: true}); mark();
-"""
-
 # %% ../nbs/site.ipynb #3b22b3ad
 def _sidebar(listed, page):
     "The list of pages as HTML, as seen from one of them."
@@ -179,11 +110,11 @@ def _frame(settings, listed, page, title, toc, body):
     web = settings.get("website") or {}
     site, up = html.escape(str(web.get("title", "Notebooks"))), "../" * page.path.count("/")
     toc = f"<h2>On this page</h2>{toc}" if toc.count("<a ") > 1 else ""
-    return _PAGE.substitute(
+    frame = Template((home() / "nbs/site.html").read_text(encoding="utf-8"))
+    return frame.substitute(
         title=html.escape(title) + ("" if title == site else f" · {site}"), site=site, body=body,
-        description=html.escape(str(web.get("description", "")), quote=True), icon=quote(_ICON),
-        css=f"{up}styles.css", first=_FIRST, last=_LAST, home=_to(page, listed[0]), toc=toc,
-        sidebar=_sidebar(listed, page), steps=_steps(listed, page))
+        description=html.escape(str(web.get("description", "")), quote=True), up=up, toc=toc,
+        home=_to(page, listed[0]), sidebar=_sidebar(listed, page), steps=_steps(listed, page))
 
 # %% ../nbs/site.ipynb #044a3bd1
 class _Refs(HTMLParser):
@@ -268,6 +199,7 @@ def build(
             write = partial(_write, site, project, settings, listed, notebooks, names)
             list(pool.map(write, listed))
         _copy(project / "nbs/styles.css", site / "styles.css")
+        _copy(home() / "nbs/site.js", site / "site.js")
         (site / ".nojekyll").touch()
         check_links(site)
         if out.exists(): out.rename(Path(tmp) / "old")

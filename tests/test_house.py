@@ -20,12 +20,8 @@ BY_NAME = {"neurocompanion.sweeps.reproduce"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {
-    "autolfads.baselines": "autolfads.decoding._threads",
-    "autolfads.encoding": "autolfads.baselines._as_given autolfads.baselines._trials",
-    "autolfads.experiments": "autolfads.methods._network autolfads.methods._unseen",
     "autolfads.pbt": "sweeps.warm._claim",
     "autolfads.pbt_engines": "sweeps.warm._die_with",
-    "autolfads.subspaces": "autolfads.decoding._array autolfads.decoding._numbers",
     "autolfads.training": "training.checkpoints._plain training.checkpoints._same_settings "
         "training.checkpoints._unreadable training.fit._interruptible",
     "recordings.spikes.hdf5": "recordings.standard._hdf5 recordings.standard._no",

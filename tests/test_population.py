@@ -1,5 +1,8 @@
 "A population equals its members trained one by one; what cannot be stacked says so."
 
+import functools
+import random
+import signal
 import warnings
 
 import numpy as np
@@ -106,23 +109,6 @@ def test_equals_fit(case, double):
             torch.testing.assert_close(v, want[k], rtol=1e-8, atol=1e-10)
 
 
-def test_equals_plain_pytorch_in_single_precision():
-    data = tuple(v.float() if v.is_floating_point() else v for v in DATA)
-    rates = [1e-3, 1e-3, 1e-3, 3e-3]
-    pop = fit_population(perceptron, mean, data, seeds=4, epochs=10, batch=50, lr=rates)
-    for seed, lr in enumerate(rates):
-        torch.manual_seed(seed)
-        model, order = perceptron(), torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
-        for _ in range(10):
-            for i in torch.randperm(200, generator=order).split(50):
-                optimiser.zero_grad()
-                mean(model, data[0][i], data[1][i]).backward()
-                optimiser.step()
-        for a, b in zip(model.parameters(), pop.model(seed).parameters()):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
 def test_folds_validate_on_their_own_part(double):
     rest = [~torch.isin(torch.arange(200), s) for s in RAGGED]
     for loss in (mean, by_sample):
@@ -163,7 +149,7 @@ def test_finished_members_leave_the_stack():
 
 
 def test_a_diverging_member_is_reported_and_the_others_go_on(double):
-    with pytest.warns(UserWarning, match=r"1 of 3 members .* 1 \(epoch \d, lr 1e\+200\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 members .* member 1: .* learning rate 1e\+200"):
         pop = fit_population(perceptron, mean, DATA, VALID, seeds=3, lr=[1e-3, 1e200, 1e-3],
                              epochs=6)
     assert pop.stopped == ["epochs", "diverged", "epochs"]
@@ -173,6 +159,8 @@ def test_a_diverging_member_is_reported_and_the_others_go_on(double):
     for m in (0, 2): torch.testing.assert_close(pop.weights[m], calm.weights[m])
     with pytest.raises(TrainingError, match="member 1 has no weights"): pop.model(1)
     assert np.isnan(pop.best_loss[1]) and "diverged" in repr(pop)
+    with pytest.raises(TrainingError, match="member 0: training diverged in epoch"):
+        fit_population(perceptron, mean, DATA, VALID, seeds=2, lr=1e200, epochs=6)
 
 
 def test_nan_in_one_members_data(double):
@@ -210,12 +198,23 @@ def test_masked_and_recurrent_layers_of_plain_operations(double):
     assert pop.best_loss[1] == pytest.approx(run.best_loss, rel=1e-9)
 
 
+class Tied(nn.Module):
+    "Two layers share a weight, one parameter is frozen, one layer is used twice."
+    def __init__(self):
+        super().__init__()
+        self.code, self.decode, self.twice = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.decode.weight = self.code.weight
+        self.scale = nn.Parameter(torch.rand(6), requires_grad=False)
+
+    def forward(self, x):
+        return self.twice(self.twice(self.decode(self.code(x).tanh()))) * self.scale
+
+
 @pytest.mark.parametrize("make", [
     lambda: nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv1d(4, 3, 1)),
     lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Softsign()),
     lambda: nn.Sequential(nn.BatchNorm1d(3)),
-    lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True),
-])
+    lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True), Tied])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_layers_that_can_be_stacked(make, double):
     x = torch.randn(24, 3, 6, generator=draw, dtype=torch.float64)
@@ -224,36 +223,67 @@ def test_layers_that_can_be_stacked(make, double):
     core.set_seed(1)
     alone = make()
     fit(alone, loss, (x, x.flip(0)), seed=1, epochs=2, batch=8)
-    for a, b in zip(alone.state_dict().values(), pop.model(1).state_dict().values()):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
-
-
-def test_tied_and_frozen_parameters(double):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.code, self.decode = nn.Linear(30, 30), nn.Linear(30, 30)
-            self.decode.weight = self.code.weight
-            self.scale = nn.Parameter(torch.rand(30), requires_grad=False)
-
-        def forward(self, x): return self.decode(self.code(x).tanh()) * self.scale
-
-    loss = lambda model, x: (model(x) - x).square().mean()
-    pop = fit_population(Tied, loss, DATA[:1], seeds=2, epochs=3)
-    core.set_seed(1)
-    alone = Tied()
-    fit(alone, loss, DATA[:1], seed=1, epochs=3)
     member = pop.model(1)
-    assert member.decode.weight is member.code.weight and not member.scale.requires_grad
-    torch.testing.assert_close(member.state_dict(), alone.state_dict())
+    for a, b in zip(alone.state_dict().values(), member.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(pop.predict(x)[1], alone(x))
+    if make is Tied:
+        assert member.decode.weight is member.code.weight and not member.scale.requires_grad
 
 
-def test_dropout_is_reproducible_and_differs_between_members():
-    make = lambda: nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
-    data = (DATA[0].float(), DATA[1])
-    a, b = (fit_population(make, mean, data, seeds=[5, 5], epochs=3, batch=None) for _ in "ab")
-    assert torch.equal(a.weights, b.weights)
-    assert not torch.equal(a.weights[0], a.weights[1])                  # same seed, other masks
+def test_dropout_differs_between_members_of_one_seed():
+    pop = fit_population(dropping, mean, (DATA[0].float(), DATA[1]), seeds=[5, 5], epochs=3)
+    assert not torch.equal(pop.weights[0], pop.weights[1])
+
+
+# ---- interrupted and resumed
+
+def dropping(): return nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
+
+
+@pytest.mark.parametrize("case", ["patience", "batch norm, ragged", "plateau", "one cycle, ragged",
+                                  "no validation", "last", "dropout", "diverging"])
+def test_resumed_equals_uninterrupted(case, double, tmp_path):
+    how = dict(epochs=12, seeds=[3, 4, 5]) | CASES.get(case, {})
+    if case == "dropout": how["make"] = dropping
+    if case == "diverging": how |= dict(lr=[1e-3, 1e200, 1e-3])
+    make, loss, valid = (how.pop(*k) for k in (("make", perceptron), ("loss", mean),
+                                               ("valid", VALID)))
+    calls = []
+
+    @functools.wraps(loss)
+    def fragile(*batch):
+        calls.append(1)
+        if len(calls) == at: raise end
+        return loss(*batch)
+
+    train = lambda **more: fit_population(make, fragile, DATA, valid, **how, **more)
+    at, pick = None, random.Random(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole, n = train(), len(calls)
+        for end in KeyboardInterrupt("enough"), ValueError("broken"), OSError("full"):
+            calls, at = [], pick.randrange(2, n // 2)
+            try: train(checkpoint=tmp_path / "run.pt", save_seconds=0)
+            except type(end) as e:
+                if isinstance(e, KeyboardInterrupt): assert len(e.population) == 3
+        at = None
+        resumed = train(checkpoint=tmp_path / "run.pt")
+    assert torch.equal(whole.weights.nan_to_num(9.0), resumed.weights.nan_to_num(9.0))
+    assert whole.history.equals(resumed.history) and whole.summary.equals(resumed.summary)
+    for k, v in whole.buffers.items(): assert torch.equal(v, resumed.buffers[k])
+
+
+def test_ctrl_c_ends_the_epoch_first(tmp_path):
+    def press(model, x, y):
+        if not torch.is_grad_enabled() and next(presses): signal.raise_signal(signal.SIGINT)
+        return mean(model, x, y)
+    presses, data = iter([False] * 3 + [True]), (DATA[0].float(), DATA[1])
+    with pytest.raises(KeyboardInterrupt, match="after step 12; .*run.pt continues") as e:
+        fit_population(perceptron, press, data, data, seeds=2, epochs=9,
+                       checkpoint=tmp_path / "run.pt")
+    assert e.value.population.stopped == ["interrupted"] * 2
+    assert [len(m.history) for m in e.value.population.members] == [3, 3]
 
 
 def test_random_numbers_outside_are_left_alone():
@@ -330,20 +360,6 @@ def test_an_error_of_the_user_stays_what_it_is():
         fit_population(lambda: nn.Linear(29, 7), mean, data, seeds=2, epochs=1)
 
 
-def test_a_layer_used_twice(double):
-    def make():
-        layer = nn.Linear(30, 30)
-        return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(30, 7))
-    pop = fit_population(make, mean, DATA, seeds=2, epochs=3)
-    core.set_seed(1)
-    alone = make()
-    fit(alone, mean, DATA, seed=1, epochs=3)
-    torch.testing.assert_close(pop.model(1)(VALID[0]), alone(VALID[0]))
-    torch.testing.assert_close(pop.predict(VALID[0])[1], alone(VALID[0]))
-    member = pop.model(0)
-    assert member[0] is member[2]
-
-
 def test_members_begin_as_set_seed_would_have_them():
     def make():
         model = nn.Linear(2, 1)
@@ -355,24 +371,6 @@ def test_members_begin_as_set_seed_would_have_them():
     alone = make()
     assert pop.skeleton.noise == alone.noise
     assert torch.equal(pop.model(0).weight, alone.weight)
-
-
-def test_an_interrupted_population_is_not_lost(double):
-    calls = iter(range(20))
-
-    def watched(model, x, y):
-        if next(calls, None) is None: raise KeyboardInterrupt
-        return mean(model, x, y)
-
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after 4 epochs; .* `population`") as e:
-        fit_population(perceptron, watched, DATA, seeds=3, epochs=50)   # 4 steps, 1 to try
-    pop = e.value.population
-    whole = fit_population(perceptron, mean, DATA, seeds=3, epochs=4)
-    assert pop.stopped == ["interrupted"] * 3 and len(pop.history) == 12
-    torch.testing.assert_close(pop.weights, whole.weights)
-    with pytest.raises(KeyboardInterrupt) as e:
-        fit_population(perceptron, watched, DATA, seeds=3, epochs=50)
-    assert not hasattr(e.value, "population")                           # nothing had begun
 
 
 def test_lost_members_predict_nothing(double):

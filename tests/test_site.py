@@ -226,7 +226,7 @@ def test_build(house):
     site = build(project / "out", project)
     assert site == project / "out"
     files = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
-    assert files == {".nojekyll", "index.html", "roof.svg", "sizes.csv", "styles.css",
+    assert files == {".nojekyll", "index.html", "roof.svg", "sizes.csv", "site.js", "styles.css",
                      "wing/room.html", "wing/room_files/2-0.png"}
     room = (site / "wing/room.html").read_text()
     assert 'href="../styles.css"' in room and 'href="../index.html"' in room

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from neurocompanion.core import ParameterError
+from neurocompanion.training import members as members_loop
 from neurocompanion.worm_gnn import data
-from neurocompanion.worm_gnn.models import GNN, MLP, RNN, LayerGNN, NodeMLP, Stay
-from neurocompanion.worm_gnn.training import (Member, Sampled, calibration, cross_validation, cut,
+from neurocompanion.worm_gnn.models import GNN, MLP, RNN, LayerGNN, NodeMLP
+from neurocompanion.worm_gnn.training import (Member, calibration, cross_validation, cut,
                                               evaluate_states, evaluate_svm, evaluate_trajectories,
                                               probabilities, score, svm, train_alone, train_states,
                                               train_trajectories, windows)
@@ -61,6 +62,31 @@ def test_same_accuracies_after_many_epochs():
             x = torch.as_tensor(worm.x)[None]
             with torch.no_grad(): p, q = (n(x)[0].softmax(-1) for n in (together.model(i), alone))
             assert abs(score(p, worm.y)["accuracy"] - score(q, worm.y)["accuracy"]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["mlp", "own", "gat", "trajectory"])
+def test_an_interrupted_cross_validation_goes_on(name, tmp_path, monkeypatch):
+    "Broken off three times, it ends with the same networks, to the last bit."
+    members, usual, calls = cross_validation(3, None, k=5)[::4], members_loop.judge, []
+    make = (lambda: MLP(NODES, 2, None, 8)) if name == "trajectory" else MAKES[name]
+    how = dict(epochs=6, group=3, patience=3) | (dict(ramp=3) if name == "trajectory" else {})
+    train = train_trajectories if name == "trajectory" else train_states
+    whole = train(make, WORMS, members, CUTS, **how)
+
+    def fragile(*args, **more):
+        calls.append(1)
+        if len(calls) in (4, 11, 25): raise OSError("power cut")
+        return usual(*args, **more)
+
+    monkeypatch.setattr(members_loop, "judge", fragile)
+    for _ in range(3):
+        with pytest.raises(OSError):
+            train(make, WORMS, members, CUTS, **how, checkpoint=tmp_path, save_seconds=0)
+    again = train(make, WORMS, members, CUTS, **how, checkpoint=tmp_path, save_seconds=0)
+    for i in range(len(members)):
+        for a, b in zip(*(t.model(i).state_dict().values() for t in (whole, again))):
+            assert torch.equal(a, b)
+    assert again.summary.equals(whole.summary)
 
 
 def test_company_does_not_matter():
@@ -198,18 +224,6 @@ def test_trajectories(make, burn_in):
     assert row.stay == pytest.approx(np.square(x[:, burn_in + 5] - x[:, burn_in]).mean(), rel=1e-4)
 
 
-def test_scheduled_sampling_falls():
-    "The share of forced steps falls in a straight line, and is 0 in evaluation."
-    stay = Sampled(Stay(), ramp=10)
-    x, draws = torch.rand(2000, 9, 2, 1), torch.rand(2000, 7)
-    for epoch in range(12):
-        y = stay.train()(x, draws)
-        share = (y[:, 1:] == x[:, 1:-1]).all(-1).all(-1).double().mean().item()
-        assert share == pytest.approx(max(0, 1 - epoch / 10), abs=0.03)
-    stay.epoch.zero_()
-    assert torch.equal(stay.eval()(x, draws), x[:, :1].expand(-1, 8, -1, -1))
-
-
 def test_errors():
     with pytest.raises(ParameterError, match="worms 0 to 2, folds 0 to 4"):
         train_states(MAKES["mlp"], WORMS, [Member((0, 3), 0)], CUTS)
@@ -256,12 +270,6 @@ def test_edges_from_other_features_and_decay():
     p = probabilities(edged, data.scaled(WORMS[1]).x, context=context)[0]
     found = table[table.worm == "worm 1"].accuracy.item()
     assert found == pytest.approx(score(p, WORMS[1].y)["accuracy"])
-
-
-def test_members_have_seeds_of_their_own():
-    found = [Member(w, f, s).number for w in ((0,), (10,), (0, 10)) for f in (0, 64, 1)
-             for s in (0, 1)]
-    assert len(set(found)) == len(found)
 
 
 def test_machine_without_known_test_states():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .baselines import _as_given, _trials
+from .baselines import each_trial
 from ..core import ParameterError
 
 # %% ../../nbs/autolfads/encoding.ipynb #adedc0ef
@@ -45,9 +45,9 @@ class GLM(NamedTuple):
 
     def predict(self, spikes, covariates=None):
         "Rates from behaviour and from spikes before each bin, in spikes per bin."
-        x, whole = _trials(spikes, len(self.bias))
+        x, give = each_trial(spikes, len(self.bias))
         z = _behaviour([np.zeros((len(v), 0)) for v in x] if covariates is None else covariates, x)
-        return _as_given([self._rates(*pair) for pair in zip(x, z)], whole)
+        return give([self._rates(*pair) for pair in zip(x, z)])
 
     def _rates(self, x, z):
         if z.shape[1] * (self.lags + 1) != self.weight.shape[1]:
@@ -68,7 +68,7 @@ def glm(
 ) -> GLM:
     "Fit a Poisson GLM to every unit."
     from sklearn.linear_model import PoissonRegressor
-    x, _ = _trials(spikes)
+    x, _ = each_trial(spikes)
     z = _behaviour([np.zeros((len(v), 0)) for v in x] if covariates is None else covariates, x)
     every = np.concatenate(z)
     mean, spread = every.mean(0), every.std(0)

@@ -126,7 +126,7 @@ def search(
         member = m.search.member(i)
         if member.weights is None: continue
         made = me.kept(member, s.kind)
-        rates = me._network("lfads", made, data, s).rates(data.valid)
+        rates = me.from_network("lfads", made, data, s).rates(data.valid)
         rows.append(dict(what="last", member=i, score=made.best, **me.truth_scores(rates, data)))
     ends = m.search.table if s.kind == "pbt" else m.search.table.assign(score=lambda t: t.best)
     best = ends.loc[ends.score.idxmin(), ["generation", "member"]].to_dict()
@@ -220,7 +220,7 @@ def beside_behaviour(
     line = fit.predict(cut.of("spikes", cut.test), z[cut.test])
     share, whole = me.blend(m, cut.data), cut.of("spikes", cut.test).astype(float)
     mix = lambda rates: me.mixed(rates, cut.data, share)
-    told, hidden = me._unseen(m, whole, 0.2, 0)
+    told, hidden = me.unseen(m, whole, 0.2, 0)
     hidden, columns = np.where(known, hidden, np.nan), {}
     for name, rates, spikes in (("seen", mix(m.rates(whole)), x), ("hidden", mix(told), hidden)):
         rates, glms = (np.where(np.isfinite(spikes), v, np.nan) for v in (rates, line))
@@ -345,7 +345,7 @@ def _agreement(a, b):
 def _thirds(m, cut):
     "Information about hidden spikes at the beginning, in the middle and at the end of a chop."
     if cut.data.kind == "traces": return []
-    rates, y = me._unseen(m, cut.test, 0.2, 0)
+    rates, y = me.unseen(m, cut.test, 0.2, 0)
     rates, mean = me.mixed(rates, cut.data, me.blend(m, cut.data)), cut.data.train.mean((0, 1))
     parts = np.array_split(np.arange(cut.length), 3)
     return [dict(what="third", third=i + 1, hidden=me.bits_above(rates[:, p], y[:, p], mean))

@@ -8,7 +8,7 @@ __all__ = ['soft_normalise', 'principal_axes', 'readout_axes', 'alignment_index'
 # %% ../../nbs/autolfads/subspaces.ipynb #05ae019e
 import numpy as np
 
-from .decoding import Decoder, _array, _numbers
+from .decoding import Decoder, numbers
 from ..core import ParameterError
 
 # %% ../../nbs/autolfads/subspaces.ipynb #fcfd6903
@@ -20,8 +20,8 @@ def soft_normalise(
     offset: float = 0.01,
 ) -> np.ndarray:
     "(rates − mean) / (quantile + offset), unit by unit."
-    rates = np.asarray(_array(rates), float)
-    like = rates if like is None else np.asarray(_array(like), float)
+    rates = numbers(rates, "rates")
+    like = rates if like is None else numbers(like, "like")
     like = like.reshape(-1, like.shape[-1])
     return (rates - np.nanmean(like, 0)) / \
         (np.nanquantile(like, quantile, axis=0) + offset)
@@ -29,7 +29,7 @@ def soft_normalise(
 # %% ../../nbs/autolfads/subspaces.ipynb #ee4d8cc5
 def _spectrum(rates, dims):
     "All variances, falling, the `dims` first axes, and the covariance."
-    x = np.asarray(_array(rates), float)
+    x = numbers(rates, "rates")
     x = x.reshape(-1, x.shape[-1])
     x = x[np.isfinite(x).all(1)]
     if not 1 <= dims <= x.shape[1] or len(x) < 2:
@@ -75,6 +75,6 @@ def principal_angles(
 ) -> np.ndarray:          # degrees, rising; as many as the smaller space has dimensions
     "Angles between two subspaces."
     from scipy.linalg import subspace_angles
-    a, b = _numbers(a, "a", 2), _numbers(b, "b", 2)
+    a, b = numbers(a, "a", 2), numbers(b, "b", 2)
     if len(a) == len(b): return np.rad2deg(subspace_angles(a, b))[::-1]
     raise ParameterError("these are not the same units", expected=len(a), found=len(b))

@@ -19,8 +19,8 @@ from ..core import ParameterError, TrainingError
 from . import models
 from .data import Spikes
 from .models import Hyper
-from ..training.checkpoints import _plain, _same_settings, _unreadable, configuration
-from ..training.fit import _interruptible
+from ..training.checkpoints import configuration, plain, same_settings, unreadable
+from ..training.members import interruptible
 from ..training.schedules import make_optimiser
 
 # %% ../../nbs/autolfads/training.ipynb #e41c9b35
@@ -269,7 +269,7 @@ def _made_from(self) -> dict:
 def _save(self, path):
     "The whole state but the seed, in one file that is whole or not there."
     parts = {"settings": _made_from(self), "model": self.model.state_dict(),
-             "optimiser": _plain(self.optimiser.state_dict()), "hyper": self.hyper._asdict(),
+             "optimiser": plain(self.optimiser.state_dict()), "hyper": self.hyper._asdict(),
              **{k: getattr(self, k) for k in _MOVES}}
     with core.atomic_path(path) as tmp: torch.save(parts, tmp)
 
@@ -278,11 +278,11 @@ def _load(self, path):
     "Take over a state that a member of the same making has saved."
     try: parts = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise
-    except Exception as e: raise _unreadable(path, "a damaged file, or one of another kind") from e
+    except Exception as e: raise unreadable(path, "a damaged file, or one of another kind") from e
     wanted = {"settings", "model", "optimiser", "hyper", *_MOVES}
     missing = wanted - set(parts) if isinstance(parts, dict) else wanted
-    if missing: raise _unreadable(path, f"a file without {', '.join(sorted(missing))}")
-    _same_settings(path, parts["settings"], _made_from(self))
+    if missing: raise unreadable(path, f"a file without {', '.join(sorted(missing))}")
+    same_settings(path, parts["settings"], _made_from(self))
     self.model.load_state_dict(parts["model"])
     self.optimiser.load_state_dict(parts["optimiser"])
     self.hyper = _hyper(Hyper(), parts["hyper"])
@@ -370,7 +370,7 @@ def train(
     member.own = {"seed": member.seed, **member.hyper._asdict()}     # a checkpoint is one run's
     path = Path(checkpoint).expanduser() if checkpoint else None
     if path and resume and path.exists(): _take_up(member, path, epochs)
-    with _interruptible() as asked, core.progress(total=epochs, initial=member.epoch,
+    with interruptible() as asked, core.progress(total=epochs, initial=member.epoch,
                                                   desc="LFADS", unit="epoch") as bar:
         member.run(epochs - member.epoch, _Keeper(path, save_seconds, asked, bar))
     if member.stopped == "diverged": raise _no_score(member)

@@ -8,6 +8,7 @@ __all__ = ['RECIPE', 'Member', 'cross_validation', 'cut', 'state_loss', 'Trained
            'trajectory_loss', 'train_trajectories', 'own_history', 'evaluate_trajectories']
 
 # %% ../../nbs/worm_gnn/training.ipynb #63bddd7a
+from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 import numpy as np
@@ -157,6 +158,8 @@ def train_states(
     decay: float = 0.0,         # weight decay; the paper's text has none
     group: int | None = None,   # worms in one stack; None: what a cache can bear
     device=None,                # where to train; None: where the models are
+    checkpoint=None,            # folder to write to and, if there is something in it, resume from
+    **how,                      # of its files: save_seconds and resume, as for `fit`
 ) -> Trained:
     "Classifiers of states, one for each member, trained together."
     model = make()
@@ -169,7 +172,8 @@ def train_states(
                              found=tuple(m), expected="known states in every fold",
                              fix="Use fewer folds, or shuffled ones")
     return _train(make, state_loss, parts, members, cuts, group or _bearable(model, parts[0]),
-                  epochs=epochs, lr=lr, patience=patience, weight_decay=decay, device=device)
+                  checkpoint, epochs=epochs, lr=lr, patience=patience, weight_decay=decay,
+                  device=device, **how)
 
 # %% ../../nbs/worm_gnn/training.ipynb #e5ec1a6c
 def _own_statistics(model):
@@ -195,7 +199,7 @@ def _rows(member, cuts):
                          expected=f"worms 0 to {len(cuts) - 1}, folds 0 to {len(cuts[0]) - 1}")
 
 
-def _train(make, loss, parts, members, cuts, group, **how):
+def _train(make, loss, parts, members, cuts, group, folder, **how):
     "Populations of members with equally many worms, of at most `group` worms in all."
     sets, places, trained = [_rows(m, cuts) for m in members], [], []
     if not members: raise ParameterError("there is nobody to train", expected="members", found=0)
@@ -203,11 +207,12 @@ def _train(make, loss, parts, members, cuts, group, **how):
         same = [i for i, s in enumerate(sets) if len(s) == size]
         n = max(group // size, 1)
         places += [same[i:i + n] for i in range(0, len(same), n)]
-    for at in places:
+    for n, at in enumerate(places):
         own = [sets[i] for i in at]
         trained.append(fit_population(
             make, loss, tuple(parts[0]), tuple(parts[1]), seeds=[members[i].number for i in at],
-            subsets=own, valid_subsets=own, desc=f"{len(own[0])} worms", **RECIPE, **how))
+            subsets=own, valid_subsets=own, desc=f"{len(own[0])} worms", **RECIPE, **how,
+            checkpoint=Path(folder) / f"{n:03d}.pt" if folder else None))
     return Trained(list(members), trained, places)
 
 # %% ../../nbs/worm_gnn/training.ipynb #f5a6da0e
@@ -416,7 +421,7 @@ def train_trajectories(
     steps=(8, 16),              # steps to predict, in training and in evaluation
     ramp: float = 300,          # epochs over which teacher forcing falls from 1 to 0
     burn_in: int = 0,           # true steps before the start; the paper's recurrent models: 4
-    device=None,
+    device=None, checkpoint=None, **how,
 ) -> Trained:
     "Trajectory models, one for each member, trained together."
     model = make()
@@ -428,8 +433,8 @@ def train_trajectories(
     parts = [_window_samples(worms, cuts, role, n, burn_in, scaling, kind)
              for role, n in zip(("train", "validation"), steps)]
     wrapped = lambda: Sampled(make(), ramp, burn_in)
-    return _train(wrapped, trajectory_loss, parts, members, cuts, group or 5, epochs=epochs,
-                  lr=lr, patience=patience, device=device)
+    return _train(wrapped, trajectory_loss, parts, members, cuts, group or 5, checkpoint,
+                  epochs=epochs, lr=lr, patience=patience, device=device, **how)
 
 # %% ../../nbs/worm_gnn/training.ipynb #15b09999
 def _window_samples(worms, cuts, role, steps, burn_in, scaling, kind):

@@ -268,7 +268,7 @@ def decode(model, start, ci, external=None, noise=None, dropout=0.0, generator=N
     if model.inputs:
         f0 = F.linear(drop(g0, dropout, generator), fac)
         keep_f, keep_g, keep_ci = [
-            kept((model.steps, batch, a.shape[-1]), dropout, g0.device, generator) if dropout else None
+            kept((model.steps, *a.shape[-2:]), dropout, g0.device, generator) if dropout else None
             for a in (f0, g0, ci)]
         c, moments, u, g, f = cells.chain(
             ci, ext, _wide(model.con_h0, batch), g0, f0,

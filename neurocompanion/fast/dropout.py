@@ -29,7 +29,7 @@ def mixed(
         if factor != 1: z *= factor - 2**32 * (factor >= 2**31)
     return z
 
-# %% ../../nbs/fast/dropout.ipynb #3acca5cd
+# %% ../../nbs/fast/dropout.ipynb #f6356ba3
 def scale(
     rate: float,  # share that is dropped
 ) -> float:
@@ -49,8 +49,9 @@ def _compiled():
 
 def _drawn(shape, rate, device, generator):
     "A mask; one key of the generator decides."
-    limit, n, at = round(rate * 2**16) - 2**15, math.prod(shape), getattr(generator, "device", "cpu")
-    keys = torch.randint(-2**31, 2**31, (2,), generator=generator, device=at)
+    limit, n = round(rate * 2**16) - 2**15, math.prod(shape)
+    keys = torch.randint(-2**31, 2**31, (2,), generator=generator,
+                         device=generator.device if generator else "cpu")
     lib = _compiled() if fast.on() and torch.device(device).type == "cpu" else None
     try: pair = keys.tolist() if lib else None
     except RuntimeError: lib = None                      # under `vmap` there are many keys
@@ -63,12 +64,12 @@ def _drawn(shape, rate, device, generator):
     halves = mixed(counters, keys.to(device, torch.int32)).view(torch.int16)
     return (halves[..., :n] >= limit).view(shape)
 
-# %% ../../nbs/fast/dropout.ipynb #f096a6d8
+# %% ../../nbs/fast/dropout.ipynb #3e25d923
 def kept(
     shape: tuple,      # of the activations, the samples first
     rate: float,       # share that is dropped, in steps of 1/65536
     device="cpu",      # where to
-    generator: torch.Generator | None = None,  # to draw the key with; None: PyTorch's own, the CPU's
+    generator: torch.Generator | None = None,  # to draw the key with; None: PyTorch's own
     streams=None,      # [(generator, samples, …)] that make up the batch
 ) -> Tensor:           # True = kept; False where a part is shorter than the batch
     "Which activations dropout keeps."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLAGS', 'compiler', 'kind_of', 'wishes', 'is_ours', 'folder', 'source', 'library_path', 'library']
 
-# %% ../../nbs/fast/library.ipynb #97027a1c
+# %% ../../nbs/fast/library.ipynb #9a7af9cf
 import ctypes
 import hashlib
 import os
@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
-from ..core import atomic_path, cache_dir
+from ..core import cache_dir
 
 # %% ../../nbs/fast/library.ipynb #d76629e8
 def compiler() -> list:  # the command; nothing where there is none
@@ -74,12 +75,12 @@ def folder() -> Path:
     if is_ours(path): return path
     raise OSError(f"{path} is a link, or belongs to somebody else: remove it")
 
-# %% ../../nbs/fast/library.ipynb #4081b31c
+# %% ../../nbs/fast/library.ipynb #af58c3e1
 def source(
     name: str,  # of a C file of this wing, without .c
 ) -> Path:
     "The C file."
-    return Path(__file__).with_name(f"{name}.c")
+    return Path(str(files("neurocompanion.fast"))) / f"{name}.c"
 
 
 def library_path(

@@ -15,7 +15,7 @@ from ..core import ParameterError
 from ..fast.dropout import Dropout, drop
 from ..recordings.standard import NEURONS
 
-# %% ../../nbs/worm_scaling/models.ipynb #77e4c213
+# %% ../../nbs/worm_scaling/models.ipynb #63df2e6a
 class Linear(nn.Module):
     "The feed-forward model: each moment predicts the next on its own."
 
@@ -23,7 +23,8 @@ class Linear(nn.Module):
         super().__init__()
         self.residual = residual
         self.embed = embedding(hidden)
-        self.core = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True), Dropout(dropout))
+        self.core = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True),
+                                  Dropout(dropout))
         self.out = readout(hidden, zero=residual)
 
     def advance(self, x, mask, state=None):

@@ -27,7 +27,8 @@ from torch import nn
 from ndt_step import Written
 from neurocompanion.sessions.data import Session
 from neurocompanion.sessions.models import NDT, hide
-from neurocompanion.sessions.training import fine_tune, fine_tune_many, paper_schedule
+from neurocompanion.sessions.pretraining import paper_schedule
+from neurocompanion.sessions.training import fine_tune, fine_tune_many
 from neurocompanion.training.schedules import make_schedule
 
 WIDTHS = {  # bins, trials, units of the first session (each has more), sizes, epochs

@@ -11,7 +11,7 @@ __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingErro
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
@@ -32,7 +32,8 @@ class NeurocompanionError(Exception):
         super().__init__(_sentence(what, where, expected, found, fix))
 
     def __reduce__(self):  # exceptions cross process borders: keep the five parts
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.fix)
+        more = dict(where=self.where, expected=self.expected, found=self.found, fix=self.fix)
+        return partial(type(self), **more), (self.what,)
 
 # %% ../nbs/core.ipynb #f3fcaffa
 def _sentence(what, where, expected, found, fix):
@@ -43,10 +44,6 @@ def _sentence(what, where, expected, found, fix):
     if facts: text += f": {facts}"
     if fix is None: return text
     return f"{text}. {fix}" if str(fix).endswith((".", "?")) else f"{text}. {fix}."
-
-
-def _rebuild(kind, *parts):
-    return kind(parts[0], **dict(zip(("where", "expected", "found", "fix"), parts[1:])))
 
 # %% ../nbs/core.ipynb #57e3043c
 class RecordingError(NeurocompanionError, ValueError):

@@ -30,8 +30,7 @@ def _directives(source, where=None):
     except yaml.YAMLError as e:
         raise SiteError("the comments at the head of a cell are not YAML", where=where,
                         found="; ".join(block), fix="Put a text with a colon in quotes") from e
-    kept = [line for line in lines if not re.search(r"#\|\s*hide_line\s*$", line)]
-    return options, "\n".join(kept).strip("\n")
+    return options, "\n".join(lines).strip("\n")
 
 def _text(source):
     "A text of a notebook, which may be a list of lines."
@@ -88,11 +87,9 @@ def _output(out, name, alt, files):
 def _source(o, code):
     "The source of a cell as Markdown, with a mark at each public name that it exports."
     shown = [f"{_fence(code)}{{.python}}\n{code}\n{_fence(code)}"]
-    if fold := o.get("code-fold", False):
+    if o.get("code-fold"):
         summary = html.escape(str(o.get("code-summary", "Code")))
-        state = " open" if fold == "show" else ""
-        head = _raw(f"<details{state}><summary>{summary}</summary>")
-        shown = [head, *shown, _raw("</details>")]
+        shown = [_raw(f"<details><summary>{summary}</summary>"), *shown, _raw("</details>")]
     marks = "".join(f"[]{{#def-{n}}}" for n in _defined(code)) if _is_export(o) else ""
     return "\n\n".join([marks, *shown] if marks else shown)
 
@@ -111,7 +108,7 @@ def _code_cell(cell, name, files):
     if o.get("hide") or o.get("include") is False: return ""
     shown = [_source(o, code)] if code and o.get("echo") is not False else []
     outs = cell["outputs"] if o.get("output") is not False else []
-    caption, label = str(o.get("fig-cap") or o.get("tbl-cap") or ""), o.get("label") or ""
+    caption, label = str(o.get("fig-cap") or ""), o.get("label") or ""
     alt = str(o.get("fig-alt") or caption or "What the code above draws")
     outs = [_output(out, f"{name}-{i}", alt, files) for i, out in enumerate(outs)]
     if caption and any(outs):
@@ -128,24 +125,16 @@ def markdown(
     "A notebook as one Markdown text."
     parts, stem = [], path.removesuffix(".ipynb")
     for i, cell in enumerate(nb["cells"]):
-        name, source = f"{stem}_files/{i}", _text(cell["source"])
-        for key, data in cell.get("attachments", {}).items():
-            kind, content = next(iter(data.items()))
-            files[f"{name}-{key}"] = base64.b64decode(content)
-            link = f"{Path(stem).name}_files/{i}-{key}"
-            source = source.replace(f"attachment:{key}", quote(link))
-        if cell["cell_type"] != "code": parts.append(source)
-        elif "raises-exception" not in cell["metadata"].get("tags", []) and (bad := _failed(cell)):
-            raise SiteError("a cell ended in an error", where=f"{path}, cell {i}", found=bad,
+        if cell["cell_type"] != "code":
+            parts.append(_text(cell["source"]))
+            continue
+        bad = [o for o in cell["outputs"] if o["output_type"] == "error"]
+        if bad and "raises-exception" not in cell["metadata"].get("tags", []):
+            raise SiteError("a cell ended in an error", where=f"{path}, cell {i}",
+                            found=f"{bad[0]['ename']}: {bad[0]['evalue']}",
                             fix="Run the notebook again and save it")
-        else: parts.append(_code_cell(cell, name, files))
+        parts.append(_code_cell(cell, f"{stem}_files/{i}", files))
     return "\n\n".join(p for p in parts if p.strip()) + "\n"
-
-# %% ../nbs/render.ipynb #e8c5dd17
-def _failed(cell):
-    "The error that a cell ended in, if any."
-    bad = [o for o in cell["outputs"] if o["output_type"] == "error"]
-    return f"{bad[0]['ename']}: {bad[0]['evalue']}" if bad else ""
 
 # %% ../nbs/render.ipynb #56b28072
 def _walk(x, visit):
@@ -198,24 +187,14 @@ def _pandoc(text, *args, where=""):
 _READ = ("-f", "markdown", "-t", "json")
 
 # %% ../nbs/render.ipynb #2c57a6fb
-_WORDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
-
 def _numbers(blocks):
-    "Label -> (word, number) for everything that can be referred to."
-    found, count = {}, dict.fromkeys(_WORDS, 0)
-    def add(label, text=None):
-        kind = label.split("-")[0]
-        if kind not in _WORDS or "-" not in label: return
-        count[kind] += 1
-        found[label] = ("", text) if text else (_WORDS[kind], str(count[kind]))
+    "Label -> number of every figure."
+    labels = []
     def visit(e):
-        if e["t"] in ("Div", "Figure", "Table"): add(e["c"][0][0])
-        elif e["t"] == "Header": add(e["c"][1][0], text=_string(e["c"][2]))
-        elif e["t"] == "Str" and (m := _EQUATION.fullmatch(e["c"])): add(m[1])
+        if e["t"] in ("Div", "Figure") and e["c"][0][0].startswith("fig-"):
+            labels.append(e["c"][0][0])
     _walk(blocks, visit)
-    return found
-
-_EQUATION = re.compile(r"\{#(eq-[\w-]+)\}[.,;]?")
+    return {label: i for i, label in enumerate(labels, start=1)}
 
 # %% ../nbs/render.ipynb #cb12cf59
 _CALLOUTS = ("note", "tip", "warning", "important", "caution")
@@ -226,12 +205,8 @@ def _callout(kind, attributes, blocks):
     if "title" in options: title = _inlines(options["title"])
     elif blocks and blocks[0]["t"] == "Header": title, blocks = blocks[0]["c"][2], blocks[1:]
     else: title = [_str(kind.capitalize())]
-    head = {"t": "Plain", "c": title}
-    if "collapse" not in options:
-        return [_div(f"callout callout-{kind}", [_div("callout-title", [head]), *blocks])]
-    state = " open" if options["collapse"] == "false" else ""
-    return [_tag(f'<details class="callout callout-{kind}"{state}><summary class="callout-title">'),
-            head, _tag("</summary>"), *blocks, _tag("</details>")]
+    head = _div("callout-title", [{"t": "Plain", "c": title}])
+    return [_div(f"callout callout-{kind}", [head, *blocks])]
 
 def _inlines(text):
     "A title as inlines; Pandoc is asked only where it holds more than words."
@@ -240,46 +215,23 @@ def _inlines(text):
 
 # %% ../nbs/render.ipynb #96ccf3f4
 def _captioned(label, blocks, numbers):
-    "A figure or table with its number and caption."
+    "A figure with its number and caption."
     caption = blocks[-1]["c"] if blocks[-1]["t"] in ("Para", "Plain") else []
-    lead = _lead(label, numbers)
     body = blocks[:-1] if caption else blocks
+    if label in numbers:
+        caption = [_span("number", [_str(f"Figure {numbers[label]}")]), _str(": "), *caption]
     mark = f' id="{html.escape(label)}"' if label else ""
     return [_tag(f"<figure{mark}>"), *body, _tag("<figcaption>"),
-            {"t": "Plain", "c": [*lead, *caption]}, _tag("</figcaption></figure>")]
-
-def _lead(label, numbers):
-    "`Figure 1: `, nothing for what has no number."
-    word, number = numbers.get(label, ("", ""))
-    return [_span("number", [_str(f"{word} {number}")]), _str(": ")] if number else []
-
-# %% ../nbs/render.ipynb #6e28dc57
-def _equations(inlines, numbers):
-    "Displayed math in a frame that can scroll, with its number."
-    out = []
-    for e in inlines:
-        mark = _EQUATION.fullmatch(e["c"]) if e["t"] == "Str" else None
-        if e["t"] == "Math" and e["c"][0]["t"] == "DisplayMath": out.append(_span("equation", [e]))
-        elif mark:
-            while out and out[-1]["t"] in ("Space", "SoftBreak"): out.pop()
-            label = [_span("number", [_str(f"({numbers[mark[1]][1]})")])]
-            if out: out[-1] = _span("equation", out[-1]["c"][1] + label, mark[1])
-        else: out.append(e)
-    return out
+            {"t": "Plain", "c": caption}, _tag("</figcaption></figure>")]
 
 # %% ../nbs/render.ipynb #a5063d50
 def _reference(cite, numbers, where):
     "`@fig-x` as a link to it; None for a citation of the literature."
-    first = cite["c"][0][0]
-    label = first["citationId"]
-    if label.split("-")[0] not in _WORDS or "-" not in label: return None
-    if label not in numbers:
-        raise SiteError(f"@{label} refers to nothing on this page", where=where,
-                        fix=f"Give a figure, table, equation or heading the label {label}")
-    word, number = numbers[label]
-    word = _string(first["citationPrefix"]) or word
-    if first["citationMode"]["t"] == "SuppressAuthor": word = ""
-    return [_link([_str(f"{word} {number}".strip())], f"#{label}")]
+    label = cite["c"][0][0]["citationId"]
+    if not label.startswith("fig-"): return None
+    if label in numbers: return [_link([_str(f"Figure {numbers[label]}")], f"#{label}")]
+    raise SiteError(f"@{label} refers to nothing on this page", where=where,
+                    fix=f"Give a figure the label {label}")
 
 # %% ../nbs/render.ipynb #bc2404da
 def _target(path, url):
@@ -305,9 +257,8 @@ def _complete(blocks, path, numbers, names):
         if kind == "Link": return [_link(c[1], _target(path, c[2][0]), " ".join(c[0][1]))]
         if kind == "Code": return _name(e, path, names)
         if kind == "Cite": return _reference(e, numbers, path)
-        if kind in ("Para", "Plain"):
-            return [{"t": kind, "c": _walk(_equations(c, numbers), visit)}]
-        if kind == "Table": return _table(_walk(c, visit), numbers)
+        if kind == "Math" and c[0]["t"] == "DisplayMath": return [_span("equation", [e])]
+        if kind == "Table": return _table(_walk(c, visit))
         if kind == "Figure":
             caption = [{"t": "Plain", "c": b["c"]} for b in c[1][1]]
             return _captioned(c[0][0], _walk(c[2] + caption, visit), numbers)
@@ -320,13 +271,12 @@ def _special(div, numbers, visit):
     (label, classes, attributes), blocks = div
     for kind in _CALLOUTS:
         if f"callout-{kind}" in classes: return _callout(kind, attributes, _walk(blocks, visit))
-    if blocks and (label.startswith(("fig-", "tbl-")) or "captioned" in classes):
+    if blocks and (label.startswith("fig-") or "captioned" in classes):
         return _captioned(label, _walk(blocks, visit), numbers)
 
-def _table(table, numbers):
-    "A table in its frame, with its number."
+def _table(table):
+    "A table in a frame that can scroll."
     attributes, caption, columns, *rest = table
-    if caption[1]: caption[1][0]["c"] = _lead(attributes[0], numbers) + caption[1][0]["c"]
     columns = [[align, {"t": "ColWidthDefault"}] for align, _ in columns]
     wide = " wide" if len(_string(rest)) > 60 * len(columns) else ""
     table = {"t": "Table", "c": [attributes, caption, columns, *rest]}
@@ -340,7 +290,9 @@ def exported_names(
     found = {}
     for path, nb in notebooks.items():
         module = module_name(nb)
-        for code in _exported_code(nb) if module else []:
+        for cell in nb["cells"] if module else []:
+            options, code = _directives(_text(cell["source"]))
+            if not _is_export(options) or options.get("hide"): continue
             for name in _defined(code):
                 for n in {name, f"{module}.{name}", f"{module.split('.')[-1]}.{name}"}:
                     found.setdefault(n, set()).add(f"{path}#def-{name}")
@@ -351,14 +303,6 @@ def module_name(nb: dict) -> str:
     code = "\n".join(_text(c["source"]) for c in nb["cells"] if c["cell_type"] == "code")
     found = re.search(r"^#\|\s*default_exp\s+(\S+)", code, flags=re.M)
     return found[1] if found else ""
-
-# %% ../nbs/render.ipynb #2a62b94f
-def _exported_code(nb):
-    "The source of the cells that a notebook exports and shows."
-    for cell in nb["cells"]:
-        if cell["cell_type"] != "code": continue
-        options, code = _directives(_text(cell["source"]))
-        if _is_export(options) and not options.get("hide"): yield code
 
 # %% ../nbs/render.ipynb #524be8bf
 def article(

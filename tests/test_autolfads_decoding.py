@@ -82,15 +82,6 @@ def test_velocity_is_scikit_learns(seed, bins, units):
     np.testing.assert_allclose(got, ref.score(U, V), atol=1e-7)
 
 
-def test_wrong_order_is_an_error(gold):
-    p, b, dm = gold["pred"], gold["beh"], gold["dm"]
-    for call in (lambda: D.velocity_r2(p, b, dm, p, b, dm),
-                 lambda: D.psth_r2(gold["psth"], p, np.arange(24) % 4),
-                 lambda: D.psth_r2(gold["psth"], p, [np.arange(i, 24, 4) for i in range(4)]),
-                 lambda: D.speed_interval_correlation(gold["sp_nan"], p, gold["bdm"])):
-        with pytest.raises(ParameterError): call()
-
-
 # ---------------------------------------------------------------- ridge with delay
 @pytest.mark.parametrize("alpha", [0.0, 1e-3, 1.0, 50.0])
 def test_ridge_closed_form(data, alpha):
@@ -127,14 +118,6 @@ def test_folds_hold_whole_trials(data):
     rates = np.repeat(rng.standard_normal((10, 1, 40)), 30, 1)      # constant within a trial
     behaviour = np.repeat(rng.standard_normal((10, 1, 1)), 30, 1)   # nothing to learn
     assert D.fit_decoder(rates, behaviour, alpha=[1e-6, 1e-5]).scores.max() < 0.2
-
-
-def test_one_long_recording_and_one_output(data):
-    rates, behaviour = data
-    long, b = rates.reshape(-1, 12), behaviour[..., 0].reshape(-1)
-    d = D.fit_decoder(long, b, delay=[0, 3])
-    assert d.weight.shape == (12, 1) and d.predict(long).shape == (1200, 1)
-    assert d.delay == 3
 
 
 def test_mask_and_nan_leave_bins_out(data):
@@ -178,21 +161,6 @@ def test_test_trials_cannot_touch_a_fit(data):
     assert keep(a) == keep(b) and a[0]["r2"] != b[0]["r2"]
 
 
-def test_scores_follow_the_training_fit_only(data):
-    "Scoring trial by trial gives the predictions of one fit, however test trials are grouped."
-    rates, behaviour = data
-    r, b = rates[:, :-3], behaviour[:, 3:]
-    whole = D.velocity_r2(r[:20], b[:20], r[20:], b[20:], each=True)
-    half = [D.velocity_r2(r[:20], b[:20], r[s], b[s], each=True) for s in
-            (slice(20, 25), slice(25, 30))]
-    ref = GridSearchCV(Ridge(), {"alpha": D.ALPHAS}).fit(r[:20].reshape(-1, 12),
-                                                         b[:20].reshape(-1, 2))
-    for got, s in zip((whole, *half), (slice(20, 30), slice(20, 25), slice(25, 30))):
-        y = ref.predict(r[s].reshape(-1, 12))
-        want = r2_score(b[s].reshape(-1, 2), y, multioutput="raw_values")
-        np.testing.assert_allclose(got[0], want, atol=1e-9)
-
-
 def test_method_sees_training_spikes_and_test_spikes_apart(data):
     rates, behaviour = data
     seen = []
@@ -217,17 +185,6 @@ def test_cross_decode_scores_trials_that_were_left_out():
 
 
 # ---------------------------------------------------------------- PSTHs
-def test_psth_by_hand():
-    rates = np.arange(24.0).reshape(4, 3, 2)
-    rates[0, 0, 0] = np.nan
-    p = D.psth(rates, [1, 0, 1, -1])
-    assert p.shape == (2, 3, 2) and p[1, 0, 0] == 12 and p[1, 0, 1] == 7
-    np.testing.assert_array_equal(p[0], rates[1])
-    assert D.psth_r2(np.nan_to_num(rates), p, [1, 0, 1, np.nan]) < 1
-    clean = np.nan_to_num(rates)
-    assert D.psth_r2(clean, D.psth(clean, [1, 0, 1, -1]), [1, 0, 1, np.nan]) == 1
-
-
 def test_psth_averages(gold):
     members = [np.arange(i, 24, 4) for i in range(4)]
     mean = np.stack([gold["pred"][m].mean(0) for m in members])
@@ -261,21 +218,6 @@ def test_bootstrap_draws_are_scores_of_drawn_trials():
         limits = np.quantile(each, [0.05, 0.95], axis=0)
         np.testing.assert_allclose([b.low, b.high], limits, atol=1e-10)
         np.testing.assert_allclose(b.above, (each > 0).mean(0))
-
-
-def test_bootstrap_verdict():
-    rng = np.random.default_rng(1)
-    rate = np.exp(rng.normal(0, 0.8, (40, 20, 3)))
-    spikes = rng.poisson(rate)
-    flat = np.full_like(rate, 1.4)
-    assert D.bootstrap_pseudo_r2(rate, spikes, flat).better().tolist() == [1, 1, 1]
-    assert D.bootstrap_pseudo_r2(flat, spikes, rate).better().tolist() == [-1, -1, -1]
-    assert D.bootstrap_pseudo_r2(rate, spikes, rate).better().tolist() == [0, 0, 0]
-    spikes[..., 0] = 2                                                     # never changes
-    b = D.bootstrap_pseudo_r2(rate, spikes)
-    assert np.isnan([b.value[0], b.low[0]]).all() and b.better()[0] == 0
-    with pytest.raises(ParameterError, match="rates are negative"):
-        D.bootstrap_pseudo_r2(-rate, spikes)
 
 
 # ---------------------------------------------------------------- speed
@@ -328,23 +270,6 @@ def small(seed=0, trials=24):
     rng = np.random.default_rng(seed)
     x = rng.gamma(2, 1, (trials, 10, 5))
     return x, x @ rng.standard_normal((5, 2)) + 0.1 * rng.standard_normal((trials, 10, 2))
-
-
-@pytest.mark.parametrize("alpha", [D.ALPHAS, 1.0])
-def test_behaviour_that_is_constant_is_refused(alpha):
-    x, y = small()
-    fit, test, still = slice(0, 16), slice(16, None), np.full_like(y, 2.0)
-    for a, b, name in ((still, y, "train"), (y, still, "test")):
-        with pytest.raises(ParameterError, match=f"{name}_behaviour is constant.*found .2.0, 2.0."):
-            D.velocity_r2(x[fit], a[fit], x[test], b[test], alpha=alpha)
-    half = y.copy()
-    half[..., 1] = 2.0                                       # one output moves: it is scored
-    assert D.velocity_r2(x[fit], half[fit], x[test], half[test], alpha=alpha) > 0.9
-    groups = np.repeat(np.eye(2, dtype=bool), 12, 0)         # one group moves: that is an error
-    half = np.where(groups[:, :1, None], y, 2.0)
-    with pytest.raises(ParameterError, match="train_behaviour is constant"):
-        D.velocity_r2(x, half, x, half, groups, alpha=alpha)
-    with pytest.raises(ParameterError, match="no penalty could be scored"): D.fit_decoder(x, still)
 
 
 def test_tensors_that_carry_gradients():

@@ -4,24 +4,6 @@ import pytest
 
 from neurocompanion.autolfads import subspaces as S
 from neurocompanion.autolfads.decoding import Decoder
-from neurocompanion.core import ParameterError
-
-
-def test_subspaces():
-    rng = np.random.default_rng(0)
-    q, _ = np.linalg.qr(rng.standard_normal((20, 20)))
-    x = (rng.standard_normal((300, 20)) * np.r_[5, 4, 3, np.full(17, 0.1)]) @ q.T
-    assert S.principal_angles(S.principal_axes(x, 3), q[:, :3]).max() < 2
-    assert S.alignment_index(x, x, 3) == pytest.approx(1)
-    assert S.alignment_index(x, 3 * x[:, ::-1] - 7, 3) < 1
-    one = S.alignment_index(x @ q, 5 * (x @ q) + 2, 3)
-    assert one == pytest.approx(1)                                         # shift and scale
-    np.testing.assert_allclose(S.principal_angles(q[:, :2], q[:, 1:4]), [0, 90], atol=1e-5)
-    train = x[:200]
-    a = S.soft_normalise(train, train)
-    np.testing.assert_allclose(S.soft_normalise(x, train)[:200], a)
-    assert abs(a.mean(0)).max() < 1e-12
-    with pytest.raises(ParameterError, match="not the same units"): S.principal_angles(q, q[:5])
 
 
 def test_quiet_and_missing_points():
@@ -42,15 +24,6 @@ def test_readout_leaves_out_directions_without_weight():
     assert axes.shape == (3, 1)
     np.testing.assert_allclose(abs(axes[:, 0]), [0.6, 0, 0.8], atol=1e-12)
     assert S.readout_axes(Decoder(0 * w, np.zeros(2), 1.0, 0, np.zeros((1, 1)))).shape == (3, 0)
-
-
-@pytest.mark.parametrize("dims", [0, 4])
-def test_errors(dims):
-    x = np.random.default_rng(0).standard_normal((9, 3))
-    with pytest.raises(ParameterError, match="1 to 3"): S.principal_axes(x, dims)
-    with pytest.raises(ParameterError, match="at least 2 bins"): S.principal_axes(x[:1], 1)
-    with pytest.raises(ParameterError, match="not the same units"):
-        S.alignment_index(x, x[:, :2], 1)
 
 
 def test_tensors_that_carry_gradients():

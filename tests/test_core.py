@@ -38,32 +38,20 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert target.read_text() == "old"
 
 
-KINDS = ["RecordingError", "SourceError", "TrainingError", "SweepError", "ParameterError"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["RecordingError", "SourceError", "TrainingError", "SweepError",
+                                  "ParameterError"])
 def test_errors_survive_pickling(kind):
-    error = getattr(core, kind)("what", where="a.nc, neuron 3", expected=1, found=2, fix="do this")
+    error = getattr(core, kind)("what", where="a.nc, neuron 3", expected=1, found=2, fix="Do it.")
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error) and str(again) == str(error)
-    assert str(again) == "a.nc, neuron 3: what: expected 1, found 2. do this."
-    assert (again.expected, again.fix) == (1, "do this")
+    assert type(again) is type(error)
+    assert str(again) == str(error) == "a.nc, neuron 3: what: expected 1, found 2. Do it."
+    assert (again.expected, again.fix) == (1, "Do it.")
 
 
-def test_a_mirror_that_is_not_there_is_told(monkeypatch, tmp_path):
-    monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path / "nothing"))
-    with pytest.raises(core.SourceError, match="expected an existing folder"): core.mirror_dir()
-
-
-def test_run_record(tmp_path):
+def test_run_record():
     record = core.run_record({"a": 1}, seed=3, started=time.time() - 1)
     assert record["seed"] == 3 and 1 <= record["wall_seconds"] < 30
     assert set(record["git"]) == {"revision", "dirty"}
-
-
-def test_progress_is_quiet_under_test(capfd):
-    assert list(core.progress(range(3))) == [0, 1, 2]
-    assert capfd.readouterr().err == ""
 
 
 def test_progress_shows_rate_and_remaining_time(monkeypatch, capfd):
@@ -82,37 +70,20 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         assert folder() == (tmp_path / "data").resolve()
 
 
-def test_atomic_path_leaves_devices_and_links_in_place(tmp_path):
-    target, link, pipe = (tmp_path / n for n in ("a.csv", "link.csv", "pipe"))
-    target.write_text("old")
-    link.symlink_to(target)
-    with core.atomic_path(link) as tmp: tmp.write_text("new")
-    assert link.is_symlink() and target.read_text() == "new"
-    os.mkfifo(pipe)
+def test_atomic_path_leaves_pipes_in_place(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
     with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
         tmp.write_text("x")
-    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_question_ends_with_its_own_mark():
-    assert str(core.SourceError("no such name", fix="Did you mean it?")).endswith("mean it?")
-    assert str(core.SourceError("no such name", fix="Correct it.")).endswith("Correct it.")
-
-
-def test_no_such_device(monkeypatch):
-    monkeypatch.setenv("NEUROCOMPANION_DEVICE", "gpu 1")
-    with pytest.raises(core.ParameterError, match="no such device"): core.default_device()
+    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 # In a process of its own: what is set for memory stays set until the process ends.
 MEMORY = """
 import resource, sys
-import numpy as np
 from neurocompanion import core
 
-if "as other" in sys.argv: sys.platform = sys.argv[-1]
 megabytes = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
-def faults(times=10):
+def faults(times=3):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times): del [bytearray(b"x") * (10 << 20) for _ in range(8)][:]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
@@ -121,17 +92,16 @@ faults(1)
 before, kept = faults(), core.keep_memory()
 faults(1)
 after, start = faults(), megabytes()
-blocks = [bytearray(b"x") * (size << 20) for size in [20] * 30 + [200]]
+blocks = [bytearray(b"x") * (size << 20) for size in [20] * 20 + [100]]
 peak = megabytes()
 del blocks
 print(kept, core.keep_memory(), before, after, peak - start, megabytes() - start)
 """
 
 
-def in_a_process(*args, **env):
+def in_a_process(code=MEMORY, **env):
     env = {k: v for k, v in os.environ.items() if "MALLOC" not in k} | env
-    done = subprocess.run([sys.executable, "-c", MEMORY, *args], capture_output=True, text=True,
-                          env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert not done.returncode, done.stderr
     kept, again, *numbers = done.stdout.split()
     assert kept == again
@@ -146,7 +116,7 @@ glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_nam
 def test_memory_is_kept_for_the_next_step_and_bounded():
     kept, before, after, grown, left = in_a_process()
     assert kept and before > 1000 and after < before / 50
-    assert grown > 700 and left < 300
+    assert grown > 400 and left < 300
 
 
 @glibc
@@ -157,19 +127,12 @@ def test_memory_that_was_set_by_hand_is_left_alone(env):
     assert not kept and after > before / 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="plays another system on Linux")
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_keep_their_own_ways(platform):
-    assert not in_a_process("as other", platform)[0]
+    code = f"import sys; from neurocompanion.core import keep_memory; sys.platform = {platform!r}; "
+    assert in_a_process(code + "print(keep_memory(), keep_memory())") == (False,)
 
 
 def test_a_c_library_that_knows_no_such_setting(monkeypatch):
     monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())
     assert core.keep_memory.__wrapped__() is False
-
-
-def test_idle_memory_is_handed_back():
-    "At most so often, and only where memory is kept."
-    kept = core.keep_memory()
-    assert core.trim_memory(0) is kept
-    assert core.trim_memory(60) is False

@@ -1,5 +1,6 @@
-"The walls of the house: who may import whom, read from the syntax tree of every module."
+"The walls of the house: who may import whom, and how long a cell may be."
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,14 @@ def test_each_broken_rule_is_seen(rule, module, line):
     module = f"neurocompanion.{module}"
     said = broken_rules(WHOLE | {module: f"{WHOLE.get(module, '')}\n{line}"}, {"gnn", "lfads"})
     assert any(rule in s for s in said), said
+
+
+def test_a_cell_holds_one_idea():
+    "At most 45 lines of code in a cell that is exported; usually it has under 25."
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+            lines = "".join(cell["source"]).splitlines()
+            if cell["cell_type"] != "code" or not lines or not lines[0].startswith("#| export"):
+                continue
+            size = sum(bool(v.strip()) and not v.startswith("#|") for v in lines)
+            assert size <= 45, f"{path.relative_to(ROOT)}, cell {i}: {size} lines"

@@ -7,9 +7,11 @@ import torch
 
 from neurocompanion.core import ParameterError, TrainingError
 from neurocompanion.sessions import models as M
+from neurocompanion.sessions import pretraining as P
 from neurocompanion.sessions import training as T
 from neurocompanion.sessions.baselines import StitchedGRU, StitchedLinear
 from neurocompanion.sessions.data import Session
+from neurocompanion.training import members as loop
 from neurocompanion.training.metrics import bits_per_spike
 
 SMALL = dict(bins=20, token=10, width=16, heads=2, layers=2, feedforward=24)
@@ -33,7 +35,7 @@ def pool():
 
 
 @pytest.fixture(scope="module")
-def body(pool): return T.pretrain(pool[:2], epochs=2, lr=5e-3, settings=SMALL)[0]
+def body(pool): return P.pretrain(pool[:2], epochs=2, lr=5e-3, settings=SMALL)[0]
 
 
 def own(t): return [p.detach().clone() for p in t.model.session_parameters(t.session)]
@@ -52,23 +54,10 @@ def same(a, b, exact=False):
 
 # ---- batches
 
-def test_no_trial_is_lost(pool):
-    batches = T.Batches(pool, batch=16)
-    batches.generator.manual_seed(4)
-    for _ in range(2):
-        seen = {s.name: [] for s in pool}
-        for name, x, mask in batches:
-            assert mask.shape == x.shape[:2] and mask.any() and len(x) <= 16
-            seen[name] += [tuple(v.flatten().tolist()) for v in x]
-        for s in pool: assert sorted(seen[s.name]) == sorted(tuple(v.flatten().tolist())
-                                                             for v in s.train)
-    assert len(batches) == 2 + 3 + 1 + 2
-
-
 def test_batches_change_and_repeat(pool):
     told = []
     for seed in (1, 1, 2):
-        batches = T.Batches(pool)
+        batches = P.Batches(pool)
         batches.generator.manual_seed(seed)
         told.append([[m for *_, m in batches] for _ in range(2)])
     flat = lambda e: torch.cat([m.flatten() for m in e]).tolist()
@@ -79,9 +68,9 @@ def test_batches_change_and_repeat(pool):
 # ---- pretraining
 
 def test_pretraining_learns_and_repeats(pool):
-    a, run = T.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
-    b, again = T.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
-    c, _ = T.pretrain(pool, epochs=1, seed=4, settings=SMALL)
+    a, run = P.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
+    b, again = P.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
+    c, _ = P.pretrain(pool, epochs=1, seed=4, settings=SMALL)
     assert run.best_loss < run.rows[0]["valid_loss"] and run.rows == again.rows
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.positions, c.positions)
@@ -92,50 +81,50 @@ def test_outside_numbers_are_left_alone(pool, body):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    T.pretrain(pool[:1], epochs=1, settings=SMALL)
+    P.pretrain(pool[:1], epochs=1, settings=SMALL)
     T.fine_tune(body, pool[2], epochs=1)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_pretraining_resumes(pool, tmp_path):
     how = dict(epochs=4, lr=5e-3, settings=SMALL)
-    whole, run = T.pretrain(pool, **how)
+    whole, run = P.pretrain(pool, **how)
 
     def stop(state):
         if state.epoch == 2: raise KeyboardInterrupt
 
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        T.pretrain(pool, **how, checkpoint=path, save_seconds=0, measure=lambda s: stop(s) or {})
-    resumed, found = T.pretrain(pool, **how, checkpoint=path)
+        P.pretrain(pool, **how, checkpoint=path, save_seconds=0, measure=lambda s: stop(s) or {})
+    resumed, found = P.pretrain(pool, **how, checkpoint=path)
     assert [r["valid_loss"] for r in found.rows] == [r["valid_loss"] for r in run.rows]
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters()))
     with pytest.raises(TrainingError, match="another run"):
-        T.pretrain(pool[:3], **how, checkpoint=path)
+        P.pretrain(pool[:3], **how, checkpoint=path)
 
 
 @pytest.mark.parametrize("make", [StitchedLinear, StitchedGRU])
 def test_other_models(pool, make):
     torch.manual_seed(0)
-    model, run = T.pretrain(pool[:3], model=make(20), epochs=3, lr=1e-2)
+    model, run = P.pretrain(pool[:3], model=make(20), epochs=3, lr=1e-2)
     tuned = T.fine_tune_many(model, pool[2:], epochs=3, lr=1e-2)
     for t, s in zip(tuned, pool[2:]): same(t, T.fine_tune(model, s, epochs=3, lr=1e-2))
-    assert np.isfinite(T.evaluate(tuned[0].model, pool[2]).pooled)
+    assert np.isfinite(P.evaluate(tuned[0].model, pool[2]).pooled)
 
 
 def test_refused(pool, body):
     for call, words in [
-            (lambda: T.pretrain([]), "there are no sessions"),
-            (lambda: T.pretrain([pool[0], pool[0]]), "A: two sessions have the same name"),
-            (lambda: T.pretrain(pool, epochs=0, settings=SMALL), "epochs is out of range"),
-            (lambda: T.pretrain(pool, epochs=1, settings=SMALL, start="x"), "mean or usual"),
-            (lambda: T.pretrain(pool, epochs=1, settings=SMALL | dict(bins=17)), "at most 17 bins"),
+            (lambda: P.pretrain([]), "there are no sessions"),
+            (lambda: P.pretrain([pool[0], pool[0]]), "A: two sessions have the same name"),
+            (lambda: P.pretrain(pool, epochs=0, settings=SMALL), "epochs is out of range"),
+            (lambda: P.pretrain(pool, epochs=1, settings=SMALL, start="x"), "mean or usual"),
+            (lambda: P.pretrain(pool, epochs=1, settings=SMALL | dict(bins=17)), "at most 17 bins"),
             (lambda: T.fine_tune_many(body, []), "sessions does not fit"),
             (lambda: T.fine_tune_many(body, pool, seeds=[1, 2]), "seeds does not fit the rest"),
             (lambda: T.fine_tune(body, pool[0], batch=0), "batch is out of range"),
-            (lambda: T.evaluate(body, pool[0], "all"), "no such part"),
-            (lambda: T.evaluate(body, pool[3]), "D: the model does not know this session"),
-            (lambda: T.evaluate(body, pool[0], last=21), "cannot be forecast")]:
+            (lambda: P.evaluate(body, pool[0], "all"), "no such part"),
+            (lambda: P.evaluate(body, pool[3]), "D: the model does not know this session"),
+            (lambda: P.evaluate(body, pool[0], last=21), "cannot be forecast")]:
         with pytest.raises(ParameterError, match=words): call()
 
 
@@ -144,7 +133,7 @@ def test_bad_counts_are_named(pool, body, part):
     x = getattr(pool[1], part).clone()
     x[2, 1, 0] = np.nan
     bad = pool[1]._replace(**{part: x})
-    for call in (lambda: T.pretrain([pool[0], bad], settings=SMALL),
+    for call in (lambda: P.pretrain([pool[0], bad], settings=SMALL),
                  lambda: T.fine_tune_many(body, [pool[0], bad])):
         with pytest.raises(ParameterError, match=rf"B, trial 2 \({part}\): these are not spike"):
             call()
@@ -152,10 +141,32 @@ def test_bad_counts_are_named(pool, body, part):
 
 def test_divergence_names_session_and_epoch(pool, body):
     wild = dict(epochs=3, lr=1e20, clip=None, weight_decay=0.0)
-    with pytest.raises(TrainingError, match="session [ABCD], epoch 1: training diverged"):
-        T.pretrain(pool, settings=SMALL, **wild)
-    with pytest.raises(TrainingError, match="session C, epoch 1: training diverged"):
+    with pytest.raises(TrainingError, match="session [ABCD]: training diverged in epoch 1"):
+        P.pretrain(pool, settings=SMALL, **wild)
+    with pytest.raises(TrainingError, match="session C: training diverged in epoch 1"):
         T.fine_tune(body, pool[2], **wild)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_that_diverges_is_set_aside(pool, body, threads):
+    "The loss of one session is not a number from its second epoch on; the others never notice."
+    torch.set_num_threads(threads)
+    how, usual, calls = dict(epochs=4, lr=1e-2), T.mean_loss, []
+
+    def spoilt(told, target, kind):
+        loss = usual(told, target, kind)
+        if target.shape[1] != 11: return loss                          # C alone has 11 units
+        calls.append(1)
+        return loss * (np.nan if len(calls) > 2 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(T, "mean_loss", spoilt)
+        with pytest.warns(UserWarning, match="1 of 4 members .* session C"):
+            mixed = T.fine_tune_many(body, pool, **how)
+    assert [t.stopped for t in mixed] == ["epochs", "epochs", "diverged", "epochs"]
+    assert (mixed[2].best_epoch, len(mixed[2].rows)) == (1, 2)
+    same(mixed[0], T.fine_tune(body, pool[0], **how))
+    assert all(p.isfinite().all() for p in own(mixed[2]))
 
 
 # ---- fine-tuning
@@ -178,7 +189,7 @@ def test_together_is_alone_with_patience(pool, body):
 
 
 def test_seeds_and_bodies(pool, body):
-    other, _ = T.pretrain(pool[:1], epochs=1, lr=5e-3, seed=9, settings=SMALL)
+    other, _ = P.pretrain(pool[:1], epochs=1, lr=5e-3, seed=9, settings=SMALL)
     seeds = T.fine_tune_many(body, pool[3], seeds=[10, 20, 10], epochs=2, lr=1e-2)
     same(seeds[0], seeds[2])
     assert seeds[0].best_loss != seeds[1].best_loss
@@ -212,10 +223,10 @@ def test_it_is_the_plain_loop(pool, body):
     still.dropout = 0.0
     tuned = T.fine_tune(still, s, seed=5, epochs=3, lr=1e-2, schedule=flat, start="usual")
     model = M.beside(still)
-    model.add_session("C", 11, seed=T._stream(5, "C", "stitchers"))
+    model.add_session("C", 11, seed=P.stream(5, "C", "stitchers"))
     params = model.session_parameters("C")
     optimiser = torch.optim.AdamW(params, 1e-2, weight_decay=0.01)
-    order = torch.Generator().manual_seed(T._stream(5, "C", "order"))
+    order = torch.Generator().manual_seed(P.stream(5, "C", "order"))
     losses = []
     for _ in range(3):
         x = s.train[torch.randperm(len(s.train), generator=order)]
@@ -238,28 +249,20 @@ def test_token(pool, body):
     assert not torch.equal(moved.model.stitcher("C").token, mean)
 
 
-def test_start_at_the_mean(pool, body):
-    model = M.beside(body)
-    model.add_session("C", 11)
-    T._begin_at("mean", model, pool[2])
-    rate = model.stitcher("C").decode.bias.exp()
-    torch.testing.assert_close(rate, pool[2].train.mean((0, 1)), rtol=0.05, atol=0.01)
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
     torch.set_num_threads(threads)
     how, path = dict(epochs=5, lr=1e-2, patience=3), tmp_path / "run.pt"
-    whole, usual = T.fine_tune_many(body, pool, **how), T._epoch
+    whole, usual = T.fine_tune_many(body, pool, **how), loop.judge
 
-    def broken(jobs, epoch, how):
-        if epoch == 3: raise KeyboardInterrupt
-        usual(jobs, epoch, how)
+    def broken(jobs, *rest):
+        if jobs[0].epoch == 3: raise KeyboardInterrupt
+        return usual(jobs, *rest)
 
-    monkeypatch.setattr(T, "_epoch", broken)
+    monkeypatch.setattr(loop, "judge", broken)
     with pytest.raises(KeyboardInterrupt):
         T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)
-    monkeypatch.setattr(T, "_epoch", usual)
+    monkeypatch.setattr(loop, "judge", usual)
     resumed = T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)
     for a, b in zip(whole, resumed): same(a, b, exact=threads == 1)
     again = T.fine_tune_many(body, pool, **how, checkpoint=path)             # nothing left to do
@@ -274,9 +277,9 @@ def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
 
 def test_traces(pool):
     worms = [made(n, kind="traces", seed=i) for i, n in enumerate(("w1", "w2"))]
-    body, run = T.pretrain(worms, epochs=12, lr=1e-2, settings=SMALL)
+    body, run = P.pretrain(worms, epochs=12, lr=1e-2, settings=SMALL)
     assert run.best_loss < run.rows[0]["valid_loss"]
-    score = T.evaluate(T.fine_tune(body, worms[1], epochs=3, lr=1e-2).model, worms[1])
+    score = P.evaluate(T.fine_tune(body, worms[1], epochs=3, lr=1e-2).model, worms[1])
     assert score.pooled <= 1
 
 
@@ -286,24 +289,24 @@ def test_evaluate_is_the_metric(pool, body):
     for part, last in (("test", None), ("valid", 7)):
         x, n = getattr(pool[1], part), last or 2
         rate = M.forward_prediction(body, x, "B", n).exp()
-        score = T.evaluate(body, pool[1], part, last=last)
+        score = P.evaluate(body, pool[1], part, last=last)
         assert score.pooled == pytest.approx(bits_per_spike(rate, x[:, -n:]))
         assert score.per_unit == pytest.approx(bits_per_spike(rate, x[:, -n:], per_neuron=True))
         assert score[4:] == (len(x), n, x[:, -n:].sum().item())
 
 
 def test_models_are_kept(pool, body, tmp_path):
-    T.save_model(tmp_path / "m.pt", body)
-    read, x = T.load_model(tmp_path / "m.pt"), pool[0].test
+    P.save_model(tmp_path / "m.pt", body)
+    read, x = P.load_model(tmp_path / "m.pt"), pool[0].test
     with torch.no_grad(): assert torch.equal(read(x, "A"), body(x, "A"))
     assert read.settings == body.settings and read.sessions == body.sessions
     gru = StitchedGRU(20)
     gru.add_session("a.b", 3)
-    T.save_model(tmp_path / "g.pt", gru)
-    assert T.load_model(tmp_path / "g.pt", StitchedGRU).sessions == {"a.b": 3}
+    P.save_model(tmp_path / "g.pt", gru)
+    assert P.load_model(tmp_path / "g.pt", StitchedGRU).sessions == {"a.b": 3}
     with pytest.raises(TrainingError, match="a model of kind StitchedGRU"):
-        T.load_model(tmp_path / "g.pt")
-    with pytest.raises(FileNotFoundError): T.load_model(tmp_path / "none.pt")
+        P.load_model(tmp_path / "g.pt")
+    with pytest.raises(FileNotFoundError): P.load_model(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"x")
-    with pytest.raises(TrainingError, match="no model that can be read"):
-        T.load_model(tmp_path / "bad.pt")
+    with pytest.raises(TrainingError, match="no readable checkpoint"):
+        P.load_model(tmp_path / "bad.pt")

@@ -1,8 +1,6 @@
 "The data standard: every way to break a recording, and what is saved comes back bit for bit."
 import csv
-import hashlib
 import os
-import subprocess
 import sys
 import warnings
 
@@ -32,8 +30,7 @@ def worm(**changes):
 
 def session(**changes):
     given = dict(counts=np.arange(60, dtype=np.uint8).reshape(2, 10, 3), bin_size=0.02,
-                 subject="m1",
-                 source="test", unit_info={"area": ["V1", "V1", "CA1"]})
+                 subject="m1", source="test", unit_info={"area": ["V1", "V1", "CA1"]})
     return spikes(**{**given, **changes})
 
 
@@ -75,44 +72,35 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "not a data set": (lambda: worm().trace, "expected an xarray.Dataset, found DataArray"),
     "no kind": (lambda: less(worm(), "kind"), "`kind` is missing or unknown: expected traces"),
     "unknown kind": (lambda: worm().assign_attrs(kind="lfp"), "found 'lfp'"),
+    "a list of kinds": (lambda: worm().assign_attrs(kind=["traces"]), "`kind` is missing or unkn"),
+    "an array of kinds": (lambda: worm().assign_attrs(kind=np.array(["traces", "spikes"])),
+                          "`kind` is missing or unknown"),
     "no units": (lambda: less(worm(), "units"), "attribute `units` is missing"),
-    "blank subject": (lambda: worm().assign_attrs(subject=" "), "attribute `subject`"),
     "no source": (lambda: less(worm(), "source"), "attribute `source` is missing"),
     "no sampling rate": (lambda: less(worm(), "sampling_rate"), "attribute `sampling_rate`"),
     "negative rate": (lambda: worm().assign_attrs(sampling_rate=-3.0), "a number above 0, in Hz"),
     "rate is text": (lambda: worm().assign_attrs(sampling_rate="4 Hz"), "found '4 Hz'"),
     "doi is no text": (lambda: worm().assign_attrs(doi=10.1), "attribute `doi` is not text"),
-    "report of functions": (lambda: worm().assign_attrs(report=[print]),
-                            "`report` of the recording "
-                            "cannot be saved"),
     "reserved attribute": (lambda: note(worm(), "trace", scale_factor=2.0),
                            "`scale_factor` of `trace`"),
     "odd attribute name": (lambda: worm().assign_attrs({"my note": 1}), "found 'my note'"),
     "units are a time": (lambda: note(worm(), "speed", units="days since 2020"),
                          "instead of numbers"),
-    "complex values": (lambda: changed(worm(), "speed", ("time", np.ones(20, complex))),
-                       "`speed` has a type that a file cannot hold"),
-    "half precision": (lambda: changed(worm(), "speed", ("time", np.ones(20, np.float16))),
-                       "found float16"),
     "objects": (lambda: changed(worm(), "speed", ("time", np.array([None] * 20))), "found object"),
     "odd text": (lambda: changed(worm(), "t", ("time", np.array(["a\0b"] * 20))),
                  "text that a file"),
+    "bytes": (lambda: worm().assign(note=("time", np.array([b"x"] * 20))), "Decode it with"),
     "slash in a name": (lambda: worm().rename(speed="m/s"), "'m/s' cannot name a variable"),
     # time
     "no time": (lambda: worm().drop_vars("time"), "`time` is missing or not numbers"),
     "time as dates": (lambda: worm().assign_coords(time=np.arange(20).astype("M8[s]")),
                       "expected seconds along time"),
-    "time backwards": (lambda: worm().isel(time=slice(None, None, -1)), "time does not increase"),
-    "time stands still": (lambda: changed(worm(), "time", 0.5, 3),
-                          "frame 3: time does not increase: "
-                          "expected more than 0.5 s, found 0.5 s"),
+    "time stands still": (lambda: changed(worm(), "time", 0.5, 3), "frame 3: time does not "
+                          "increase: expected more than 0.5 s, found 0.5 s"),
     "time is NaN": (lambda: changed(worm(), "time", np.nan, 7), "frame 7: time is not finite"),
-    "time in ms": (lambda: worm().assign_coords(time=np.arange(20) * 250.0),
-                   "expected steps of about 0.25 s, found 250 s"),
     "time says ms": (lambda: note(worm(), "time", units="ms"), "time has the wrong units"),
+    "time says seconds": (lambda: note(worm(), "time", units="seconds"), 'and call them "s"'),
     # traces
-    "no trace": (lambda: worm().drop_vars("trace"), "variable `trace` is missing"),
-    "trace turned": (lambda: worm().transpose(), "expected time × neuron, found neuron × time"),
     "other dimensions": (lambda: worm().rename(neuron="cell"), "found time × cell"),
     "trace is text": (lambda: worm().assign(trace=worm().trace.astype(str)),
                       "does not hold numbers"),
@@ -122,13 +110,8 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "no names": (lambda: worm().drop_vars("neuron"), "coordinate `neuron` is missing"),
     "numbers as names": (lambda: worm().assign_coords(neuron=[1, 2, 3]),
                          "expected one name each, text"),
-    "a name twice": (lambda: worm().assign_coords(neuron=["AVAL", "RIS", "AVAL"]),
-                     "neuron AVAL is there twice: expected distinct names, found entries 0 and 2"),
-    "an empty name": (lambda: worm().assign_coords(neuron=["AVAL", "", "RIS"]),
-                      "neuron 1 has no readable name"),
-    "a gap": (lambda: changed(worm(), "trace", np.nan, (4, 1)),
-              "time 1 s, neuron AVAR: `trace` has "
-              "gaps: expected finite numbers, found nan (1 such values)"),
+    "a gap": (lambda: changed(worm(), "trace", np.nan, (4, 1)), "time 1 s, neuron AVAR: `trace` "
+              "has gaps: expected finite numbers, found nan (1 such values)"),
     "infinite": (lambda: changed(worm(), "trace", -np.inf, (4, 1)), "found -inf"),
     "no labelled": (lambda: worm().drop_vars("labelled"), "`labelled` is missing"),
     "labelled of other length": (lambda: worm().drop_vars("labelled").assign(
@@ -136,8 +119,6 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "labelled as numbers": (lambda: worm().assign_coords(labelled=("neuron", [1, 1, 0])),
                             "3 × int64"),
     "state without names": (lambda: note(worm(), "state", flag_meanings=""), "codes without names"),
-    "state out of range": (lambda: changed(worm(), "state", 5, 2), "time 0.5 s: `state` has a code "
-                           "without a name: expected 0 … 1, found 5"),
     "state over neurons": (lambda: worm().drop_vars("state").assign(state=("neuron", [0, 1, 0])),
                            "not one state per frame"),
     # spikes
@@ -154,6 +135,8 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
                            "`rate` is not a rate"),
     "rate of other shape": (lambda: changed(session(), "rate", session().spikes[0]),
                             "`rate` does not fit: expected numbers over trial"),
+    "rate as text": (lambda: changed(session(), "rate", session().spikes.astype(str)),
+                     "`rate` does not fit: expected numbers over trial"),
     "gap in the rate": (lambda: changed(session(), "rate", session().spikes * np.nan), "found nan"),
     # video
     "flat video": (lambda: fish().isel(z=0), "expected time × z × y × x, found time × y × x"),
@@ -166,6 +149,8 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "NaN in a frame": (lambda: changed(fish(), "video", np.nan * fish().video), "`video` has gaps"),
     "NaN in a cell's trace": (lambda: changed(fish(), "trace", np.nan, (3, 1)),
                               "cell 2: `trace` has"),
+    "traces of neurons": (lambda: fish(trace=None).assign(
+        trace=(("time", "neuron"), np.ones((6, 2)))), "`trace` does not fit: expected numbers ov"),
 }
 
 
@@ -187,101 +172,114 @@ def test_broken(case):
         assert text.startswith(f"{ds.attrs.get('kind', 'recording')} of {ds.attrs['subject']}")
 
 
-@pytest.mark.parametrize("case", ["a gap", "a name twice", "no units", "negative count"])
+@pytest.mark.parametrize("case", ["a gap", "a unit twice", "no units", "negative count"])
 def test_broken_is_never_saved(case, tmp_path):
     with pytest.raises(RecordingError): save(BROKEN[case][0](), tmp_path / "a.nc")
     assert not list(tmp_path.iterdir())
 
 
 CONSTRUCT = {
-    "trace turned": (lambda: worm(trace=np.zeros((3, 20))),
-                     "expected 20 (time) × 3 (neuron), found 3 × 20"),
-    "mask of other length": (lambda: worm(labelled=[True]),
-                             "`labelled` has the wrong shape: expected "
-                             "3 (neuron), found 1"),
+    "mask of other length": (lambda: worm(labelled=[True]), "`labelled` has the wrong shape: "
+                             "expected 3 (neuron), found 1"),
     "unknown state": (lambda: worm(states=["fwd"]), "expected fwd, found rev"),
     "codes without names": (lambda: worm(state=np.zeros(20, int)), "codes without names"),
+    "an empty state": (lambda: worm(state=["", "rev"] * 10), "a state has no plain name"),
     "behaviour of other length": (lambda: worm(behaviour={"v": np.ones(19)}),
                                   "`v` has the wrong shape"),
     "behaviour on other time": (lambda: worm(behaviour={"v": ("time", [1, 2])}),
                                 "expected 20 (time)"),
     "one frame": (lambda: worm(trace=np.ones((1, 3)), time=[0], state=None, behaviour=None),
                   "`sampling_rate` is missing"),
+    "complex traces": (lambda: worm(trace=np.ones((20, 3)) * 1j), "does not hold numbers"),
     "no bin": (lambda: session(bin_size=0), "`bin_size` is not a duration"),
+    "bin as text": (lambda: session(bin_size="20 ms"), "not a duration"),
     "flat counts": (lambda: session(counts=np.ones(5)), "`counts` has the wrong shape"),
     "area of other length": (lambda: session(unit_info={"area": ["V1"]}),
                              "`area` has the wrong shape"),
     "flat frames": (lambda: fish(frames=np.ones((6, 4, 5))), "`frames` has the wrong shape"),
     "video without a rate": (lambda: fish(sampling_rate=None), "`sampling_rate` is missing"),
     "rate zero": (lambda: fish(sampling_rate=0), "`sampling_rate` is missing or not a rate"),
-    "other masks": (lambda: fish(cells=np.zeros((2, 4, 4), int)), "`cells` has the wrong shape"),
+    "no states": (lambda: state_names(worm(state=None)), "the states are not known"),
 }
 
 
-@pytest.mark.parametrize("case", CONSTRUCT, ids=str)
+@pytest.mark.parametrize("case", CONSTRUCT)
 def test_constructors_refuse(case):
     make, words = CONSTRUCT[case]
     with pytest.raises(RecordingError) as e: make()
     assert words in str(e.value), str(e.value)
 
 
+def test_masked_counts_are_not_observed():
+    counts = np.ma.masked_equal(np.arange(60).reshape(2, 10, 3), 7)
+    assert int(session(counts=counts).spikes.isnull().sum()) == 1
+
+
 # files
 
 
-def spoil(path, where, how):
-    data = bytearray(path.read_bytes())
-    for i in where(len(data)): data[i] = how(data[i])
-    path.write_bytes(data)
-    return path
+def edit(key=None, value=None, trace=None):
+    "Change an attribute, or one value, in the file."
+    def change(path):
+        with h5py.File(path, "a") as f:
+            if trace is not None: f["trace"][3, 1] = trace
+            if key is None: return
+            f.attrs.pop(key, None)
+            f.attrs[key] = value
+    return change
 
 
-def half(p): p.write_bytes(p.read_bytes()[:p.stat().st_size // 2]); return p
-def text(p): p.write_text("my notes"); return p
-def empty(p): p.write_bytes(b""); return p
-def old_netcdf(p): p.write_bytes(b"CDF\x01" + bytes(200)); return p
-def matlab5(p): p.write_bytes(b"MATLAB 5.0 MAT-file".ljust(200)); return p
-def flipped(p): return spoil(p, lambda n: range(n // 3, n // 2), lambda b: b ^ 255)
+def other(**attrs):
+    "Another program's HDF5 file."
+    def change(path):
+        with h5py.File(path, "w") as f:
+            f["x"] = np.ones(3)
+            f.attrs.update(attrs)
+    return change
 
 
-def foreign(p):
-    with h5py.File(p, "w") as f: f["x"] = np.ones(3)
-    return p
+def put(data): return lambda path: path.write_bytes(data)
 
 
-def labelled_foreign(p):
-    with h5py.File(p, "w") as f: f["x"], f.attrs["kind"] = np.ones(3), "traces"
-    return p
-
-
-def later(p):
-    with h5py.File(p, "a") as f: f.attrs["neurocompanion_standard"] = 99
-    return p
-
-
-def edited(p):
-    with h5py.File(p, "a") as f: f["trace"][3, 1] = np.nan
-    return p
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    n = len(raw)
+    raw[n // 3:n // 2] = bytes(b ^ 255 for b in raw[n // 3:n // 2])
+    path.write_bytes(raw)
 
 
 BAD_FILES = {
-    half: "the file is cut short: expected",
-             text: "not an HDF5 file: expected HDF5, as in netCDF-4 and "
-    "MATLAB 7.3, found b'my notes'", empty: "found no bytes", old_netcdf: "found a netCDF-3 file",
-    matlab5: "found a MATLAB 5 file",
-             foreign: "not a recording of the standard: expected kind = traces "
-    "or spikes or video, found kind = None, and in it x",
-             labelled_foreign: "variable `trace` is missing",
-    later: "later standard: expected version 1, found 99", edited: "neuron AVAR: `trace` has gaps",
-    flipped: ""}
+    "empty": (put(b""), "found no bytes"),
+    "text": (put(b"my notes"), "not an HDF5 file: expected HDF5, as in netCDF-4 and MATLAB 7.3, "
+             "found b'my notes'"),
+    "netCDF-3": (put(b"CDF\x01" + bytes(200)), "found a netCDF-3 file"),
+    "MATLAB 5": (put(b"MATLAB 5.0 MAT-file".ljust(200)), "found a MATLAB 5 file"),
+    "flipped": (flip, ""),
+    "foreign": (other(), "not a recording of the standard: expected kind = traces or spikes or "
+                "video, found kind = None, and in it x"),
+    "foreign with our word": (other(kind="traces"), "variable `trace` is missing"),
+    "edited": (edit(trace=np.nan), "neuron AVAR: `trace` has gaps"),
+    "later": (edit("neurocompanion_standard", 99), "later standard: expected version 1, found 99"),
+    "later in text": (edit("neurocompanion_standard", "2.1"), "expected version 1, found 2.1"),
+    "not JSON": (edit("json_attributes", "source"), "the file is damaged"),
+    "two kinds": (edit("kind", ["traces", "spikes"]), "not a recording of the standard"),
+    "a number for JSON": (edit("json_attributes", 3), None),
+    "bytes for a kind": (edit("kind", np.bytes_(b"traces")), None),
+}
 
 
-@pytest.mark.parametrize("spoiled", BAD_FILES, ids=lambda f: f.__name__)
-def test_bad_file(spoiled, tmp_path):
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_file(case, tmp_path):
+    spoil, words = BAD_FILES[case]
     big = np.random.default_rng(0).standard_normal((2000, 3))
-    path = spoiled(save(worm(trace=big, time=np.arange(2000) / 4, state=None, behaviour=None),
-                        tmp_path / "a.nc"))
+    path = save(worm(trace=big, time=np.arange(2000) / 4, state=None, behaviour=None),
+                tmp_path / "a.nc")
+    spoil(path)
+    if words is None:
+        assert open_recording(path).attrs["kind"] == "traces"
+        return
     with pytest.raises(RecordingError) as e: open_recording(path)
-    assert str(e.value).startswith(str(path)) and BAD_FILES[spoiled] in str(e.value), str(e.value)
+    assert str(e.value).startswith(str(path)) and words in str(e.value), str(e.value)
     assert "\n" not in str(e.value)
 
 
@@ -298,22 +296,6 @@ def test_any_damage_is_one_error(tmp_path):
     assert refused > 30
 
 
-@pytest.mark.parametrize("attrs, words", [
-    ({"neurocompanion_standard": "2.1"}, "later standard: expected version 1, found 2.1"),
-    ({"json_attributes": "source"}, "the file is damaged"),
-    ({"json_attributes": 3}, None), ({"kind": np.bytes_(b"traces")}, None),
-    ({"kind": ["traces", "spikes"]}, "not a recording of the standard")])
-def test_attributes_of_other_programs(attrs, words, tmp_path):
-    path = save(worm(), tmp_path / "a.nc")
-    with h5py.File(path, "a") as f:
-        for k, v in attrs.items():
-            if k in f.attrs: del f.attrs[k]
-            f.attrs[k] = v
-    if words is None: assert open_recording(path).attrs["kind"] == "traces"
-    else:
-        with pytest.raises(RecordingError, match=words): open_recording(path)
-
-
 def test_paths_of_the_home_and_links(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert save(worm(), "~/a.nc") == tmp_path / "a.nc"
@@ -322,53 +304,6 @@ def test_paths_of_the_home_and_links(tmp_path, monkeypatch):
     save(session(), tmp_path / "link.nc")
     assert (tmp_path / "link.nc").is_symlink()
     assert open_recording(tmp_path / "a.nc").kind == "spikes"
-
-
-def test_devices_pipes_and_long_names_are_no_files(tmp_path):
-    os.mkfifo(tmp_path / "pipe.nc")
-    with pytest.raises(RecordingError, match="a device or pipe"):
-        save(worm(), tmp_path / "pipe.nc")
-    with pytest.raises(RecordingError, match="not a file to read"):
-        open_recording(tmp_path / "pipe.nc")
-    with pytest.raises(RecordingError, match="cannot be read: found File name too long"):
-        open_recording(tmp_path / ("x" * 300))
-
-
-def test_check_whatever_the_types():
-    for kind in (["traces"], np.array(["traces", "spikes"]), 3):
-        with pytest.raises(RecordingError, match="`kind` is missing or unknown"):
-            check(worm().assign_attrs(kind=kind))
-    rate = np.ones((2, 10, 3), int).astype(str)
-    with pytest.raises(RecordingError, match="`rate` does not fit: expected numbers over trial"):
-        check(session().assign(rate=(("trial", "time", "unit"), rate)))
-    with pytest.raises(RecordingError, match="`trace` does not fit: expected numbers over t"):
-        check(fish(trace=None).assign(trace=(("time", "neuron"), np.ones((6, 2)))))
-    with pytest.raises(RecordingError, match="Decode it with"):
-        check(worm().assign(note=("time", np.array([b"x"] * 20))))
-    with pytest.raises(RecordingError, match='and call them "s"'):
-        check(worm().assign_coords(time=("time", np.arange(20) / 4, {"units": "seconds"})))
-
-
-def test_text_of_every_kind_is_saved(tmp_path):
-    for dtype in (object, np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else str):
-        ds = worm().assign_coords(neuron=("neuron", np.array(NAMES, dtype)))
-        back = open_recording(save(ds, tmp_path / "a.nc"))
-        assert back.neuron.values.tolist() == NAMES
-
-
-def test_constructors_lose_nothing_silently():
-    masked = np.ma.masked_equal(np.arange(60.0).reshape(20, 3), 7)
-    with pytest.raises(RecordingError, match="time 0.5 s, neuron AVAR: `trace` has gaps"):
-        worm(trace=masked)
-    counts = np.ma.masked_equal(np.arange(60).reshape(2, 10, 3), 7)
-    assert int(session(counts=counts).spikes.isnull().sum()) == 1   # not observed
-    with pytest.raises(RecordingError, match="does not hold numbers"):
-        worm(trace=np.ones((20, 3)) * 1j)
-    for state in (["slow forward"] * 20, ["", "rev"] * 10):   # would shift the others' names
-        with pytest.raises(RecordingError, match="a state has no plain name"): worm(state=state)
-    with pytest.raises(RecordingError, match="the states are not known"):
-        state_names(worm(state=None))
-    with pytest.raises(RecordingError, match="not a duration"): session(bin_size="20 ms")
 
 
 def test_whole_numbers_in_a_film_are_not_read_to_look_for_gaps():
@@ -384,17 +319,17 @@ def test_whole_numbers_in_a_film_are_not_read_to_look_for_gaps():
 
 
 def test_bad_places(tmp_path, monkeypatch):
-    with pytest.raises(RecordingError,
-                       match="there is no such file"): open_recording(tmp_path / "a.nc")
-    with pytest.raises(RecordingError, match="this is a folder"): open_recording(tmp_path)
-    with pytest.raises(RecordingError, match="it is a folder"): save(worm(), tmp_path)
+    os.mkfifo(tmp_path / "pipe.nc")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordingError, match="could not be written"):
-        save(worm(), tmp_path / "file" / "a.nc")
+    for place, says in [("", "it is a folder"), ("pipe.nc", "a device or pipe"),
+                        ("file/a.nc", "could not be written")]:
+        with pytest.raises(RecordingError, match=says): save(worm(), tmp_path / place)
+    for place, says in [("pipe.nc", "not a file to read"), ("x" * 300, "found File name too long")]:
+        with pytest.raises(RecordingError, match=says): open_recording(tmp_path / place)
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(xr.Dataset, "to_netcdf", lambda *a, **k: (_ for _ in ()).throw(full))
     with pytest.raises(RecordingError, match="No space left"): save(worm(), tmp_path / "b.nc")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe.nc"]
 
 
 def same(a, b):
@@ -428,12 +363,13 @@ def test_round_trip_and_no_trace_on_the_original(tmp_path):
 
 def test_same_recording_same_bytes(tmp_path):
     a, b = (save(worm(), tmp_path / f"{n}.nc") for n in "ab")
-    assert hashlib.sha256(a.read_bytes()).digest() == hashlib.sha256(b.read_bytes()).digest()
+    assert a.read_bytes() == b.read_bytes()
 
 
-def test_text_of_other_makes(tmp_path):
-    ds = worm().assign_coords(neuron=np.array(NAMES, object))
-    xr.testing.assert_equal(open_recording(save(ds, tmp_path / "a.nc")), worm())
+def test_text_of_every_make(tmp_path):
+    for dtype in (object, np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else str):
+        ds = worm().assign_coords(neuron=("neuron", np.array(NAMES, dtype)))
+        xr.testing.assert_equal(open_recording(save(ds, tmp_path / "a.nc")), worm())
     import pandas as pd
     table = session().assign_coords(area=("unit", pd.Series(["V1", "V1", "CA1"]).array))
     if isinstance(table.area.dtype, np.dtype): return           # an older pandas
@@ -493,18 +429,18 @@ def test_zarr(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
     assert open_collection(tmp_path).index.loc["a.zarr", "dims"] == "time 6, z 2, y 4, x 5"
     (tmp_path / "b.zarr").mkdir()
-    with pytest.raises(RecordingError, match="something else is there"): save(fish(),
-                                                                              tmp_path / "b.zarr")
+    with pytest.raises(RecordingError, match="something else is there"):
+        save(fish(), tmp_path / "b.zarr")
 
 
 def test_zarr_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(RecordingError, match=r"neurocompanion\[video\]"): save(fish(),
-                                                                               tmp_path / "a.zarr")
+    with pytest.raises(RecordingError, match=r"neurocompanion\[video\]"):
+        save(fish(), tmp_path / "a.zarr")
     (tmp_path / "b.zarr").mkdir()
     (tmp_path / "b.zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(RecordingError,
-                       match="zarr is not installed"): open_recording(tmp_path / "b.zarr")
+    with pytest.raises(RecordingError, match="zarr is not installed"):
+        open_recording(tmp_path / "b.zarr")
 
 
 # collections
@@ -521,20 +457,21 @@ def test_collection(tmp_path):
     with open(tmp_path / "lab" / "index.csv") as f:
         assert [r["file"] for r in csv.DictReader(f)] == list(c)
     with pytest.raises(KeyError, match="x is not in"): c["x"]
-    half(tmp_path / "lab" / "test_a.nc")
+    cut = tmp_path / "lab" / "test_a.nc"
+    cut.write_bytes(cut.read_bytes()[:1000])
     (tmp_path / "lab" / "test_m1.nc").unlink()
     (tmp_path / "lab" / "read me.txt").write_text("")
-    with pytest.warns(UserWarning,
-                      match="2 of 4 files left out"): c = open_collection(tmp_path / "lab")
+    with pytest.warns(UserWarning, match="2 of 4 files left out"):
+        c = open_collection(tmp_path / "lab")
     assert list(c) == ["test_b-2.nc", "test_f1.nc"]
     assert "cut short" in c.refused["test_a.nc"] and "not in the folder" in c.refused["test_m1.nc"]
 
 
 def test_collection_refuses(tmp_path):
-    with pytest.raises(RecordingError, match="no such folder"): open_collection(tmp_path / "x")
-    with pytest.raises(RecordingError, match="holds no recording"): open_collection(tmp_path)
-    with pytest.raises(RecordingError,
-                       match="would share a file"): save_collection([worm(), worm()], tmp_path)
+    for refused, says in [(lambda: open_collection(tmp_path / "x"), "no such folder"),
+                          (lambda: open_collection(tmp_path), "holds no recording"),
+                          (lambda: save_collection([worm(), worm()], tmp_path), "share a file")]:
+        with pytest.raises(RecordingError, match=says): refused()
 
 
 # 302 names
@@ -560,11 +497,9 @@ def test_names_agree_with_the_connectome(mirror):
 
 def test_to_302():
     ds = worm(trace=np.arange(60, dtype=np.float32).reshape(20, 3))
-    x, mask = to_302(ds)
-    assert x.shape == (302, 20) and x.dtype == np.float32 and mask.dtype == bool and mask.sum() == 2
-    assert (x[NEURONS.index("AVAR")] == ds.trace[:, 1]).all() and not x[~mask].any()
     x, mask = to_302(ds.assign_coords(labelled=("neuron", [False, True, False])))
-    assert list(np.flatnonzero(mask)) == [NEURONS.index("AVAR")] and not x[~mask].any()
+    assert x.dtype == np.float32 and mask.dtype == bool and not x[~mask].any()
+    assert list(np.flatnonzero(mask)) == [NEURONS.index("AVAR")]
     assert to_302(worm(labelled=[False] * 3))[1].sum() == 0
     for other, words in ((session(), "only traces have 302 rows"),
                          (worm(neuron=["AVAL", "VB01", "?"]), "VB01: a labelled neuron is none")):
@@ -590,7 +525,7 @@ def worms(draw):
     names = draw(st.lists(st.sampled_from(NEURONS), min_size=n, max_size=n, unique=True))
     return traces(
         draw(hnp.arrays(dtype, (T, n), elements=elements)), names, np.cumsum(steps),
-                  labelled=labelled,
+        labelled=labelled,
         subject=draw(st.text(min_size=1).filter(lambda s: s.strip())), source="hypothesis",
         report=draw(JSON.filter(lambda r: r is not None)), note=draw(JSON),
         behaviour={"v": draw(hnp.arrays(float, T, elements=st.floats(allow_nan=True)))},
@@ -603,11 +538,11 @@ def test_any_worm(tmp_path, ds):
     check(ds)
     same(open_recording(save(ds, tmp_path / "a.nc")), ds)
     x, mask = to_302(ds)
-    known = set(ds.neuron.values[ds.labelled.values])
-    for i, name in enumerate(NEURONS):
-        assert mask[i] == (name in known)
-        want = ds.trace.sel(neuron=name).values if name in known else np.zeros(ds.sizes["time"])
-        assert np.array_equal(x[i], want)
+    want = np.zeros_like(x)
+    for name, trace, named in zip(ds.neuron.values, ds.trace.values.T, ds.labelled.values):
+        assert mask[NEURONS.index(name)] == named
+        if named: want[NEURONS.index(name)] = trace
+    assert np.array_equal(x, want) and mask.sum() == ds.labelled.values.sum()
 
 
 @given(hnp.array_shapes(min_dims=2, max_dims=3, max_side=5).flatmap(lambda s: st.one_of(
@@ -624,13 +559,6 @@ def test_states_by_name():
     ds = worm(state=[1] * 5 + [0] * 15, states=["rest", "run"])
     assert list(state_names(ds)) == ["run"] * 5 + ["rest"] * 15
     assert list(state_names(worm(state=["b"] * 20, states=["a", "b"]))) == ["b"] * 20
-    by_name = worm(state=None).assign(state=("time",
-                                             ["x"] * 20))   # names instead of codes are fine
+    by_name = worm(state=None).assign(state=("time", ["x"] * 20))  # names instead of codes
     check(by_name)
     assert set(state_names(by_name)) == {"x"}
-
-
-def test_import_is_light():
-    code = "import sys, neurocompanion.recordings.standard; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"

@@ -11,7 +11,7 @@ from neurocompanion.sweeps.sweep import expand, load
 from neurocompanion.zebrafish import experiments as ex
 from neurocompanion.zebrafish import fish as fs
 from neurocompanion.zebrafish import methods as me
-from neurocompanion.zebrafish.data import errors, grand_mean
+from neurocompanion.zebrafish.data import mean_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = dict(length=0.12, cells=30, horizon=4, steps=2, checks=1, batch=2, trace_epochs=1, every=8,
@@ -65,28 +65,10 @@ def test_the_baseline_reads_training_frames_alone():
     np.testing.assert_array_equal(a[:30], b[:30])
 
 
-def test_scores_are_those_of_the_data_page(small):
-    s, fish = small
-    s = s._replace(every=1)
-    forecast = lambda at: np.repeat(fish.trace[at + s.context - 1][:, None], s.horizon, 1)
-    found = me.judged(forecast, s, fish)
-    t = errors(forecast, fish.trace, s.context, horizon=s.horizon, splits=fish.splits,
-               longest=s.longest)
-    rows = pd.DataFrame(me.by_lead(found, s)).pivot(index="condition", columns="h", values="mae")
-    np.testing.assert_allclose(rows.loc[t.index], t, rtol=1e-5)
-    assert me.mean_error(found) == pytest.approx(grand_mean(t).mean(), rel=1e-5)
-
-
-def test_the_grand_mean_leaves_the_held_out_condition_out_and_weighs_conditions_alike():
-    error = lambda n, e: (np.full((n, 2, 3), e), np.zeros((n, 2, 3)))
-    found = {"gain": error(1, 1.0), "dots": error(9, 2.0), "taxis": error(5, 100.0)}
-    assert me.mean_error(found) == pytest.approx(1.5)
-
-
 def test_errors_are_told_in_the_units_of_the_recording(small):
     s, fish = small
     forecast = lambda at: np.zeros((len(at), s.horizon, fish.trace.shape[1]))
-    once, thrice = (me.mean_error(me.judged(forecast, s, fish._replace(unit=u))) for u in (1, 3))
+    once, thrice = (mean_error(me.judged(forecast, s, fish._replace(unit=u))) for u in (1, 3))
     assert thrice == pytest.approx(3 * once)
 
 

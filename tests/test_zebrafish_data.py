@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.zebrafish import data as Z
 
 
@@ -32,13 +31,6 @@ def test_traces_of_a_film_on_disk_are_read_in_blocks(tmp_path):
     assert [(k.start, k.stop) for k in film.asked] == [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
-def test_masks_that_are_none():
-    with pytest.raises(RecordingError, match="do not fit"):
-        Z.extract_traces(np.zeros((2, 1, 3, 3)), np.ones((1, 3, 4), int))
-    for wrong in (np.ones((1, 3, 3)), -np.ones((1, 3, 3), int), np.zeros((1, 3, 3), int)):
-        with pytest.raises(RecordingError): Z.extract_traces(np.zeros((2, 1, 3, 3)), wrong)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
 def test_coarser_by_loop(shape, factors):
@@ -51,15 +43,6 @@ def test_coarser_by_loop(shape, factors):
         assert cells[at] == block[tuple(f // 2 for f in factors)]
 
 
-def test_published_counts():
-    def counts(part, context): return [len(v) for v in Z.windows(context)[part].values()]
-    for context in (1, 4, 64, 256):
-        assert counts("test", context) == [98, 323, 99, 368, 231, 86, 165, 99, 88]
-        assert sum(counts("valid", context)) == 469
-    assert (sum(counts("train", 4)), sum(counts("train", 256))) == (4772, 2756)
-    assert "taxis" not in Z.windows(4)["train"] and "taxis" not in Z.windows(4)["valid"]
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 256), st.integers(1, 64))
 def test_no_frame_to_forecast_is_shared_by_parts(context, horizon):
@@ -70,12 +53,3 @@ def test_no_frame_to_forecast_is_shared_by_parts(context, horizon):
             for starts in conditions.values(): mine[starts + ahead] = True
         assert mine.any() and not any((mine & other).any() for other in parts)
         parts.append(mine)
-
-
-def test_own_recording():
-    splits = Z.split_conditions((0, 100, 150), ("a", "b"), held_out=("b",), padding=0)
-    w = Z.windows(2, 5, splits=splits, longest=10)
-    assert len(w["train"]["a"]) == 70 - 7 + 1 and len(w["test"]["a"]) == 20 - 5 + 1
-    assert list(w["test"]["b"][[0, -1]]) == [108, 143]
-    with pytest.raises(ParameterError, match="leaves the recording"):
-        Z.cut(np.zeros((100, 3)), w["test"]["b"], 2, 5)

@@ -1,9 +1,7 @@
 "Trace models: shapes, what each of them can hear, and a batch that can be learned."
-import numpy as np
 import pytest
 import torch
 
-from neurocompanion.core import ParameterError
 from neurocompanion.zebrafish import traces as Z
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,28 +53,3 @@ def test_a_batch_can_be_learned(name):
         loss.backward()
         optimiser.step()
     assert losses[-1] < 0.2 * losses[0]
-
-
-def test_published_sizes():
-    count = lambda m: sum(p.numel() for p in m.parameters())
-    assert count(Z.LinearTraces()) == 160
-    assert count(Z.TimeMix()) == 5 * 20 + 160
-    assert count(Z.TSMixer(71_721)) == 2 * (20 + 2 * 71_721 * 256 + 256 + 71_721) + 160
-
-
-@pytest.mark.parametrize("name", ["linear", "timemix", "tsmixer", "tide"])
-def test_wrong_context_is_told(name):
-    _, past, future = batch()
-    with pytest.raises(ParameterError, match=f"{C} frames"):
-        MODELS[name]()(torch.randn(4, C + 1, N), past, future)
-
-
-def test_evoked_response_is_the_mean_by_phase():
-    rng = np.random.default_rng(0)
-    stimulus = (np.arange(60) % 10 < 2).astype(float)[:, None]
-    phase = Z.stimulus_phase(stimulus)
-    trace = rng.standard_normal((60, N)).astype(np.float32)
-    model = Z.StimulusEvoked(trace, phase)
-    y = model(None, future=torch.as_tensor(phase[None, 20:24]))[0].numpy()
-    for k in range(4):
-        np.testing.assert_allclose(y[k], trace[phase == phase[20 + k]].mean(0), atol=1e-6)

@@ -19,8 +19,9 @@ from .baselines import Mean, Smoothing, StitchedGRU, StitchedLinear
 from .data import Session, fewer, from_recording
 from .models import NDT, beside, hide, last_bins
 from .pretraining import (
-    _fingerprint, evaluate, load_model, pretrain, save_model)
+    evaluate, known_as, load_model, pretrain, save_model)
 from .training import fine_tune_many
+from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
 
 # %% ../../nbs/sessions/selection.ipynb #173698ee
@@ -102,8 +103,8 @@ def _shortened(held, s):
 
 # %% ../../nbs/sessions/selection.ipynb #44df7435
 _CODE = ("sessions.models", "sessions.baselines", "fast.dropout", "sessions.pretraining",
-         "sessions.training", "sessions.selection", "training.fit", "training.steps",
-         "training.schedules", "training.metrics")
+         "sessions.training", "sessions.selection", "training.members", "training.fit",
+         "training.steps", "training.schedules", "training.metrics")
 
 
 @functools.lru_cache(1)
@@ -168,7 +169,7 @@ def _pretraining(s, sessions, seed):
     "What decides a pretrained body."
     bins = max(x.train.shape[1] for x in sessions)
     return dict(model=s.model, sizes=new_body(s, bins, seed).settings, seed=seed,
-                sessions=_fingerprint(sessions), **{k: getattr(s, k) for k in _TRAINING})
+                sessions=known_as(sessions), **{k: getattr(s, k) for k in _TRAINING})
 
 # %% ../../nbs/sessions/selection.ipynb #53c70bdb
 def pretrained(
@@ -236,8 +237,8 @@ def _measured(model, held, s):
 
 def _tuning(s, key, held, seed):
     "The identity of a fine-tune's scores; the test trials are part of it."
-    return _digest(dict(body=key, held=_fingerprint([held]), seed=seed, tune=s.tune_epochs,
-                        test=_fingerprint([held._replace(train=held.test)]), token=s.train_token,
+    return _digest(dict(body=key, held=known_as([held]), seed=seed, tune=s.tune_epochs,
+                        test=known_as([held._replace(train=held.test)]), token=s.train_token,
                         last=s.last, **{k: getattr(s, k) for k in _TRAINING[1:]}))
 
 # %% ../../nbs/sessions/selection.ipynb #c47bb3b9
@@ -272,6 +273,8 @@ def _tuned(s, held, bodies, seed):
                           weight_decay=s.decay, batch=s.batch, ratio=s.ratio,
                           train_token=s.train_token)
     each = (time.perf_counter() - start) / len(bodies)
+    for t in done:
+        if t.stopped == "diverged": raise diverged(f"epoch {len(t.rows)}", "none", t.session)
     return [_measured(t.model, held, s) | dict(readout=read_out(
         b, held, seed, ratio=s.ratio, last=s.last), seconds=each) for t, b in zip(done, bodies)]
 

@@ -12,9 +12,10 @@ from ..core import ParameterError
 from .data import Session
 
 # %% ../../nbs/sessions/similarity.ipynb #3a25b125
-def _counts(session):
-    "Training trials as float64.  # trial time unit"
-    return session.train.numpy().astype(float)
+def _centred(session):
+    "Training trials, each unit about its mean.  # trial time unit"
+    x = session.train.numpy().astype(float)
+    return x - x.mean((0, 1))
 
 
 def rate_distance(
@@ -25,7 +26,7 @@ def rate_distance(
     if "traces" in (a.kind, b.kind): return float("nan")
     level, found = (np.arange(50) + 0.5) / 50, []
     for s in (a, b):
-        x = _counts(s)
+        x = s.train.numpy().astype(float)
         least = 0.5 / len(x) / x.shape[1]                    # a silent unit: half a spike
         found.append(np.quantile(np.log2(np.maximum(x.mean((0, 1)), least) / s.bin_size), level))
     return float(np.mean(np.abs(found[0] - found[1])))
@@ -45,8 +46,7 @@ def autocovariance(
     lags: int,            # how many, from one bin on
 ) -> np.ndarray:          # of length one
     "Covariance of units with themselves at later bins, summed over units."
-    x = _counts(session)
-    x = x - x.mean((0, 1))
+    x = _centred(session)
     c = np.array([np.vdot(x[:, k:], x[:, :-k]) / (x.shape[1] - k) for k in range(1, lags + 1)])
     return c / max(np.linalg.norm(c), 1e-12)
 
@@ -72,11 +72,9 @@ def spectrum(
     k: int = 10,          # how many directions
 ) -> np.ndarray:          # shares of what is shared between neighbouring bins, falling
     "How the covariance of a population is spread over directions."
-    x = _counts(session)
-    c = _lagged(x - x.mean((0, 1)), 1)
+    c = _lagged(_centred(session), 1)
     share = np.maximum(np.sort(np.linalg.eigvalsh((c + c.T) / 2))[::-1], 0)
-    share = np.r_[share, np.zeros(k)][:k] / max(share.sum(), 1e-12)
-    return share
+    return np.r_[share, np.zeros(k)][:k] / max(share.sum(), 1e-12)
 
 
 def spectrum_distance(
@@ -94,8 +92,7 @@ def latent_law(
     lags: int = 5,      # bins
 ) -> np.ndarray:        # to, from
     "The linear law that the main directions of a population follow from bin to bin."
-    x = _counts(session)
-    x = x - x.mean((0, 1))
+    x = _centred(session)
     c = _lagged(x, 1)
     value, vector = np.linalg.eigh((c + c.T) / 2)
     z = x @ vector[:, np.argsort(-value)[:latents]]                # trial time latent

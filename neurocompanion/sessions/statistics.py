@@ -9,6 +9,7 @@ __all__ = ['GUESSES', 'gains', 'table_1', 't_tests', 'differences', 'laws', 'sco
 # %% ../../nbs/sessions/statistics.ipynb #438a01fb
 import itertools
 import numpy as np
+import pandas as pd
 from ..core import ParameterError
 from ..training.metrics import fit_scaling, interval
 
@@ -40,7 +41,6 @@ def table_1(
     top: int = 5,              # sessions of the last column
 ):                             # DataFrame by held-out session: gain of each order
     "The gain of each order at its best number of sessions, and with the top few."
-    import pandas as pd
     g = gains(rows, value)
     mean = g.groupby(["held", "order", "size"])[[chosen_by, "gain"]].mean().reset_index()
     best = mean.loc[mean.groupby(["held", "order"])[chosen_by].idxmax()]
@@ -57,16 +57,15 @@ def t_tests(
     value: str = "test",
 ):                         # DataFrame by held-out session and pair of orders: p for each size
     "p values of two orders at the same number of sessions."
-    import pandas as pd
     from scipy.stats import ttest_ind
     some = _rows(rows, "scaling")
     names = [o for o in ("random", "ranked", "reverse") if o in set(some["order"])]
-    found = []
+    tests = []
     for (held, n), part in some.groupby(["held", "size"], sort=True):
         of = {o: part[part["order"] == o][value].to_numpy(float) for o in names}
-        found += [dict(held=held, pair=f"{a} / {b}", size=n, p=ttest_ind(of[a], of[b]).pvalue)
+        tests += [dict(held=held, pair=f"{a} / {b}", size=n, p=ttest_ind(of[a], of[b]).pvalue)
                   for a, b in itertools.combinations(names, 2) if min(len(of[a]), len(of[b])) > 1]
-    if found: return pd.DataFrame(found).pivot_table(
+    if tests: return pd.DataFrame(tests).pivot_table(
         index=["held", "pair"], columns="size", values="p", sort=False)
     raise ParameterError("there is nothing to test", expected="two seeds or more of two orders",
                          found=f"orders {', '.join(names) or 'none'}")
@@ -77,7 +76,6 @@ def differences(
     value: str = "test",
 ):                         # DataFrame: pair, size, mean, low, high, n
     "How far two orders lie apart at the same number of sessions, with intervals."
-    import pandas as pd
     some = _rows(rows, "scaling")
     wide = some.pivot_table(index=["size", "held", "seed"], columns="order", values=value)
     pairs = (("ranked", "random"), ("random", "reverse"), ("ranked", "reverse"))
@@ -85,8 +83,7 @@ def differences(
     for (a, b), (n, part) in itertools.product(pairs, wide.groupby("size")):
         if a not in part or b not in part: continue
         d = (part[a] - part[b]).dropna()
-        each = d.groupby("held").mean()
-        d = each if len(each) > 1 else d
+        if d.index.get_level_values("held").nunique() > 1: d = d.groupby("held").mean()
         if len(d): found.append(dict(pair=f"{a} − {b}", size=n, **interval(d)._asdict()))
     return pd.DataFrame(found)
 
@@ -97,7 +94,6 @@ def laws(
     value: str = "test",
 ) -> tuple:                # DataFrame of extrapolations; the laws by (held, order)
     "A law for each held-out session and order, and what it foretells for the whole pool."
-    import pandas as pd
     some, fitted, found = _rows(rows, "scaling"), {}, []
     for (held, order), part in some[some["order"] != "all"].groupby(["held", "order"], sort=False):
         if part[x].nunique() < 2: continue
@@ -124,7 +120,6 @@ def stability(
     rows,       # of `ranking`
 ):              # DataFrame: held, seeds, rho
     "Spearman's correlation of the rankings of two seeds."
-    import pandas as pd
     found = []
     for held, part in _rows(rows, "session").groupby("held", sort=False):
         wide = part.pivot_table(index="session", columns="seed", values="valid")
@@ -140,7 +135,6 @@ def shared_top(
     seed: int = 0,
 ):                       # DataFrame: k, shared, chance
     "How many sessions are among the best k for all that are held out."
-    import pandas as pd
     rank = scores(rows).rank(ascending=False, method="first")       # session held; own: NaN
     rng, known = np.random.default_rng(seed), rank.notna().to_numpy()
     def count(r, k): return int(((r <= k) | ~known).all(1).sum())
@@ -159,7 +153,6 @@ def explained(
     value: str = "valid",
 ):                                               # DataFrame: held, r2, left_out, facts
     "The share of a ranking's variance that metadata explain."
-    import pandas as pd
     found = []
     for held, part in _rows(rows, "session").groupby("held", sort=False):
         t = part.groupby("session")[[value, *facts]].mean()
@@ -185,7 +178,6 @@ def guesses(
     truth: str = "valid",       # what is to be guessed; far: the true distance
 ):                              # DataFrame: held, guess, rho
     "Spearman's correlation of cheap guesses with a ranking."
-    import pandas as pd
     found = []
     for held, part in _rows(rows, "session").groupby("held", sort=False):
         t = part.groupby("session").mean(numeric_only=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'OFFSETS', 'PADDING', 'HELD_OUT', 'TEST', 'VALID', 'HORIZON', 'LONGEST', 'SPLITS', 'cell_matrix',
-           'extract_traces', 'coarser_video', 'coarser_cells', 'split_conditions', 'recording_splits', 'windows', 'cut',
-           'errors', 'grand_mean', 'correlations']
+           'centres', 'extract_traces', 'coarser_video', 'coarser_cells', 'split_conditions', 'recording_splits',
+           'windows', 'cut', 'judged', 'mean_error', 'by_lead']
 
 # %% ../../nbs/zebrafish/data.ipynb #8e0ba903
 import numpy as np
@@ -29,6 +29,15 @@ def cell_matrix(
     if not len(number): raise RecordingError("there is no cell in these masks", found="zeros",
                                              expected="voxels numbered by their cell")
     return csr_array((1 / size[row], (row, at)), shape=(len(number), flat.size)), number
+
+# %% ../../nbs/zebrafish/data.ipynb #0927bc94
+def centres(
+    cells,            # which cell each voxel belongs to, 0 = none  # z y x
+) -> np.ndarray:      # in voxels, in order of the cells' numbers  # cell 3
+    "The middle of every cell."
+    inside = np.asarray(cells) > 0
+    _, row, size = np.unique(np.asarray(cells)[inside], return_inverse=True, return_counts=True)
+    return np.stack([np.bincount(row, at) for at in np.nonzero(inside)], 1) / size[:, None]
 
 # %% ../../nbs/zebrafish/data.ipynb #04ecb1d8
 def extract_traces(
@@ -166,51 +175,39 @@ def cut(
     return seen, np.stack([series[a + context:a + context + horizon] for a in at])
 
 # %% ../../nbs/zebrafish/data.ipynb #f2822a7e
-def errors(
-    forecast,                 # forecast(starts) -> what will come  # w -> w h n
-    trace,                    # of all frames  # time cell
+def judged(
+    forecast,               # forecast(starts) -> what will come  # w -> w h n
+    trace,                  # of all frames  # time cell
+    starts: dict,           # condition → first frames, as from `windows`
     context: int = 4,
-    *,
     horizon: int = HORIZON,
-    splits: dict = SPLITS,
-    part: str = "test",       # or "valid", "train"
-    longest: int = LONGEST,
-    batch: int = 16,          # windows at a time
-) -> pd.DataFrame:            # one row a condition, one column a lead time
-    "Mean absolute error by condition and lead time."
-    rows = {}
-    for name, at in windows(context, horizon, splits=splits, longest=longest)[part].items():
-        total = np.zeros(horizon)
-        for i in range(0, len(at), batch):
-            y = cut(trace, at[i:i + batch], context, horizon)[1]
-            total += np.abs(np.asarray(forecast(at[i:i + batch])) - y).mean(2).sum(0)
-        rows[name] = total / len(at) if len(at) else np.full(horizon, np.nan)
-    return pd.DataFrame.from_dict(rows, "index", columns=pd.RangeIndex(1, horizon + 1, name="h"))
+) -> dict:                  # condition → forecasts and truth  # w h n, w h n
+    "What was forecast, and what came."
+    return {name: (np.asarray(forecast(at)), cut(trace, at, context, horizon)[1])
+            for name, at in starts.items() if len(at)}
 
 
-def grand_mean(
-    scores: pd.DataFrame,   # one row a condition
+def mean_error(
+    scores: dict,           # as `judged` makes it
     held_out=HELD_OUT,      # conditions that stand apart
-):                          # one value for each column
-    "The unweighted mean over conditions."
-    return scores.drop(index=list(held_out), errors="ignore").mean()
+) -> float:
+    "The grand mean: of conditions alike, without the held-out one."
+    return float(np.mean([np.abs(p - y).mean() for name, (p, y) in scores.items()
+                          if name not in held_out]))
 
 # %% ../../nbs/zebrafish/data.ipynb #fe7438dd
-def correlations(
-    forecast,                 # as for `errors`
-    trace,                    # time cell
-    context: int = 4,
-    *,
-    horizon: int = HORIZON,
-    splits: dict = SPLITS,
-    part: str = "test",
-    longest: int = LONGEST,
-) -> pd.DataFrame:            # one row a condition: Corr_H, then Corr_W by lead time
-    "Correlations by condition: along forecasts, and along time at each lead time."
-    rows = {}
-    for name, at in windows(context, horizon, splits=splits, longest=longest)[part].items():
-        if len(at) < horizon: continue
-        y, p = cut(trace, at, context, horizon)[1], np.asarray(forecast(at))
-        rows[name] = [corr_h(p, y), *corr_w(p, y, horizon)]
-    columns = ["Corr_H", *range(1, horizon + 1)]
-    return pd.DataFrame.from_dict(rows, "index", columns=columns)
+def by_lead(
+    scores: dict,       # as `judged` makes it
+    every: int = 1,     # how far windows lie apart; along time, correlations need all of them
+) -> list:              # a row for each condition and lead time
+    "Errors and correlations."
+    rows = []
+    for name, (p, y) in scores.items():
+        horizon = p.shape[1]
+        along = corr_w(p, y, horizon) if len(p) >= horizon and every == 1 else \
+            np.full(horizon, np.nan)
+        within = corr_h(p, y) if horizon > 1 else np.nan
+        rows += [dict(condition=name, held_out=name in HELD_OUT, h=h + 1, windows=len(p), mae=e,
+                      corr_w=along[h], corr_h=within)
+                 for h, e in enumerate(np.abs(p - y).mean((0, 2)))]
+    return rows

@@ -14,11 +14,10 @@ import torch
 
 from ..core import ParameterError, experiment_of
 from . import fish as fs
-from .data import coarser_video
+from .data import by_lead, coarser_video, mean_error
 from .fish import Setting, inputs, setting  # noqa: F401, passed on
-from neurocompanion.zebrafish.methods import (
-    NETS, asked_windows, by_cell, by_lead, forecaster, judged, listed, mean_error, samples,
-    unet)
+from .methods import (
+    NETS, asked_windows, by_cell, forecaster, judged, listed, samples, unet)
 from .models import flops, receptive_field
 from .training import frame_of, trace_mae
 from .views import views
@@ -41,7 +40,7 @@ def _benchmark(s, fish):
     for name in listed(s):
         test, grand, *_ = _scored(name, s, fish)
         rows.append(dict(what="model", **grand))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
         rows += [dict(what="cell", model=name, **r) for r in by_cell(test, fish)]
     return rows
 
@@ -73,7 +72,7 @@ def _network(s, fish, others=()):
     rows = [dict(what="model", **grand, flops=flops(net, size), **far)]
     rows += [dict(what="look", model=s.models, stage=r["stage"], step=r["step"],
                   train_loss=r["train_loss"], valid_loss=r["valid_loss"]) for r in history]
-    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test, s)]
+    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test, s.every)]
 
 # %% ../../nbs/zebrafish/experiments.ipynb #d490ca4e
 def context(
@@ -140,7 +139,7 @@ def light_sheet(
     for name in listed(s):
         test, grand, _, model = _scored(name, s, fish)
         rows.append(dict(what="model", **grand, found_cells=fish.trace.shape[1]))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
         if name in NETS and not strip: strip = _strip(name, model, s, fish)
     return rows + strip
 

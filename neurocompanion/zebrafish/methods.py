@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETS', 'MODELS', 'starts', 'asked_windows', 'resampling', 'unet', 'samples', 'trained', 'listed', 'Cut', 'forecaster',
-           'judged', 'by_lead', 'mean_error', 'by_cell']
+           'judged', 'by_cell']
 
 # %% ../../nbs/zebrafish/methods.ipynb #d1ba9a63
 import time
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from ..core import ParameterError
-from ..training.metrics import corr_h, corr_w
 from . import traces as tr
-from .data import HELD_OUT, cut, windows
+from . import data as zd
+from .data import HELD_OUT, windows
 from .fish import Fish, Setting, train_frames
 from .models import UNet3D
 from .training import (
@@ -118,14 +118,10 @@ class _Mixed:
     def __len__(self): return max(len(p) for p in self.parts)
 
     def __iter__(self):
-        going = [iter(p) for p in self.parts]
-        for i in range(len(self)):
-            k = i % len(going)
-            found = next(going[k], None)
-            if found is None:
-                going[k] = iter(self.parts[k])
-                found = next(going[k])
-            yield found
+        def endless(part):
+            while True: yield from part
+        going = [endless(p) for p in self.parts]
+        for i in range(len(self)): yield next(going[i % len(going)])
 
 # %% ../../nbs/zebrafish/methods.ipynb #5ffeb16a
 NETS = "unet", "unet_residual"
@@ -227,48 +223,20 @@ def judged(
     s: Setting,
     fish: Fish,
     part: str = "test",     # or "valid"
-) -> dict:                  # condition → forecasts and truth  # w h n, w h n
-    "What was forecast and what came, in ΔF/F."
-    found = {}
-    for name, at in asked_windows(s, fish, part).items():
-        y = cut(fish.trace, at, s.context, s.horizon)[1]
-        found[name] = fish.unit * np.asarray(forecast(at)), fish.unit * y
-    return found
-
-
-def by_lead(
-    found: dict,        # as `judged` makes it
-    s: Setting,
-) -> list:              # a row for each condition and lead time
-    "Errors and correlations."
-    rows = []
-    for name, (p, y) in found.items():
-        error, many = np.abs(p - y).mean((0, 2)), len(p) >= s.horizon and s.every == 1
-        along = corr_w(p, y, s.horizon) if many else np.full(s.horizon, np.nan)
-        within = corr_h(p, y) if s.horizon > 1 else np.nan
-        rows += [dict(condition=name, held_out=name in HELD_OUT, h=h + 1, windows=len(p),
-                      mae=error[h], corr_w=along[h], corr_h=within) for h in range(s.horizon)]
-    return rows
-
-# %% ../../nbs/zebrafish/methods.ipynb #8aa1b61c
-def mean_error(
-    found: dict,        # as `judged` makes it
-    held_out=HELD_OUT,
-) -> float:
-    "The grand mean: of conditions alike, without the held-out one."
-    return float(np.mean([np.abs(p - y).mean() for k, (p, y) in found.items()
-                          if k not in held_out]))
+) -> dict:                  # condition → forecasts and truth, in ΔF/F  # w h n, w h n
+    "`data.judged`, of the windows that a setting asks for."
+    scores = zd.judged(forecast, fish.trace, asked_windows(s, fish, part), s.context, s.horizon)
+    return {name: (fish.unit * p, fish.unit * y) for name, (p, y) in scores.items()}
 
 
 def by_cell(
-    found: dict,
+    scores: dict,       # as `judged` makes it
     fish: Fish,
     held_out=HELD_OUT,
 ) -> list:              # a row for each cell
     "Each cell's error at the longest lead time, and where the cell is."
-    error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in found.items()
+    error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in scores.items()
                      if k not in held_out], axis=0)
     if fish.cells is None: return [dict(cell=i, mae=e) for i, e in enumerate(error)]
-    where = [np.argwhere(fish.cells == n).mean(0) for n in np.unique(fish.cells[fish.cells > 0])]
-    return [dict(cell=i, mae=e, z=z, y=y, x=x) for i, (e, (z, y, x)) in enumerate(
-        zip(error, where))]
+    return [dict(cell=i, mae=e, z=z, y=y, x=x)
+            for i, (e, (z, y, x)) in enumerate(zip(error, zd.centres(fish.cells)))]

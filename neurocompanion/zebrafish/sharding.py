@@ -346,18 +346,13 @@ def _compare(rank, n, parts, size, samples, how, folder):
     got = _said(part, loss, grid.cut(x[own], step), lead[own], grid.cut(y[own], rise), 1 / samples)
     got["loss"] = _everywhere(got["loss"]) / n
     want["forecast"] = grid.cut(want["forecast"][own], rise)
-    _report(rank, want, got, folder)
-    dist.destroy_process_group()
-
-# %% ../../nbs/zebrafish/sharding.ipynb #e380dfd2
-def _report(rank, want, got, folder):
-    "Write down the largest differences of all processes."
-    off = torch.stack([(got[k] - want[k]).abs().max() for k in want])
+    off = torch.stack([(got[k] - want[k]).abs().max() for k in want])     # largest differences
     off[2] /= want["gradient"].abs().max()
     dist.all_reduce(off, op=dist.ReduceOp.MAX)
     top = _everywhere(want["forecast"].abs().max(), dist.ReduceOp.MAX)
-    if rank: return
-    torch.save(dict(zip([*want, "scale"], [*off.tolist(), top.item()])), f"{folder}/result.pt")
+    keys = *want, "scale"
+    if not rank: torch.save(dict(zip(keys, [*off.tolist(), top.item()])), f"{folder}/result.pt")
+    dist.destroy_process_group()
 
 # %% ../../nbs/zebrafish/sharding.ipynb #d16fe4cc
 def halo_share(

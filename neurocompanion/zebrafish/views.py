@@ -11,7 +11,8 @@ import numpy as np
 from ..core import ParameterError
 from . import fish as fs
 from .fish import Fish, Setting, setting
-from .methods import judged, mean_error, starts, unet
+from .data import centres, mean_error
+from .methods import judged, starts, unet
 from .models import receptive_field
 
 # %% ../../nbs/zebrafish/views.ipynb #f6e6cafe
@@ -21,8 +22,7 @@ def in_view(
     mean: bool = False,   # of all cells, too
 ) -> np.ndarray:  # to, from and the mean
     "Which cells see which: centres within half the view, along y and along x."
-    number = np.unique(cells[cells > 0])
-    centre = np.array([np.argwhere(cells == n)[:, 1:].mean(0) for n in number])
+    centre = centres(cells)[:, 1:]
     near = (np.abs(centre[:, None] - centre) < sees / 2).all(-1)
     return np.column_stack([near, np.full(len(near), mean)])
 

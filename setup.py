@@ -27,6 +27,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["neurocompanion", "neurocompanion.*"]),
+    package_data={"neurocompanion.fast": ["*.c"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

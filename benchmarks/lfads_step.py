@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from neurocompanion import core
-from neurocompanion.autolfads import cells, models, native
+from neurocompanion.autolfads import cells, models
+from neurocompanion.fast import lfads
 from turns import measure
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
@@ -86,9 +87,9 @@ def unit_rows(m): return F.normalize(m.factors.weight, dim=1)
 def not_compiled(loss):
     "A loss by the loops in PyTorch; the way back follows the way forward."
     def run(model):
-        library, native.library = native.library, lambda: None
+        compiled, lfads.compiled = lfads.compiled, lambda: None
         try: return loss(model)
-        finally: native.library = library
+        finally: lfads.compiled = compiled
     return run
 
 
@@ -145,6 +146,7 @@ if __name__ == "__main__":
     ask.add_argument("--repeats", type=int, default=5)
     asked = ask.parse_args()
     core.keep_memory()
-    print(f"PyTorch {torch.__version__}; compiled loops: {'yes' if native.library() else 'no'}")
+    lib = lfads.compiled()
+    print(f"PyTorch {torch.__version__}; loops: {lib.way if lib else 'torch'}")
     for threads in asked.threads:
         for name in asked.shapes: compare(name, threads, asked.repeats)

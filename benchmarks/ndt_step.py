@@ -8,8 +8,7 @@ own layers, and one large product, `torch.mm`, whose rate is the machine's. The 
 needs are counted exactly; ours leaves out, in its last layer, the bins that do not enter the loss,
 and they are not counted either. Of attention only the pairs that may look at each other count.
 
-Printed: seconds of a step, GFLOP/s, and the share of the rate of `torch.mm`. Medians. The share may
-exceed 100 %: on some processors PyTorch's second product (oneDNN) is faster than its first.
+Printed: seconds of a step, GFLOP/s, and the share of the rate of `torch.mm`. Medians.
 """
 
 import argparse
@@ -22,7 +21,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from neurocompanion import core
-from neurocompanion.sessions import products
 from neurocompanion.sessions.models import NDT, fill_in, hide, may_ask, poisson_nll
 from turns import measure
 
@@ -130,6 +128,6 @@ if __name__ == "__main__":
     ask.add_argument("--repeats", type=int, default=5)
     asked = ask.parse_args()
     core.keep_memory()
-    print(f"PyTorch {torch.__version__}; second product: {'yes' if products._FAST else 'no'}")
+    print(f"PyTorch {torch.__version__}")
     for threads in asked.threads:
         for name in asked.shapes: compare(name, threads, asked.repeats)

@@ -12,8 +12,7 @@ disturb are slower than they should be: the best of each counts; on a busy machi
 least 90 %, Transformer 512 75 %, Transformer 64 40 %; the epoch at most 1.1.
 
 `fit` lets the process keep the memory that a step frees (`core.keep_memory`). The bare operations
-get the same, to be fair; `--plain` does without it on both sides. Ratios above 100 % mean that the
-models' products, which go through oneDNN, are faster than PyTorch's own product of two matrices.
+get the same, to be fair; `--plain` does without it on both sides.
 """
 import argparse
 import os

@@ -357,7 +357,9 @@ def run_record(
     started: float | None = None,  # `time.time()` at the start
 ) -> dict:
     "What made a result, as plain values that JSON can hold."
+    fast, torch = (sys.modules.get(name) for name in ("neurocompanion.fast", "torch"))
+    ways = fast.paths() if fast else {"threads": torch and torch.get_num_threads()}
     wall = None if started is None else round(time.time() - started, 3)
     return {"parameters": dict(parameters), "seed": seed, "git": git_revision(),
             "versions": dict(versions()), "device": str(device or "cpu"), "data": dict(data or {}),
-            "wall_seconds": wall}
+            "fast": ways, "wall_seconds": wall}

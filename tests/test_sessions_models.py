@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from neurocompanion.core import ParameterError
 from neurocompanion.sessions import models as M
-from neurocompanion.sessions import products as P
 from neurocompanion.sessions.baselines import Mean, Smoothing, StitchedGRU, StitchedLinear
 from neurocompanion.sessions.data import Session
 
@@ -120,7 +119,7 @@ def test_no_gradient_from_the_past_to_the_future():
 
 
 def test_causal_at_full_width():
-    "Large enough for the fast product and for attention in blocks."
+    "Large enough for attention in blocks."
     torch.manual_seed(0)
     model = M.NDT(150, layers=2)
     model.add_session("a", 40)
@@ -296,48 +295,6 @@ def test_fill_in_gradients():
         (way() ** 2).sum().backward()
         told.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for a, b in zip(*told): torch.testing.assert_close(a, b)
-
-
-# ---- products and dropout
-
-def test_products_agree():
-    for shape, out in (((2432, 668), 300), ((16, 150, 64), 192), ((3, 5), 4)):
-        layer, x = P.Linear(shape[-1], out), torch.randn(shape, requires_grad=True)
-        way = torch.randn(*shape[:-1], out)
-        told = []
-        for f in (P.linear, F.linear):
-            y = f(x, layer.weight, layer.bias)
-            told.append((y, *torch.autograd.grad((y * way).sum(), (x, layer.weight, layer.bias))))
-        for a, b in zip(*told): torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
-
-
-def test_products_with_odd_strides_and_frozen_weights():
-    w, b = torch.randn(300, 200), torch.randn(300)
-    for x in (torch.randn(200, 400).mT, torch.randn(400, 400)[:, ::2],
-              torch.randn(400, 300)[:, 9:209]):
-        torch.testing.assert_close(P.linear(x, w, b), F.linear(x, w, b), rtol=1e-4, atol=1e-3)
-        x = x.detach().requires_grad_()
-        P.linear(x, w, b).sum().backward()                          # an expanded gradient
-        torch.testing.assert_close(x.grad, w.sum(0).expand_as(x), rtol=1e-4, atol=1e-3)
-
-
-def test_without_the_second_product(monkeypatch):
-    model, x = made(token=64, width=64, feedforward=64).eval(), counts(8, 30, 7)
-    with torch.no_grad():
-        fast = model(x, "a")
-        monkeypatch.setattr(P, "_FAST", None)
-        torch.testing.assert_close(model(x, "a"), fast, rtol=1e-4, atol=1e-5)
-
-
-def test_dropout():
-    mask = P.keep((200, 300), 0.2, torch.ones(1))
-    assert sorted(set(mask.unique().tolist())) == [0, pytest.approx(1.25, rel=1e-4)]
-    assert mask.mean().item() == pytest.approx(1, abs=0.01)
-    g = lambda s: torch.Generator().manual_seed(s)
-    whole = P.keep((5, 9, 4), 0.5, torch.ones(1), [(g(1), 2, 9), (g(2), 3, 6)])
-    assert torch.equal(whole[2:, :6], P.keep((3, 6, 4), 0.5, torch.ones(1), [(g(2), 3)]))
-    assert not whole[2:, 6:].any()
-    assert P.drop(mask, 0.0) is mask
 
 
 # ---- baselines

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..core import ParameterError
 from .models import (
-    _check_mask, _enrol, equip, forward_prediction, last_bins, poisson_nll)
-from .products import drop
+    check_mask, enrol, equip, forward_prediction, last_bins, poisson_nll)
+from ..fast.dropout import drop
 
 # %% ../../nbs/sessions/baselines.ipynb #e18d4e8e
 class _Rates(nn.Module):
@@ -29,7 +29,7 @@ class _Rates(nn.Module):
 def _add_rates(self, name, units, *, kind="spikes", seed=None):
     "Make room for a session's rates."
     if kind != "spikes": raise ParameterError("this baseline is for spikes", where=name, found=kind)
-    _enrol(self, name, units, kind, lambda: _Rates(int(units), self.bins if self.per_bin else 1))
+    enrol(self, name, units, kind, lambda: _Rates(int(units), self.bins if self.per_bin else 1))
 
 # %% ../../nbs/sessions/baselines.ipynb #42d64d2d
 class Mean(nn.Module):
@@ -78,7 +78,7 @@ class Smoothing(Mean):
 
     def forward(self, spikes, session, mask=None):
         mean, own = super().forward(spikes, session).exp(), self.stitcher(session)
-        mask = _check_mask(mask, spikes, session)
+        mask = check_mask(mask, spikes, session)
         seen = torch.ones_like(spikes[..., :1]) if mask is None else (~mask)[..., None].to(spikes)
         t = torch.arange(spikes.shape[1], device=spikes.device)
         kernel = (-(t[:, None] - t) / own.tau).exp().tril()    # t s
@@ -133,8 +133,8 @@ class StitchedGRU(nn.Module):
 
     def body(self, x, token=None, streams=None, rows=None):    # b t k
         rate = self.dropout if self.training else 0.0
-        h = self.network(drop(x, rate, streams))[0]
-        return _chosen(drop(h, rate, streams), rows)
+        h = self.network(drop(x, rate, streams=streams))[0]
+        return _chosen(drop(h, rate, streams=streams), rows)
 
 
 equip(StitchedGRU)

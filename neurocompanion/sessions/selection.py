@@ -52,7 +52,7 @@ def _shortened(held, s):
     return fewer(held, min(s.held_trials, len(held.train))) if s.held_trials else held
 
 # %% ../../nbs/sessions/selection.ipynb #44df7435
-_CODE = ("sessions.models", "sessions.baselines", "sessions.products", "sessions.pretraining",
+_CODE = ("sessions.models", "sessions.baselines", "fast.dropout", "sessions.pretraining",
          "sessions.training", "sessions.selection", "training.members", "training.fit",
          "training.steps", "training.schedules", "training.metrics")
 

@@ -192,7 +192,7 @@ def test_errors_name_the_file(pool, tmp_path, workers):
     bad.write_text('{"trace_array": [')
     for files in ([*paths, bad], [bad, *paths]):
         with pytest.raises(RecordingError, match="bad.json: the file is damaged"): read(files)
-    with pytest.raises(RecordingError, match="none.mat: there is no such file"):
+    with pytest.raises(ParameterError, match="there are no such data: .*none.mat"):
         read([*paths, tmp_path / "none.mat"])
     with pytest.raises(RecordingError, match=r"WT_NoStim.mat, WT_NoStim-1: .* ValueError: broken"):
         read(paths, then=_breaks)

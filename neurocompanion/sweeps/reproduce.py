@@ -33,7 +33,9 @@ def choose_data(
 ) -> str:            # "real" or "simulated"
     "Real recordings if the cache or mirror holds all that the paper reads, else simulated ones."
     from neurocompanion.recordings.sources import available
-    needed = import_module(f"neurocompanion.{paper}.experiments").inputs(data="real")
+    from neurocompanion.core import ParameterError
+    try: needed = import_module(f"neurocompanion.{paper}.experiments").inputs(data="real")
+    except ParameterError: return "simulated"   # none is at hand
     where = available().set_index("name")["where"]
     return "real" if needed and (where[list(needed)] != "nowhere").all() else "simulated"
 

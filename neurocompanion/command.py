@@ -66,8 +66,7 @@ def _sweep(args):
     from neurocompanion.sweeps.engines import sweep
     done = sweep(args.name, scale=args.scale, fixed=_settings(args.set), out=args.out,
                  workers=args.workers, retry=not args.no_retry, engine=args.engine)
-    print(done)
-    print(done.table or f"no run is finished: see {done.out / 'failed'}")
+    print(done.report())
     return done.exit_code
 
 

@@ -179,7 +179,7 @@ def test_failures_are_kept_and_stop_nothing(toy, tmp_path):
     result = sweep(grid, scale="tiny", out=out, workers=2)
     why = dict(zip(troubles[1:], result.failed.values()))
     assert (len(result.done), len(result.failed), result.exit_code) == (1, 6, 1)
-    assert "ValueError: a bad worm" in why["error"] and "trouble=error" in why["error"]
+    assert "ValueError: a bad worm" in why["error"] and "trouble=error" in str(result)
     assert "killed by SIGKILL, most likely because the memory ran out" in why["kill"]
     assert "killed by SIGSEGV" in why["segfault"]
     assert "SystemExit: 3" in why["exit"]

@@ -134,6 +134,12 @@ class Setting(Network):
     seed: int = 0             # of networks and hyperparameters
     out: str = ""             # folder of this run; empty: one under results/
 
+    shown = {"overfitting": "r2", "search": "r2 where what == 'chosen'",
+             "accuracy": "r2 where what == 'end'", "uncertainty": "covered by level",
+             "decoding": "r2 where what == 'score'", "psth": "r2_test where what == 'score'",
+             "continuous": "agreement where what == 'score'", "selection": "decoding_r2",
+             "calcium": "hidden where what == 'neurons'"}
+
     @property
     def training(self):
         ramp = min(80, self.epochs // 2) if self.ramp < 0 else self.ramp

@@ -55,6 +55,8 @@ class Setting:
     seed: int = 0              # of training; random order: of the shuffle too
     out: str = ""              # folder of this run; empty: one under results/
 
+    shown = {"ranking": "test by what, against", "scaling": "test by what, against, order, size"}
+
     def recordings(self):
         if self.source == "ladder": return []
         return at_hand(names=SOURCES[self.source or "steinmetz"].groups)

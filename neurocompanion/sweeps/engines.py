@@ -6,15 +6,17 @@
 __all__ = ['Result', 'sweep']
 
 # %% ../../nbs/sweeps/engines.ipynb #583263e0
-import ast, importlib, json, os, sys, time
+import ast, importlib, json, os, shlex, sys, time
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core import SweepError, progress, results_dir
-from .sweep import _write_plan, code_version, collect, disk_error, expand
+from ..core import SweepError, progress, quiet, results_dir
+from .paper import papers, setting_of
+from .sweep import Spec, _write_plan, code_version, collect, disk_error, expand
 from .sweep import finished, identity, load, status
+from .tables import numbers
 from .warm import BROKEN, BUSY, DONE, FAILED, Warm, claim
 from .warm import ending, experiments_module, keep_failure, preload, run
 
@@ -145,22 +147,30 @@ def _settle(job, code) -> bool:
 
 def _reason(out, name) -> str:
     "What went wrong with a failed run, in a line."
-    try: record = json.loads((out / "failed" / name / "record.json").read_text("utf-8"))
+    try: error = json.loads((out / "failed" / name / "record.json").read_text("utf-8"))["error"]
     except (OSError, ValueError): return "its record cannot be read"
-    asked = " ".join(f"{k}={v}" for k, v in record["parameters"].items())
-    kind, message = record["error"]["type"], record["error"]["message"]
-    return f"({asked}) {message if kind == 'Died' else f'{kind}: {message}'}"
+    return error["message"] if error["type"] == "Died" else f"{error['type']}: {error['message']}"
+
+
+def _used(out, done) -> list:
+    "What finished runs have read and left out; each sentence once."
+    paths = (out / "runs" / name / "record.json" for name in done)
+    found = [json.loads(p.read_text("utf-8")).get("used", ()) for p in paths]
+    return list(dict.fromkeys(text for some in found for text in some))
 
 # %% ../../nbs/sweeps/engines.ipynb #dbf06f7d
 @dataclass
 class Result:
     "What became of a sweep."
     out: Path                                    # its folder
+    spec: Spec                                   # what it was asked
+    asked: dict                                  # run → its parameters
     done: list                                   # runs that are finished, old and new
     failed: dict = field(default_factory=dict)   # run → what went wrong, in a line
     missing: list = field(default_factory=list)  # runs that are neither
     ran: int = 0                                 # runs executed in this call
     stale: int = 0                               # runs of another grid, code or data beside them
+    used: list = field(default_factory=list)     # what was read and left out, in sentences
     table: Path | None = None                    # the table of the finished runs
 
     @property
@@ -172,7 +182,37 @@ class Result:
         text = f"{len(self.done)} runs done ({self.ran} tried now), {len(self.failed)} failed"
         if self.missing: text += f", {len(self.missing)} missing"
         if self.stale: text += f"; {self.stale} of another grid, code or data lie beside them"
-        return "\n".join([text, *(f"  failed {name} {why}" for name, why in self.failed.items())])
+        whys = {}
+        for name, why in self.failed.items(): whys.setdefault(why, []).append(name)
+        told = [f"failed: {why}\n{self._which(runs)}" for why, runs in whys.items()]
+        return "\n".join([text, *told, *self.used])
+
+    @property
+    def varied(self) -> list:
+        "The parameters that differ among the runs, but for the seed."
+        every = list(self.asked.values())
+        return [k for k in every[0] if k != "seed" and len({repr(p[k]) for p in every}) > 1]
+
+    def _which(self, runs) -> str:
+        "Failed runs, by what sets them apart."
+        names = [*self.varied, "seed"]
+        lines = [" ".join(f"{k}={p[k]}" for k in names if k in p)
+                 for p in (self.asked[r] for r in runs)]
+        more = [f"… and {len(runs) - 4} more"] if len(runs) > 4 else []
+        return "\n".join(f"  {line}" for line in [*lines[:4], *more,
+                                                  f"see failed/{runs[0]}/traceback.txt"])
+
+    def report(self) -> str:
+        "What became of it, its numbers, where they lie, and the line that draws them."
+        if not self.table: return f"{self}\nno run is finished: see {self.out / 'failed'}"
+        import pandas as pd
+        rows, draws = pd.read_parquet(self.table), self.spec.template.parent / "figures.ipynb"
+        told = [numbers(some, self.varied, getattr(setting_of(self.spec.paper), "shown", {}).get(e))
+                for e, some in rows.groupby("experiment")] if self.spec.paper in papers() else []
+        lines = [str(self), *filter(None, told), f"table: {self.table}"]
+        if draws.is_file(): lines.append(shlex.join([
+            "papermill", str(draws), "figures.ipynb", "-p", "results", str(self.out)]))
+        return "\n".join(lines)
 
 # %% ../../nbs/sweeps/engines.ipynb #3bf1c003
 def _follow(ends, todo, total, workers):
@@ -215,8 +255,9 @@ def _sweep_into(spec, scale, runs, out, workers, retry, engine, options) -> Resu
         _follow(engine(list(todo.values()), workers, spec, **options), todo, len(jobs), workers)
     now = status(out)
     table = collect(out) if now["done"] else None
-    return Result(out, now["done"], {name: _reason(out, name) for name in now["failed"]},
-                  now["missing"], len(todo), now["stale"], table)
+    return Result(out, spec, {job["id"]: job["parameters"] for job in jobs}, now["done"],
+                  {name: _reason(out, name) for name in now["failed"]}, now["missing"], len(todo),
+                  now["stale"], _used(out, now["done"]), table)
 
 # %% ../../nbs/sweeps/engines.ipynb #bc6e7832
 def sweep(
@@ -243,6 +284,9 @@ def sweep(
         raise SweepError("workers is a whole number from 1 up", found=repr(workers))
     if engine == "processes" and not hasattr(os, "fork"):
         raise SweepError("this system cannot fork a process", fix="Work in WSL, or use papermill")
+    data = ", ".join(sorted({str(p["data"]) for p in runs if "data" in p}))
+    said = f"{len(runs)} runs, {scale} scale{f', data: {data}' if data else ''}"
+    if not quiet(): print(f"{spec.paper}/{spec.name}: {spec.title}\n{said}", flush=True)
     try: return _sweep_into(spec, scale, runs, out, workers, retry, ENGINES[engine], options)
     except OSError as e: raise disk_error(e, e.filename or out) from e
 

@@ -252,7 +252,13 @@ def given(
                     and node.id not in known: raise no_parameter(node.id, known)
     if lost := [k for k in known if k not in names]:
         raise ParameterError("a parameter is gone from the first cell", expected=lost[0])
-    return settled(kind, {k: names[k] for k in known})
+    return _said(settled(kind, {k: names[k] for k in known}), names.get("data"))
+
+
+def _said(parameters, asked) -> dict:
+    "The parameters, once it is said which recordings `auto` stands for."
+    if asked == "auto" and "data" in parameters: print(f"data: {parameters['data']} recordings")
+    return parameters
 
 # %% ../../nbs/sweeps/paper.ipynb #d0297e18
 def run(
@@ -265,7 +271,7 @@ def run(
 ):                      # its rows
     "Run an experiment by name."
     asked = dict(parameters, experiment=experiment, out=str(out))
-    s = kind(**settled(kind, asked))
+    s = kind(**_said(settled(kind, asked), parameters.get("data", "auto")))
     return experiments[s.experiment](s)
 
 # %% ../../nbs/sweeps/paper.ipynb #98f85dae

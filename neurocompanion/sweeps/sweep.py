@@ -429,7 +429,10 @@ def write_run(
     folder = Path(out) if str(out) else results_dir() / paper / run
     record = run_record(asked, seed=asked.get("seed"), data=data, device=_device(asked),
                         started=_job.get("started") or _start())
-    record |= {"run_id": run, "code": code, "rows": len(table)}
+    door = sys.modules.get("neurocompanion.recordings.read")   # there, if anything was read
+    used = door.take_notes() if door else []
+    for text in used: print(text)
+    record |= {"run_id": run, "paper": paper, "code": code, "rows": len(table), "used": used}
     try: _write_both(table, json.loads(_canonical(record)), folder)
     except OSError as e: raise disk_error(e, folder) from e
     return table
@@ -529,10 +532,12 @@ def _plan(out) -> dict:
                          fix="Call the sweep again: finished runs are kept") from None
 
 # %% ../../nbs/sweeps/sweep.ipynb #3d781816
-def _rows(out, run):
-    "A finished run's rows, with the columns that say where they came from."
+def rows_of(
+    folder: str | Path,  # of a finished run
+):                       # a DataFrame
+    "A run's rows, with the columns that say where they came from."
     import pandas as pd
-    folder = Path(out) / "runs" / run
+    folder = Path(folder)
     try:
         table = pd.read_parquet(folder / "rows.parquet")
         record = json.loads((folder / "record.json").read_text("utf-8"))
@@ -542,7 +547,8 @@ def _rows(out, run):
     found = {"device": record["device"], "git_revision": record["git"]["revision"],
              "git_dirty": record["git"]["dirty"], "versions": _canonical(record["versions"]),
              "wall_seconds": record["wall_seconds"]}
-    return table.assign(run_id=run, **{k: v for k, v in found.items() if k not in table.columns})
+    new = {k: v for k, v in found.items() if k not in table.columns}
+    return table.assign(run_id=record["run_id"], **new)
 
 # %% ../../nbs/sweeps/sweep.ipynb #c828e816
 def collect(
@@ -554,7 +560,8 @@ def collect(
     if not now["done"]:
         raise SweepError("no run is finished yet", where=out, found=f"{len(now['failed'])} failed",
                          fix="Call the sweep; failed/*/traceback.txt says what went wrong")
-    table = pd.concat([_rows(out, run) for run in now["done"]], ignore_index=True)
+    table = pd.concat([rows_of(out / "runs" / run) for run in now["done"]],
+                      ignore_index=True)
     plan = _plan(out)
     table.insert(0, "sweep", plan["sweep"])
     table.insert(1, "scale", plan["scale"])

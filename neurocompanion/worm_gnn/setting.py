@@ -66,6 +66,10 @@ class Setting(Worms):
     seed: int = 0                # of networks and folds
     out: str = ""                # folder of this run; empty: one under results/
 
+    shown = {"states": "accuracy by part", "confusion": "share where true == predicted by part",
+             "trajectory": "mse / stay where step == step.max() by part",
+             "edges": "correlation by what, against", "portraits": "explained"}
+
     def check(self):
         if self.folds > self.k: raise ParameterError(
             "there are not so many folds", found=self.folds, expected=f"from 0 to k, {self.k}")

@@ -40,4 +40,10 @@ class Setting:
     seed: int = 0                              # of the worms drawn, the windows and the weights
     out: str = ""                              # folder of this run; empty: one under results/
 
+    shown = {"data_scaling": "valid_loss / naive_loss where data_set == 'all'",
+             "cross_data_set": "valid_loss / naive_loss by data_set",
+             "free_running": "free / last_value where ahead == ahead.max()",
+             "learning": "valid_loss / valid_naive where epoch == epoch.max()",
+             "baselines": "own_history_loss / naive_loss by data_set"}
+
     def recordings(self): return at_hand("traces")

@@ -88,6 +88,9 @@ class Setting(Recording):
     seed: int = 0                # of weights and order
     out: str = ""                # folder of this run; empty: one under results/
 
+    shown = {**dict.fromkeys((*NETWORKS, *BENCHMARKS), "test where what == 'model' by model"),
+             "views": "test by strength", "cost": "flops by model"}
+
     def own(self): return {"fine": True} if self.experiment == "resolution" else {}
 
     def check(self):

@@ -32,20 +32,17 @@ def _fetch(args):
     from neurocompanion.recordings.sources import fetch
     for name in args.name: print(fetch(name))
 
-# %% ../nbs/command.ipynb #e41346b1
+# %% ../nbs/command.ipynb #66997890
 def _check(args):
-    from neurocompanion.recordings.standard import KINDS, check, open_recording
+    from neurocompanion.recordings.guard import Trial
     bad = 0
-    for path in args.file:
-        try:
-            with open_recording(path, lazy=True) as ds: check(ds)  # every value, block by block
-        except NeurocompanionError as e: bad += 1; print(e, file=sys.stderr); continue
-        except OSError as e: bad += 1; print(f"{path}: the file is damaged: {e}", file=sys.stderr)
-        else:
-            sizes = ds[KINDS[ds.attrs["kind"]][0]].sizes
-            what = f"{ds.attrs['kind']} of {ds.attrs['subject']}"
-            print(f"{path}: {what} ({', '.join(f'{k} {n}' for k, n in sizes.items())})"
-                  ": follows the standard")
+    with Trial("neurocompanion.recordings.read:summary", args.seconds) as trial:
+        for path in args.path:
+            try: told = trial.put(path, path)
+            except NeurocompanionError as e: told = {"holds": (), "wrong": [str(e)]}
+            for line in told["holds"]: print(line)
+            for line in told["wrong"]: print(line, file=sys.stderr)
+            bad += len(told["wrong"])
     return 1 if bad else 0
 
 # %% ../nbs/command.ipynb #dff7332a
@@ -103,14 +100,17 @@ _SCALE = _arg("--scale", choices=["tiny", "laptop", "paper"], default="laptop",
               help="size of the grid (default: laptop)")
 _WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
 
-# %% ../nbs/command.ipynb #a4665e85
+# %% ../nbs/command.ipynb #2f968c97
 _COMMANDS = {
     "sources": (_sources, "list the public recordings, and where each is", "sources kato",
         _arg("name", nargs="?", default="", help="only names that hold this text")),
     "fetch": (_fetch, "bring recordings here, from the mirror or the internet", "fetch kato2015",
         _arg("name", nargs="+", help="a name that `sources` lists")),
-    "check": (_check, "say what is wrong with recordings of your own", "check worm.nc",
-        _arg("file", nargs="+", help="a netCDF file or Zarr folder in the data standard")),
+    "check": (_check, "say what recordings hold, how to read them, and what is wrong with them",
+        "check my_worms/ session.nwb",
+        _arg("path", nargs="+", help="a file or folder in any layout, or a public name"),
+        _arg("--seconds", type=float, default=60, metavar="N",
+             help="how long reading one of them may take (default: 60)")),
     "simulate": (_simulate, "write recordings with known truth",
         "simulate worms -n 5 --out simulated",
         _arg("kind", choices=SIMULATORS, help="calcium of worms, spikes of sessions at growing "

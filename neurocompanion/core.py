@@ -42,8 +42,9 @@ def _sentence(what, where, expected, found, fix):
     pair = [("expected", expected), ("found", found)]
     facts = ", ".join(f"{k} {v}" for k, v in pair if v is not None)
     if facts: text += f": {facts}"
-    if fix is None: return text
-    return f"{text}. {fix}" if str(fix).endswith((".", "?")) else f"{text}. {fix}."
+    if fix is not None: text += f". {fix}" if str(fix).endswith((".", "?")) else f". {fix}."
+    text = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 # %% ../nbs/core.ipynb #57e3043c
 class RecordingError(NeurocompanionError, ValueError):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'SIMULATORS', 'wings', 'layout_of', 'Recordings', 'reason_of', 'note', 'take_notes', 'Place', 'unknown',
-           'at_hand', 'places_of', 'lacking', 'options_of', 'load', 'read', 'simulated', 'inputs']
+           'at_hand', 'places_of', 'lacking', 'options_of', 'load', 'read', 'simulated', 'summary', 'inputs']
 
-# %% ../../nbs/recordings/read.ipynb #ca8b5084
+# %% ../../nbs/recordings/read.ipynb #3e5fd8ef
 import hashlib, inspect
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..core import (NeurocompanionError, ParameterError, RecordingError, SourceE
                                  checksum, files_below, sha256)
 from . import sources
 from .guard import Look, intact, look
-from .standard import KINDS, is_zarr, name_of, open_recording
+from .standard import KINDS, check, is_zarr, name_of, open_recording
 
 # %% ../../nbs/recordings/read.ipynb #e8b39a8d
 def wings() -> list:   # modules with `kind_of` and `READERS`
@@ -388,6 +388,31 @@ def simulated(
         make = {"chaotic_rnn": spikes.chaotic_rnn, "lorenz": spikes.lorenz, "fish": fish}[which]
         found = [make(seed=seed + i) for i in range(n)]
     return Recordings(found, places=["simulated"] * n)
+
+# %% ../../nbs/recordings/read.ipynb #fed148ee
+def summary(
+    what: str,   # a file, a folder or a public name
+) -> dict:       # holds: lines about what can be read; wrong: a sentence for each thing that cannot
+    "What can be read of a thing, and how."
+    holds, wrong, readers = [], [], {}
+    for p in places_of(what):
+        bad = []
+        try:
+            for ds in load(p, bad=bad):
+                if p.layout == "standard": check(ds)   # also what is left on disk, block by block
+                sizes = ds[KINDS[ds.attrs["kind"]][0]].sizes
+                size = ", ".join(f"{k} {n}" for k, n in sizes.items())
+                by = "follows the standard" if p.layout == "standard" else f"layout {p.layout}"
+                holds.append(f"{p.name}: {ds.attrs['kind']} of {name_of(ds)} ({size}): {by}")
+                readers[p.layout] = p.reader
+        except NeurocompanionError as e: wrong.append(str(e))
+        wrong += map(str, bad)
+    for layout, reader in readers.items():
+        able = ", ".join(f"{k}=" for k in options_of(reader))
+        call = f"read({what!r}{f', …)  # options: {able}' if able else ')'}"
+        by = f"{reader.__module__}.{reader.__name__}: " if layout != "standard" else ""
+        holds.append(f"  {by}{call}")
+    return {"holds": holds, "wrong": wrong}
 
 # %% ../../nbs/recordings/read.ipynb #cff838ad
 def inputs(

@@ -4,19 +4,19 @@
 
 Forward, backward and update of one network at a laptop's size ("lorenz": of the paper's), on one
 thread, in turns. Printed: milliseconds of processor time as it is, and the times of the other ways
-as multiples of it. "plain" is `NEUROCOMPANION_FAST=no`, whose masks are mixed by PyTorch; "library
-dropout" takes `torch.nn.functional.dropout` instead; "torch loops" are those of LFADS without a
-compiler; "oneDNN" computes large products by PyTorch's second library.
+as multiples of it. "library dropout" takes `torch.nn.functional.dropout`; "plain" is
+`NEUROCOMPANION_FAST=no`; "torch loops" are those of LFADS without a compiler; "oneDNN" computes
+large products by PyTorch's second library.
 
-A part stays if it saves 15 % at a laptop's size. On an AMD EPYC with AVX2 (family 25, model 1),
-with other work on the machine: dropout 1.2 (Transformer; with PyTorch's dropout in attention 1.3),
-compiled loops of LFADS 4.0 (laptop) and 2.0 (lorenz), those in PyTorch without them 1.7. What was
-measured there and left out, as a multiple of the step with it: products by oneDNN 1.02 to 1.14
-(worms, 64 units), 0.81 to 0.84 (NDT of laptop size), 0.87 (NDT of the paper's); attention with a
-gradient by hand 1.00 to 1.10; the worms' loss by hand 1.04 to 1.11, the Poisson loss 1.0 to 1.12.
-On another processor all of these together had made 1.09 (Linear 64), 1.21 (LSTM 64), 1.38
-(Transformer 64), 1.21 (Linear 512) and 1.09 (Transformer 512), dropout included; on a third, with
-AVX-512, oneDNN ran 1.3 times as fast as the first library at 512 units, and on a fourth slower.
+A part stays if it saves 15 % at a laptop's size. On two AMD EPYCs with AVX2 (families 23 and 25),
+with other work on the machine: dropout 1.2 (Transformer), compiled loops of LFADS 4.0 (laptop) and
+2.0 (lorenz), those in PyTorch without them 1.7. What was measured there and left out, as a multiple
+of the step with it: masks by a compiled loop 1.02 to 1.12; products by oneDNN 1.02 to 1.14 (worms,
+64 units), 0.81 to 0.84 (NDT of laptop size), 0.87 (NDT of the paper's); attention with a gradient
+by hand 1.00 to 1.10; the worms' loss by hand 1.04 to 1.11, the Poisson loss 1.0 to 1.12. On another
+processor all of these together had made 1.09 (Linear 64), 1.21 (LSTM 64), 1.38 (Transformer 64),
+1.21 (Linear 512) and 1.09 (Transformer 512), dropout included; on a third, with AVX-512, oneDNN ran
+1.3 times as fast as the first library at 512 units, and on a fourth slower.
 """
 
 import argparse
@@ -96,9 +96,9 @@ def recurrent(batch, steps, neurons, **sizes):
 
 
 STEPS = {
-    "linear": (lambda: worm(worms.Linear), ("plain", "library dropout", "oneDNN")),
-    "transformer": (lambda: worm(worms.Transformer), ("plain", "library dropout", "oneDNN")),
-    "ndt": (ndt, ("plain", "library dropout", "oneDNN")),
+    "linear": (lambda: worm(worms.Linear), ("library dropout", "oneDNN")),
+    "transformer": (lambda: worm(worms.Transformer), ("library dropout", "oneDNN")),
+    "ndt": (ndt, ("library dropout", "oneDNN")),
     "lfads": (lambda: recurrent(64, 50, 30, ic_encoder=32, ic=32, ci_encoder=32, controller=32,
                                 inputs=10, generator=48, factors=30), ("plain", "torch loops")),
     "lorenz": (lambda: recurrent(128, 100, 60, ci_encoder=80, controller=80, inputs=4),

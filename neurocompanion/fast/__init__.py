@@ -15,11 +15,11 @@ def on() -> bool:
     return os.environ.get("NEUROCOMPANION_FAST", "").strip().lower() != "no"
 
 # %% ../../nbs/fast/switch.ipynb #2edad50f
-_TAKEN = {"dropout": [], "lfads": []}
+_TAKEN = {"lfads": []}
 
 
 def took(
-    part: str,  # dropout or lfads
+    part: str,  # such as lfads
     way: str,   # such as "compiled gcc 12.2.0" or "torch"
 ):
     "Note that a part was used, and how it was computed."

@@ -6,15 +6,10 @@
 __all__ = ['mixed', 'scale', 'kept', 'drop', 'Dropout']
 
 # %% ../../nbs/fast/dropout.ipynb #b820f13c
-import ctypes
 import math
-from functools import cache
 
 import torch
 from torch import Tensor, nn
-
-from .. import fast
-from .library import library
 
 # %% ../../nbs/fast/dropout.ipynb #b7ceb8e8
 def mixed(
@@ -23,11 +18,9 @@ def mixed(
 ) -> Tensor:           # int32, 32 random bits each  # … counters
     "Random bits, by integer arithmetic alone; products are modulo 2^32."
     z = counters ^ keys[..., :1]
-    for shift, factor in (17, 0xed5ad4bb), (11, 0xac4c1b51), (15, 0x31848bab), (14, 1):
-        z ^= (z >> shift).bitwise_and_(2**(32 - shift) - 1)      # the sign is not shifted in
-        if shift == 11: z += keys[..., 1:]
-        if factor != 1: z *= factor - 2**32 * (factor >= 2**31)
-    return z
+    fold = lambda z, n: z.bitwise_xor_((z >> n).bitwise_and_(2**(32 - n) - 1))   # no sign comes in
+    z = fold(z, 16).mul_(0x7feb352d).add_(keys[..., 1:])
+    return fold(fold(z, 15).mul_(0x846ca68b - 2**32), 16)
 
 # %% ../../nbs/fast/dropout.ipynb #f6356ba3
 def scale(
@@ -38,28 +31,11 @@ def scale(
     return 2**16 / left if left else 0.0
 
 
-@cache
-def _compiled():
-    "The compiled loop, where there is a compiler."
-    lib = library("dropout", "dropout", ("keep",))
-    if lib: lib.keep.argtypes = [ctypes.c_long, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int,
-                                 ctypes.c_void_p, ctypes.c_int]
-    return lib
-
-
 def _drawn(shape, rate, device, generator):
     "A mask; one key of the generator decides."
     limit, n = round(rate * 2**16) - 2**15, math.prod(shape)
     keys = torch.randint(-2**31, 2**31, (2,), generator=generator,
                          device=generator.device if generator else "cpu")
-    lib = _compiled() if fast.on() and torch.device(device).type == "cpu" else None
-    try: pair = keys.tolist() if lib else None
-    except RuntimeError: lib = None                      # under `vmap` there are many keys
-    fast.took("dropout", lib.way if lib else "torch")
-    if lib:
-        out = torch.empty(shape, dtype=torch.bool)
-        lib.keep(n, *(k % 2**32 for k in pair), limit, out.data_ptr(), torch.get_num_threads())
-        return out
     counters = torch.arange(-(-n // 2), dtype=torch.int32, device=device)
     halves = mixed(counters, keys.to(device, torch.int32)).view(torch.int16)
     return (halves[..., :n] >= limit).view(shape)

@@ -77,14 +77,15 @@ def folder() -> Path:
 
 # %% ../../nbs/fast/library.ipynb #af58c3e1
 def source(
-    name: str,  # of a C file of this wing, without .c
+    name: str,  # of a C file of this wing, without .c; or the path of another
 ) -> Path:
     "The C file."
-    return Path(str(files("neurocompanion.fast"))) / f"{name}.c"
+    path = Path(name)
+    return path if path.suffix else Path(str(files("neurocompanion.fast"))) / f"{name}.c"
 
 
 def library_path(
-    name: str,      # of a C file
+    name: str,      # as for `source`
     command: list,  # the compiler
 ) -> Path:
     "Where the library of this text, compiler and processor lies."
@@ -95,7 +96,7 @@ def library_path(
     key = [source(name).read_text(), *FLAGS, *sum(wishes(), []), *command, kind,
            *platform.libc_ver(), platform.machine(), platform.processor(), *telling]
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:12]
-    return folder() / f"{name}-{kind.replace(' ', '-')}-{digest}.so"
+    return folder() / f"{source(name).stem}-{kind.replace(' ', '-')}-{digest}.so"
 
 # %% ../../nbs/fast/library.ipynb #38ff269a
 def _load(path, functions):
@@ -129,7 +130,7 @@ def _say(text): print(f"neurocompanion: {text}", file=sys.stderr, flush=True)
 
 @cache
 def library(
-    name: str,             # of a C file of this wing, without .c
+    name: str,             # as for `source`
     title: str,            # what it is, for people
     functions: tuple,      # that it has
     worth=None,            # worth(library): whether a new one is faster than PyTorch

@@ -1,0 +1,90 @@
+"Every experiment of every paper, on every kind of file that it can take; runs of about a second."
+import importlib
+import shutil
+from functools import lru_cache
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from neurocompanion.core import NeurocompanionError, home
+from neurocompanion.recordings.read import take_notes
+from neurocompanion.recordings.spikes.simulate import sessions
+from neurocompanion.recordings.spikes.writer import write_ibl, write_matlab, write_nwb
+from neurocompanion.recordings.standard import save
+from neurocompanion.recordings.video.simulate_fish import benchmark_fish
+from neurocompanion.recordings.worm.simulate import worms
+from neurocompanion.recordings.worm.writer import write_worms
+from neurocompanion.sweeps.paper import setting_of, uses
+from neurocompanion.sweeps.sweep import expand, load
+
+PAPERS = "worm_scaling", "worm_gnn", "sessions", "zebrafish", "autolfads"
+SMALL = {   # below what the smallest scale of a sweep asks
+    "worm_scaling": dict(worms=1, hidden=4, epochs=1, n_train=2, n_valid=2, length=20, horizon=3),
+    "worm_gnn": dict(epochs=2, folds=1, k=3, minutes=1),
+    "sessions": dict(epochs=1, tune_epochs=1, sizes="1,all", sessions=3),
+    "zebrafish": dict(steps=2, checks=1, trace_epochs=1, every=8),
+    "autolfads": dict(epochs=2, samples=2, generator=4, encoder=4, ic=4, factors=3, controller=0,
+                      inputs=0, members=2, generations=1, steps=0, trials=0, units=8)}
+
+
+@lru_cache
+def asked(paper, experiment):
+    "The parameters of a small run of an experiment."
+    kind, found = setting_of(paper), None
+    for path in sorted((home() / "nbs" / paper / "sweeps").glob("*.yaml")):
+        for run in expand(load(f"{paper}/{path.stem}"), "tiny"):
+            if run["experiment"] == experiment: found = found or run
+    small = {k: v for k, v in SMALL[paper].items() if k in uses(kind, experiment)}
+    return {k: v for k, v in {**found, **small}.items() if k not in ("data", "out")}
+
+
+def make_traces(folder):
+    some = worms(3, neurons=40, labelled=25, duration=200, seed=3)
+    for i, ds in enumerate(some): save(ds, folder / f"folder/w{i}.nc")
+    save(some[0], folder / "file.nc")
+    for layout in ("kato2015", "yemini2021", "leifer2023", "flavell2023_json", "flavell2023_h5"):
+        write_worms(folder / layout, some, layout)
+
+
+def make_spikes(folder):
+    some = sessions([0, 0.5, 1], trials=40, units=12, steps=40, conditions=4)
+    for i, ds in enumerate(some):
+        save(ds, folder / f"folder/s{i}.nc")
+        for layout in ("datahigh", "neuraltraj", "dad"):
+            write_matlab(folder / f"{layout}/s{i}.mat", ds, layout)
+        write_ibl(folder / f"ibl/s{i}.parquet", ds, eid=f"session{i}")
+        times = [np.sort(np.random.default_rng(k).uniform(0, 60, 400)) for k in range(12)]
+        starts = np.arange(1, 59, 1.5)
+        write_nwb(folder / f"nwb/s{i}.nwb", times, dict(start_time=starts, stop_time=starts + 1.2))
+    save(some[0], folder / "file.nc")
+
+
+def make_films(folder):
+    ds = benchmark_fish(20, scale=0.12, shape=(2, 16, 16))
+    save(ds, folder / "file.nc")
+    save(ds, folder / "film.zarr")
+    film = ds.video.transpose("time", "z", "y", "x").values.astype("float32")
+    (folder / "tiff").mkdir()
+    pages = [Image.fromarray(p) for p in film.reshape(-1, *film.shape[2:])]
+    pages[0].save(folder / "tiff/film.tif", save_all=True, append_images=pages[1:])
+    with h5py.File(folder / "film.h5", "w") as f: f["film"] = film
+    np.savez(folder / "clusters.npz", traces=ds.trace.values.T, region_names=["a"] * 20,
+             cluster_ids=np.arange(20), sampling_rate_hz=1.0)
+
+
+MAKE = {"traces": make_traces, "spikes": make_spikes, "film": make_films}
+
+
+@pytest.fixture(scope="session", params=MAKE)
+def files(request, tmp_path_factory):
+    "All kinds of files of one kind of recording; a folder with one broken file is among them."
+    folder = tmp_path_factory.mktemp(request.param)
+    MAKE[request.param](folder)
+    if (folder / "folder").is_dir():
+        shutil.copytree(folder / "folder", folder / "broken")
+        whole = sorted((folder / "broken").iterdir())[-1]
+        (folder / "broken/cut.nc").write_bytes(whole.read_bytes()[:3000])
+    return request.param, folder

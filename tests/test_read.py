@@ -19,6 +19,7 @@ from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.worm.writer import write_worms
 from neurocompanion.sweeps.paper import setting_of, uses
 from neurocompanion.sweeps.sweep import expand, load
+from neurocompanion.zebrafish.fish import OPTICS
 
 PAPERS = "worm_scaling", "worm_gnn", "sessions", "zebrafish", "autolfads"
 SMALL = {   # below what the smallest scale of a sweep asks
@@ -63,7 +64,7 @@ def make_spikes(folder):
 
 
 def make_films(folder):
-    ds = benchmark_fish(20, scale=0.12, shape=(2, 16, 16))
+    ds = benchmark_fish(20, scale=0.04, shape=(4, 32, 32), **OPTICS)
     save(ds, folder / "file.nc")
     save(ds, folder / "film.zarr")
     film = ds.video.transpose("time", "z", "y", "x").values.astype("float32")

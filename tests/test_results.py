@@ -14,14 +14,15 @@ PAPERS = sorted(p.parent.name for p in (ROOT / "nbs").glob("*/figures.ipynb"))
 def write_run(folder, rows, **about):
     "The folder that a run leaves."
     folder.mkdir(parents=True)
-    rows.drop(columns=["run_id", "wall_seconds"], errors="ignore").to_parquet(folder / "rows.parquet")
+    own = rows.drop(columns=["run_id", "wall_seconds"], errors="ignore")
+    own.to_parquet(folder / "rows.parquet")
     record = dict(device="cpu", git=dict(revision="abc", dirty=False), versions={"torch": "2"},
                   wall_seconds=1.5, run_id=folder.name, **about)
     (folder / "record.json").write_text(json.dumps(record))
 
 
 def some_rows(paper, only_first=False):
-    "Rows of the committed headline, of one seed or one run; one model has a name that nobody knows."
+    "Rows of the committed headline, of one seed or one run; one model has an unknown name."
     from neurocompanion.sweeps.tables import table
     rows = table(f"{paper}/headline")
     by = "run_id" if only_first and "run_id" in rows else "seed"

@@ -10,7 +10,7 @@ import json, os, re
 from pathlib import Path
 from .. import plots
 from ..core import SweepError, atomic_path, home
-from .sweep import collect, expand, load, rows_of, status
+from .sweep import collect, load, rows_of, status
 
 # %% ../../nbs/sweeps/tables.ipynb #c97948e1
 SCALES = ("tiny", "laptop", "paper")           # from small to large
@@ -101,7 +101,7 @@ def table(
     if mine := [s for s in sweeps if s[1]["sweep"] == name]:
         folder, plan = _largest(name, mine)
         rows = pd.read_parquet(collect(folder))
-    elif mine := [f for f in runs if _belongs(f, name)]:
+    elif mine := _belonging(runs, name):
         folder, plan = Path(results), {"sweep": name, "title": load(name).title, "scale": "own"}
         rows = pd.concat([rows_of(f) for f in mine], ignore_index=True)
     else: raise _missing(name, results, sweeps, runs)
@@ -120,12 +120,17 @@ def _below(folder) -> tuple:
     return sorted(sweeps, key=lambda s: s[0]), sorted(runs)
 
 
-def _belongs(run, name) -> bool:
-    "Whether a run that was made by hand answers the question of a sweep."
-    about = json.loads((run / "record.json").read_text("utf-8"))
-    spec = load(name)
-    asked = {p["experiment"] for s in spec.scales for p in expand(spec, s) if "experiment" in p}
-    return about.get("paper") == spec.paper and about["parameters"].get("experiment") in asked
+def _belonging(runs, name) -> list:
+    "The runs made by hand that answer the question of a sweep."
+    if not runs: return []
+    spec, asked = load(name), set()
+    for given in (spec.fixed, *(s.get(k) or {} for s in spec.scales.values()
+                                for k in ("fixed", "grid"))):
+        some = given.get("experiment", [])
+        asked |= {*some} if isinstance(some, list) else {some}
+    about = {f: json.loads((f / "record.json").read_text("utf-8")) for f in runs}
+    return [f for f in runs if about[f].get("paper") == spec.paper
+            and about[f]["parameters"].get("experiment") in asked]
 
 
 def _largest(name, found) -> tuple:

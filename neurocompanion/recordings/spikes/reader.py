@@ -290,13 +290,11 @@ def read_csv(path, *, bin_size=None) -> list:   # seconds; None: the step of the
     return [made(path, x[:, units], bin_size=bin_size or step, unit=names, time=t, behaviour=moves,
                  subject=path.stem, source="table of bins", report=[])]
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #a842fef2
+# %% ../../../nbs/recordings/spikes/reader.ipynb #ee4dac8a
 _MATLAB = {"D": "datahigh", "dat": "neuraltraj", "Ytr": "dad", "Yte": "dad", "spks": "aplysia"}
 
 
-def kind_of(
-    seen: Look,   # a file or folder from outside
-) -> str | None:  # a key of `READERS`
+def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of spikes it has, by its contents; None if it is none of ours."
     names, top = seen.names, " ".join(k for k in seen.names if "/" not in k)
     if seen.container == "matlab5": return next((_MATLAB[k] for k in _MATLAB if k in names), None)

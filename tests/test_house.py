@@ -16,15 +16,12 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
        "bench": "core fast plots recordings training sweeps PAPERS",
        "PAPERS": "core fast plots recordings training sweeps"}
 
-# Modules that open a paper by the name which the user gives.
-BY_NAME = {"neurocompanion.sweeps.reproduce", "neurocompanion.sweeps.paper"}
+# The module that opens a paper by the name which the user gives.
+BY_NAME = {"neurocompanion.sweeps.paper"}
 
 # Private names that still cross a module. This list only gets shorter.
 STILL = {f"{here} takes the private {name}" for here, names in {
     "sessions.baselines": "sessions.models._check_mask sessions.models._enrol",
-    "sweeps.engines": "sweeps.sweep._write_plan",
-    "sweeps.warm": "sweeps.sweep._canonical sweeps.sweep._cells sweeps.sweep._imports "
-        "sweeps.sweep._job sweeps.sweep._parse",
 }.items() for name in names.split()} | {
     "sessions.selection imports a module of ours by a computed name"}
 

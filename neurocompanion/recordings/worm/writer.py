@@ -112,16 +112,12 @@ def _mat73(path, struct, worms):
         with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
     return Path(path)
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #ab4c7311
+# %% ../../../nbs/recordings/worm/writer.ipynb #1f65b114
 def write_zimmer(
-    path: str | Path,     # the file
-    worms: list,          # recordings of kind traces
-    source: str = "kato2015",  # whose layout
-    labels=None,          # a list of raw labels for each worm; None makes them from the names
-    *,
+    path, worms: list, source: str = "kato2015", labels=None, *,
     root: str | None = None,   # the struct's name; None takes the source's
     turned: bool = False,      # write the traces the other way round
-) -> Path:                # the file
+) -> Path:
     "Write worms as MATLAB 7.3, in a layout of the Zimmer laboratory."
     if source not in ZIMMER:
         raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
@@ -261,7 +257,7 @@ def write_leifer(path, worms: list, labels=None) -> Path:   # such as exported_d
         if packed is not f: packed.close()
     return path
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #44a4a929
+# %% ../../../nbs/recordings/worm/writer.ipynb #11282277
 WRITERS = {  # source → the layouts in which its files come
     "kato2015": ("kato2015", "kato2015_stim"), "nichols2017": ("nichols2017",),
     "skora2018": ("skora2018",), "uzel2022": ("uzel2022",), "kaplan2020": ("kaplan2020",),
@@ -269,11 +265,8 @@ WRITERS = {  # source → the layouts in which its files come
     "leifer2023": ("leifer2023", "leifer2023_folder")}
 
 
-def expected(
-    ds: xr.Dataset,   # a recording that was written
-    layout: str,      # in which layout
-) -> xr.Dataset:      # trace, names and time, and the state where the layout has it
-    "What a reader must find of a worm in a file of this layout."
+def expected(ds: xr.Dataset, layout: str) -> xr.Dataset:
+    "What a reader must find of a worm in a file: traces, names, time, state where it is there."
     ds = ds[["trace", *(["state"] if "state" in ds and layout in _STATES else [])]]
     if layout == "yemini2021":
         ds = ds.isel(neuron=ds["labelled"].values)

@@ -419,13 +419,11 @@ def write_run(
     parameters: dict,           # what the run was asked
     out: str | Path = "",       # its folder; "" makes one under results/
     data: dict | None = None,   # checksums of the data, by name
-    seed: int | None = None,    # the seed, where `parameters` do not hold it
     paper: str = "by_hand",     # whose results these are, when `out` is ""
 ):                              # the rows with their parameters, a DataFrame
     "Write a run's rows and record; the last line of a template."
     asked = {**parameters, **current_job.get("parameters", {})}
     asked = {k: v for k, v in asked.items() if k != "out"}
-    if seed is not None: asked.setdefault("seed", seed)
     table, data = _frame(rows, asked), {**(current_job.get("data") or {}), **(data or {})}
     code = current_job.get("code") or _version_of(paper)
     run = current_job.get("id") or identity(asked, data, code)

@@ -264,8 +264,8 @@ def _ask(task, module) -> int:
     "Write the runs' data checksums, or what is wrong with them, where the sweep waits for them."
     known, keys = {}, []
     try:
-        inputs = getattr(importlib.import_module(module), "inputs", dict)
-        taken = {} if inputs is dict else inspect.signature(inputs).parameters
+        inputs = getattr(importlib.import_module(module), "inputs", lambda: {})
+        taken = inspect.signature(inputs).parameters
         every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         for parameters in task["runs"]:
             asked = {k: v for k, v in parameters.items() if every or k in taken}

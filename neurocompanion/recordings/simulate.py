@@ -18,9 +18,9 @@ def generator(seed: int, *path: str|int) -> np.random.Generator:   # such as 0, 
     key = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in path]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
-# %% ../../nbs/recordings/simulate.ipynb #1b52a4a2
-def within(name: str, value, low=0, high=math.inf, *, whole=False, above=False):   # above: not low
-    "The number `value` if it lies in the range, else a `ParameterError`."
+# %% ../../nbs/recordings/simulate.ipynb #c42715c2
+def within(name: str, value, low=0, high=math.inf, *, whole=False, above=False):
+    "The number if it is from `low`, or above it, to `high`; else a `ParameterError` with its name."
     kind = numbers.Integral if whole else numbers.Real
     good = isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
     if good and (value > low if above else value >= low) and value <= high and value < math.inf:

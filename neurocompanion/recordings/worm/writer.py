@@ -86,7 +86,7 @@ def _cells(raw):
     "Labels as cells of cells of text; an empty cell where there is none."
     return [([] if s == "---" else [s]) if isinstance(s, str) else s for s in raw]
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #aa60d633
+# %% ../../../nbs/recordings/worm/writer.ipynb #febac0e4
 def _struct(source, worms, raw, turned):
     "The fields of a file, each with an entry for each worm."
     _, names, traces, time, states = ZIMMER[source]
@@ -102,17 +102,7 @@ def _struct(source, worms, raw, turned):
     if states: out[states] = [[number.get(s, 0) for s in _states(ds)] for ds in worms]
     return out | ({"StatesKey": known} if states == "States" else {})
 
-
-def _mat73(path, struct, worms):
-    "Write structs by name as a MATLAB 7.3 file; one of simulated worms says so."
-    with atomic_path(path) as tmp:
-        with h5py.File(tmp, "w", userblock_size=512) as f:
-            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
-            for name, fields in struct.items(): _Matlab(f).put(fields, name)
-        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
-    return Path(path)
-
-# %% ../../../nbs/recordings/worm/writer.ipynb #1f65b114
+# %% ../../../nbs/recordings/worm/writer.ipynb #20b3059a
 def write_zimmer(
     path, worms: list, source: str = "kato2015", labels=None, *,
     root: str | None = None,   # the struct's name; None takes the source's
@@ -123,7 +113,12 @@ def write_zimmer(
         raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
     worms = list(worms)
     struct = _struct(source, worms, _labels(worms, labels), turned)
-    return _mat73(path, {root or ZIMMER[source][0]: struct}, worms)
+    with atomic_path(path) as tmp:
+        with h5py.File(tmp, "w", userblock_size=512) as f:
+            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
+            _Matlab(f).put(struct, root or ZIMMER[source][0])
+        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+    return Path(path)
 
 
 def write_kato(path, worms: list, labels=None) -> Path:

@@ -149,31 +149,6 @@ def test_errors(data, call, words):
     with pytest.raises(ParameterError, match=words): call(*data)
 
 
-# ---------------------------------------------------------------- test trials stay out
-def test_test_trials_cannot_touch_a_fit(data):
-    "Whatever the test trials hold, decoders, penalties and delays come out the same."
-    rates, behaviour = data
-    wild = rates.copy(), behaviour.copy()
-    for x in wild: x[20:] = 1e3 * np.random.default_rng(5).standard_normal(x[20:].shape)
-    how = dict(sizes=(8, 20), seeds=range(2), delay=[0, 3], alpha=[1e-2, 1, 100])
-    a, b = (D.size_curve(*pair, slice(20, None), **how) for pair in (data, wild))
-    keep = lambda rows: [(r["trials"], r["seed"], r["alpha"], r["delay"]) for r in rows]
-    assert keep(a) == keep(b) and a[0]["r2"] != b[0]["r2"]
-
-
-def test_method_sees_training_spikes_and_test_spikes_apart(data):
-    rates, behaviour = data
-    seen = []
-    def method(train, test):
-        seen.append((train.shape, test.shape))
-        return train, test
-    rows = D.size_curve(rates, behaviour, [28, 29], [4, 8], method=method, seeds=[0], alpha=1,
-                        delay=3)
-    assert seen == [((4, 40, 12), (2, 40, 12)), ((8, 40, 12), (2, 40, 12))]
-    assert [r["trials"] for r in rows] == [4, 8]
-    assert rows == D.size_curve(rates, behaviour, [28, 29], [4, 8], seeds=[0], alpha=1, delay=3)
-
-
 def test_cross_decode_scores_trials_that_were_left_out():
     "Nothing to learn: R² below 0 on every split, though a fit to all trials would find much."
     rng = np.random.default_rng(0)

@@ -91,7 +91,7 @@ def test_processes_give_what_one_process_gives(expected, how):
 
 
 def test_ray_gives_what_one_process_gives(expected, monkeypatch):
-    pytest.importorskip("ray.tune", reason="needs Ray Tune, the extra `scale`")
+    pytest.importorskip("ray", reason="needs Ray, the extra `scale`")
     root = str(Path(room.__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, str(Path(__file__).parent)]))
     found = pbt(Stream, ONE, engine="ray", workers=2, **HOW)

@@ -108,26 +108,16 @@ def chosen(search: Search) -> Trained:
     return kept(search.member(None if search.kind == "pbt" else int(last.idxmin())), search.kind)
 
 # %% ../../nbs/autolfads/methods.ipynb #2cdca339
-def network(
-    data: Spikes,
-    s: Setting,
-    hyper=None,               # None: those of the setting
-    out: str | Path = "",     # folder for a checkpoint
-) -> Fitted:
-    "One LFADS."
+def network(data: Spikes, s: Setting, hyper=None, out: str | Path = "") -> Fitted:
+    "One LFADS, with the hyperparameters of the setting or others, and its checkpoint in `out`."
     path = Path(out) / "network.pt" if str(out) else None
     made = train(data, s.sizes, s.hyper if hyper is None else hyper, s.epochs, s.seed,
                  checkpoint=path, **s.training)
     return from_network("lfads", made, data, s)
 
 
-def population(
-    data: Spikes,
-    s: Setting,               # kind, members, generations, epochs, engine
-    out: str | Path = "",     # folder for its states
-    space: dict = SPACE,
-) -> Fitted:
-    "AutoLFADS, or a random search."
+def population(data: Spikes, s: Setting, out: str | Path = "", space: dict = SPACE) -> Fitted:
+    "AutoLFADS, or a random search, with its states in `out`."
     each, over = divmod(s.epochs, s.generations)
     if over or not each: raise ParameterError(
         "epochs cannot be shared by the generations", expected=f"a multiple of {s.generations}",
@@ -158,14 +148,8 @@ def from_network(name: str, trained: Trained, data: Spikes, s: Setting, search=N
     return Fitted(name, rates, facts, trained, search)
 
 
-def method(
-    data: Spikes,
-    s: Setting,            # s.method says which
-    behaviour=None,        # for the width of the smoothing, where something is decoded
-    out: str | Path = "",
-    **decoder,             # how it is decoded
-) -> Fitted:
-    "The method that a setting asks for."
+def method(data: Spikes, s: Setting, behaviour=None, out: str | Path = "", **decoder) -> Fitted:
+    "The method that a setting asks for; `behaviour` and `decoder` are those of `smoother`."
     if s.method == "smoothing": return smoother(data, s.width_ms, behaviour, **decoder)
     if s.method in ("pca", "gpfa"): return linear(s.method, data, s.latents)
     if s.method == "lfads": return network(data, s, out=out)
@@ -200,9 +184,9 @@ def mixed(rates, data, share):
     return (1 - share) * rates + share * np.maximum(data.train.mean((0, 1)), 1e-6)
 
 
-def blend(m, data, share=0.2, seed=1):
+def blend(m, data):
     "How much of the mean rate is best for hidden elements of training trials."
-    learned, z = unseen(m, data.train[:200], share, seed)
+    learned, z = unseen(m, data.train[:200], 0.2, 1)
     mean = data.train.mean((0, 1))
     return max(_BLENDS, key=lambda a: bits_above(mixed(learned, data, a), z, mean))
 
@@ -210,14 +194,12 @@ def blend(m, data, share=0.2, seed=1):
 def hidden_score(
     m: Fitted,
     data: Spikes,
-    share: float = 0.2,  # of the elements
-    seed: int = 0,       # which
-    x=None,              # other trials to be judged on; None: the validation trials
-) -> dict:               # hidden: bits per spike, or R² of traces; blend: share of the mean rate
-    "How well a method foretells what is hidden from it, from the rest of the trial."
-    rates, y = unseen(m, data.valid if x is None else x, share, seed)
+    x=None,       # other trials to be judged on; None: the validation trials
+) -> dict:        # hidden: bits per spike, or R² of traces; blend: share of the mean rate
+    "How well a method foretells a fifth that is hidden from it, from the rest of the trial."
+    rates, y = unseen(m, data.valid if x is None else x, 0.2, 0)
     if data.kind == "traces": return {"hidden": r2(rates, y), "blend": 0.0}
-    best = blend(m, data, share, seed + 1)
+    best = blend(m, data)
     return {"hidden": bits_above(mixed(rates, data, best), y, data.train.mean((0, 1))),
             "blend": best}
 

@@ -193,9 +193,9 @@ def _as_tensor(what, a, like):
     if isinstance(a, Tensor): return a.to(like.device, like.dtype)
     try: a = np.asarray(a)
     except ValueError as e: raise ParameterError(f"{what} are no array", found=str(e)) from e
-    if a.dtype.kind not in "biuf":
-        raise ParameterError(f"{what} are no numbers", expected="a tensor or an array of numbers",
-                             found=f"an array of type {a.dtype}")
+    if a.dtype.kind not in "biuf": raise ParameterError(
+        f"{what} are no numbers", expected="a tensor or an array of numbers",
+        found=f"an array of type {a.dtype}")
     exact = np.float64 if like.dtype == torch.float64 else np.float32
     return torch.from_numpy(np.require(a, exact, "CW")).to(like.device, like.dtype)
 
@@ -463,12 +463,6 @@ def _mean_nll(out, y, learn):  # time first
     if learn is not None: each = torch.where(learn > 0, each, each.detach())
     return each.mean() + (_stirling(y) if out.log_var is None else 0)
 
-
-def _padded(mask, shape):
-    "A mask of what is read, continued with ones to what is reconstructed."
-    if mask is None or mask.shape == shape: return mask
-    return F.pad(mask, (0, shape[2] - mask.shape[2], 0, 0, 0, shape[0] - mask.shape[0]), value=1.0)
-
 # %% ../../nbs/autolfads/models.ipynb #aaba3a89
 class Hyper(NamedTuple):
     "What may change while a network is trained."
@@ -496,10 +490,13 @@ def loss(
     if x.is_cpu: keep_memory()
     x, y = x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
     learn = None
-    if model.training and hyper.cd_rate: x, learn = coordinated(x, hyper.cd_rate, generator)
+    if model.training and hyper.cd_rate:
+        x, learn = coordinated(x, hyper.cd_rate, generator)
+        steps, _, neurons = (n - k for n, k in zip(y.shape, x.shape))      # that are never read
+        learn = F.pad(learn, (0, neurons, 0, 0, 0, steps), value=1.0)
     out = model(x.transpose(0, 1), external, sample=True, generator=generator,
                 dropout=hyper.dropout)
-    nll = _mean_nll(out, y, _padded(learn, y.shape))
+    nll = _mean_nll(out, y, learn)
     ic = kl_ic(model, out.ic_mean, out.ic_std)
     co = kl_co(model, out.co_mean, out.co_std, generator) if model.inputs else torch.zeros_like(ic)
     decay = l2(model, hyper.l2_gen, hyper.l2_con)

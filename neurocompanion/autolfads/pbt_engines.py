@@ -273,8 +273,9 @@ class _Actor(_Worker):
     def answer(self):
         try: return self.ray.get(self.at)
         except self.ray.exceptions.RayError as e: return False, TrainingError(
-            f"the worker of member {self.task.get('member', 'none')} has failed", found=e,
-            fix="Look at Ray's logs, or call the search again: it goes on where it stopped")
+            f"the worker of member {self.task.get('member', 'none')} has failed",
+            found=str(e).split("\n")[0], fix="Look at Ray's logs, or call the search again: it goes "
+            "on where it stopped")
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #47dd958d
 def ray(

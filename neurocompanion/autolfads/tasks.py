@@ -192,13 +192,13 @@ class Chops(NamedTuple):
     length: int
     overlap: int
 
-    def join(self, rates, weighting="quadratic"):
+    def join(self, rates):
         "Rates of all chops, merged.  # time unit"
-        return merge(rates, self.overlap, weighting, total=len(self.x))
+        return merge(rates, self.overlap, total=len(self.x))
 
-    def all(self, x=None):
+    def all(self):
         "All chops; the last one is filled with the end in mirror image.  # chop time unit"
-        return chop(self.x if x is None else x, self.length, self.overlap)
+        return chop(self.x, self.length, self.overlap)
 
 # %% ../../nbs/autolfads/tasks.ipynb #b10b3d69
 def _three(n, s, gap):

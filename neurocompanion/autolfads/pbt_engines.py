@@ -274,8 +274,8 @@ class _Actor(_Worker):
         try: return self.ray.get(self.at)
         except self.ray.exceptions.RayError as e: return False, TrainingError(
             f"the worker of member {self.task.get('member', 'none')} has failed",
-            found=str(e).split("\n")[0], fix="Look at Ray's logs, or call the search again: it goes "
-            "on where it stopped")
+            found=str(e).split("\n")[0],
+            fix="Look at Ray's logs, or call the search again: it goes on where it stopped")
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #47dd958d
 def ray(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
            'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
-           'files_below', 'checksum', 'asked', 'experiment_of', 'set_seed', 'use_deterministic', 'default_device',
-           'cores', 'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory', 'trim_memory', 'quiet',
+           'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -29,21 +29,15 @@ class NeurocompanionError(Exception):
                  fix=None):       # what to do
         self.what, self.where = what, where
         self.expected, self.found, self.fix = expected, found, fix
-        super().__init__(_sentence(what, where, expected, found, fix))
+        text = f"{what}" if where is None else f"{where}: {what}"
+        facts = [("expected", expected), ("found", found)]
+        if facts := ", ".join(f"{k} {v}" for k, v in facts if v is not None): text += f": {facts}"
+        if fix is not None: text += f". {fix}" + "." * (not str(fix).endswith((".", "?")))
+        super().__init__(text)
 
     def __reduce__(self):  # exceptions cross process borders: keep the five parts
         more = dict(where=self.where, expected=self.expected, found=self.found, fix=self.fix)
         return partial(type(self), **more), (self.what,)
-
-# %% ../nbs/core.ipynb #f3fcaffa
-def _sentence(what, where, expected, found, fix):
-    "The five parts of an error as one line."
-    text = f"{where}: {what}" if where is not None else f"{what}"
-    pair = [("expected", expected), ("found", found)]
-    facts = ", ".join(f"{k} {v}" for k, v in pair if v is not None)
-    if facts: text += f": {facts}"
-    if fix is None: return text
-    return f"{text}. {fix}" if str(fix).endswith((".", "?")) else f"{text}. {fix}."
 
 # %% ../nbs/core.ipynb #57e3043c
 class RecordingError(NeurocompanionError, ValueError):
@@ -201,53 +195,19 @@ def checksum(
     listed = [sha256(f) for f in files]
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 
-# %% ../nbs/core.ipynb #954e3f3e
-def asked(
-    fields: type,   # a NamedTuple
-    how: dict,      # what to fill it with
-    **known,        # name of a field = the words that it may hold
-):  # one of `fields`
-    "A named tuple whose names and words all mean something."
-    if strange := sorted(set(how) - set(fields._fields)):
-        raise ParameterError("there is no such parameter", found=strange[0],
-                             expected=", ".join(fields._fields))
-    filled = fields(**how)
-    for name, words in known.items():
-        if getattr(filled, name) not in words:
-            raise ParameterError(f"there is no such {name}", found=repr(getattr(filled, name)),
-                                 expected=" or ".join(map(repr, words)))
-    return filled
-
-# %% ../nbs/core.ipynb #dcbb4264
-def experiment_of(
-    known: dict,   # experiments of a paper, by name
-    name: str,
-):                 # one of them
-    "The experiment of this name."
-    if name in known: return known[name]
-    raise ParameterError("there is no such experiment", found=repr(name),
-                         expected=" or ".join(known))
-
 # %% ../nbs/core.ipynb #a9d8db40
 def set_seed(
     seed: int,                    # one seed for Python, NumPy and PyTorch
-    deterministic: bool = False,  # also ask PyTorch for deterministic kernels
+    deterministic: bool = False,  # refuse kernels whose result depends on the order of threads
 ):
     "Seed every generator that the code of this project draws from."
     import numpy as np, torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if deterministic: use_deterministic()
-
-
-def use_deterministic(
-    on: bool = True,
-):
-    "Make PyTorch refuse kernels whose result depends on the order of threads."
-    import torch
-    if on: os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if not deterministic: return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 # %% ../nbs/core.ipynb #dd988bbc

@@ -13,9 +13,9 @@ from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.spikes.writer import write_ibl, write_matlab
 from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sessions.data import (
-    fewer, from_recording, identity, part_sizes, split_time, split_trials)
+    fewer, from_recording, identity, part_sizes, split, split_time)
 from neurocompanion.sessions.pools import (
-    SOURCES, check_pool, facts, held, hold_out, order, pool, sessions_in, true_distance)
+    USUAL, check_pool, facts, held, hold_out, order, pool, sessions_in, true_distance)
 from neurocompanion.sessions.similarity import MEASURES, similarities
 
 names = st.text(min_size=0, max_size=12)
@@ -32,10 +32,10 @@ def recording(trials=40, bins=30, units=6, subject="M1", seed=0, **more):
 @given(st.integers(3, 400), st.integers(0, 9), names,
        st.tuples(*[st.floats(0.1, 10)] * 3))
 def test_each_trial_is_in_one_part(n, seed, name, parts):
-    rows = split_trials(n, seed, parts, name=name)
+    rows = split(n, seed, parts, name=name)
     assert (np.sort(np.concatenate(rows)) == np.arange(n)).all()
     assert all(len(r) and (np.diff(r) > 0).all() for r in rows)
-    assert all((a == b).all() for a, b in zip(rows, split_trials(n, seed, parts, name=name)))
+    assert all((a == b).all() for a, b in zip(rows, split(n, seed, parts, name=name)))
     for r, share in zip(rows, parts):
         assert abs(len(r) - n * share / sum(parts)) <= 2.01
 
@@ -387,7 +387,7 @@ def test_real_pools(mirror, source, sessions, animals):
     for s in p:
         assert all(torch.isfinite(x).all() and len(x) for x in (s.train, s.valid, s.test))
         if s.kind == "spikes":
-            least = SOURCES[source].how["min_rate"]
+            least = USUAL[source]["min_rate"]
             assert (s.train.mean((0, 1)) / s.bin_size >= least * 0.999).all()
     assert all(len(rest) < sessions for _, rest in hold_out(p, "subject"))
     assert len(held(source)) >= (2 if source == "worms" else sessions)

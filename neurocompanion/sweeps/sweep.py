@@ -213,14 +213,14 @@ def _once(named, where):
 
 def _distinct(label, axis, where):
     "Refuse an axis that holds a value twice: its runs would be the same."
-    keys = [_canonical(point) for point in axis]
+    keys = [canonical(point) for point in axis]
     for i, k in enumerate(keys):
         if k in keys[:i]:
             raise SweepError("two runs would be the same", where=f"{where}, {label}",
                              found=f"{k} twice", fix="Name every value once")
 
 
-def _canonical(x) -> str:
+def canonical(x) -> str:
     "One text for one value: JSON with sorted keys; numpy's scalars and paths as plain values."
     plain = lambda o: o.tolist() if hasattr(o, "tolist") else str(o)
     return json.dumps(x, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
@@ -312,7 +312,7 @@ def identity(
 ) -> str:                       # 12 hexadecimal digits
     "The name of a run: a hash of what decides its result."
     kept = {k: v for k, v in parameters.items() if k != "out"}
-    text = _canonical({"parameters": kept, "data": data or {}, "code": code})
+    text = canonical({"parameters": kept, "data": data or {}, "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/sweeps/sweep.ipynb #d7dd29bb
@@ -357,14 +357,24 @@ def _parse(source, where):
         try: return ast.parse("\n".join(lines))
         except SyntaxError: raise SweepError("this is not Python", where=where) from None
 
+
+def _code_of(template):
+    "The syntax of a template's cells, without its parameters."
+    cells = [source for tags, source in _cells(template) if "parameters" not in tags]
+    return _parse("\n".join(c for c in cells if not c.startswith("%%")), template)
+
+
+def imports_of(template: str | Path) -> list:
+    "What the cells of a template import, by name; the names that they take count, too."
+    return sorted(_imports(_code_of(template)))
+
 # %% ../../nbs/sweeps/sweep.ipynb #f62b8b40
 def code_version(
     template: str | Path,  # the notebook of one run
 ) -> str:                  # a hash of the code that it can reach
     "The version of the code behind a run: it changes when the code does, not its comments."
     template = Path(template).resolve()
-    cells = [source for tags, source in _cells(template) if "parameters" not in tags]
-    trees = {"": _parse("\n".join(c for c in cells if not c.startswith("%%")), template)}
+    trees = {"": _code_of(template)}
     todo = _imports(trees[""])
     while todo:
         name = todo.pop()
@@ -377,7 +387,7 @@ def code_version(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/sweeps/sweep.ipynb #3957c45c
-_job = {}  # in a sweep: what the engine says about the run in this process
+current_job = {}  # in a sweep: what the engine says about the run in this process
 
 
 def _frame(rows, parameters):
@@ -402,7 +412,7 @@ def _frame(rows, parameters):
 # %% ../../nbs/sweeps/sweep.ipynb #51f394af
 def _same(a, b) -> bool:
     "Whether a result repeats a parameter's value."
-    return a == b if isinstance(a, (int, float)) else _canonical(a) == _canonical(b)
+    return a == b if isinstance(a, (int, float)) else canonical(a) == canonical(b)
 
 
 def _device(parameters) -> str:
@@ -421,16 +431,17 @@ def write_run(
     paper: str = "by_hand",     # whose results these are, when `out` is ""
 ):                              # the rows with their parameters, a DataFrame
     "Write a run's rows and record; the last line of a template."
-    asked = {k: v for k, v in {**parameters, **_job.get("parameters", {})}.items() if k != "out"}
+    asked = {**parameters, **current_job.get("parameters", {})}
+    asked = {k: v for k, v in asked.items() if k != "out"}
     if seed is not None: asked.setdefault("seed", seed)
-    table, data = _frame(rows, asked), {**(_job.get("data") or {}), **(data or {})}
-    code = _job.get("code") or _code_of(paper)
-    run = _job.get("id") or identity(asked, data, code)
+    table, data = _frame(rows, asked), {**(current_job.get("data") or {}), **(data or {})}
+    code = current_job.get("code") or _version_of(paper)
+    run = current_job.get("id") or identity(asked, data, code)
     folder = Path(out) if str(out) else results_dir() / paper / run
     record = run_record(asked, seed=asked.get("seed"), data=data, device=_device(asked),
-                        started=_job.get("started") or _start())
+                        started=current_job.get("started") or _start())
     record |= {"run_id": run, "code": code, "rows": len(table)}
-    try: _write_both(table, json.loads(_canonical(record)), folder)
+    try: _write_both(table, json.loads(canonical(record)), folder)
     except OSError as e: raise disk_error(e, folder) from e
     return table
 
@@ -454,7 +465,7 @@ def disk_error(
                       fix=fix.get(error.errno, "Choose another folder"))
 
 # %% ../../nbs/sweeps/sweep.ipynb #7c9a7af9
-def _code_of(paper) -> str:
+def _version_of(paper) -> str:
     "The code's version behind a paper's template, where there is one."
     try: return code_version(home() / "nbs" / paper / "run.ipynb")
     except NeurocompanionError: return ""
@@ -484,7 +495,7 @@ def _one_kind(values):
     if kinds == {bool}: return pd.array(values, dtype="boolean" if None in values else bool)
     if kinds == {int}: return pd.array(values, dtype="Int64" if None in values else int)
     if kinds <= {int, float}: return [math.nan if v is None else float(v) for v in values]
-    words = [v if v is None or isinstance(v, str) else _canonical(v) for v in values]
+    words = [v if v is None or isinstance(v, str) else canonical(v) for v in values]
     return pd.Series(words, dtype=object)
 
 # %% ../../nbs/sweeps/sweep.ipynb #31646b80
@@ -510,7 +521,7 @@ def status(
     return found | {"stale": sum(p.name not in what for p in (out / "runs").glob("*"))}
 
 # %% ../../nbs/sweeps/sweep.ipynb #a46f7d5a
-def _write_plan(out, spec, scale, runs):
+def write_plan(out, spec, scale, runs):
     "Write sweep.json: the runs that the grid names, in order."
     plan = {"sweep": f"{spec.paper}/{spec.name}", "scale": scale, "title": spec.title,
             "template": str(spec.template), "runs": runs}
@@ -540,7 +551,7 @@ def _rows(out, run):
         raise SweepError("this run cannot be read", where=folder, found=str(e).splitlines()[0],
                          fix="Delete the folder and call the sweep again") from None
     found = {"device": record["device"], "git_revision": record["git"]["revision"],
-             "git_dirty": record["git"]["dirty"], "versions": _canonical(record["versions"]),
+             "git_dirty": record["git"]["dirty"], "versions": canonical(record["versions"]),
              "wall_seconds": record["wall_seconds"]}
     return table.assign(run_id=run, **{k: v for k, v in found.items() if k not in table.columns})
 

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core import SweepError, atomic_path, versions
-from .sweep import _canonical, _cells, _imports, _job, _parse
-from .sweep import disk_error, finished
+from .sweep import canonical, current_job, disk_error, finished, imports_of
 
 # %% ../../nbs/sweeps/warm.ipynb #e689b9b6
 class _Outputs(list):
@@ -53,7 +52,7 @@ def _bundle(data):
     return {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
 
 
-def _hooks(outputs) -> dict:
+def _hooks(outputs) -> tuple:
     "What IPython calls to show a result or a display: they put it into `outputs`."
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
@@ -79,17 +78,16 @@ def _hooks(outputs) -> dict:
             if wait: outputs.clear_next = True
             else: outputs.clear()
 
-    return {"displayhook_class": Hook, "display_pub_class": Publisher}
+    return Hook, Publisher
 
 # %% ../../nbs/sweeps/warm.ipynb #34acef4b
 def _shell(outputs, figures=True):
     "An IPython shell that puts everything it shows into `outputs`."
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
-    hooks = _hooks(outputs)
 
     class Shell(InteractiveShell):
-        displayhook_class, display_pub_class = hooks.values()
+        displayhook_class, display_pub_class = _hooks(outputs)
         def enable_gui(self, gui=None): pass
         def _showtraceback(self, kind, value, lines):
             outputs.add("error", ename=kind.__name__, evalue=str(value), traceback=list(lines))
@@ -229,7 +227,7 @@ def run(
         work = out / "partial" / name
         work.mkdir(exist_ok=True)
         _tidy_up(work)
-        _job.update(job, started=time.time())
+        current_job.update(job, started=time.time())
         try:
             execute(job["template"], work / "run.ipynb", {**job["parameters"], "out": str(work)})
             if not (work / "record.json").is_file():
@@ -257,26 +255,18 @@ def preload(
     module: str | None = None,  # the experiments' module; here an error is raised
 ):
     "Import what runs of a template will need: papermill, and whatever its cells import."
-    with _without("rfc3987_syntax"): importlib.import_module("papermill")
+    slow = "rfc3987_syntax"  # takes 0.7 s, to check addresses that we do not have: do without it
+    if unknown := slow not in sys.modules: sys.modules[slow] = None
+    importlib.import_module("papermill")
+    if unknown: del sys.modules[slow]
     if module: importlib.import_module(module)
-    cells = [_imports(_parse(source, template)) for _, source in _cells(template)]
     for name in ["IPython.core.interactiveshell", "matplotlib.pyplot", "pandas",
-                 "matplotlib_inline.backend_inline", "pyarrow.parquet",
-                 *sorted(set().union(*cells))]:
+                 "matplotlib_inline.backend_inline", "pyarrow.parquet", *imports_of(template)]:
         try: importlib.import_module(name)
         except Exception: pass  # a name in a module; or the run itself will say what is wrong
     if torch := sys.modules.get("torch"): torch.set_num_threads(1)
     _shell(_Outputs(), figures=False)  # what a first shell looks up, its forks know
     versions()
-
-
-@contextmanager
-def _without(name):
-    "Do without an optional module: this one takes 0.7 s, to check addresses that we do not have."
-    there = name in sys.modules
-    if not there: sys.modules[name] = None
-    yield
-    if not there: sys.modules.pop(name, None)
 
 # %% ../../nbs/sweeps/warm.ipynb #aac908d6
 def _fresh_random():
@@ -286,22 +276,19 @@ def _fresh_random():
     if numpy := sys.modules.get("numpy"): numpy.random.seed()
     if torch := sys.modules.get("torch"): torch.seed()
 
-
-def _inputs(module, runs):
-    "The data checksums of each run, asked once for each set of what `inputs` takes."
-    function, known = importlib.import_module(module).inputs, {}
-    taken = inspect.signature(function).parameters
-    every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    for parameters in runs:
-        asked = {k: v for k, v in parameters.items() if every or k in taken}
-        key = _canonical(asked)
-        if key not in known: known[key] = dict(function(**asked))
-        yield known[key]
-
 # %% ../../nbs/sweeps/warm.ipynb #c6343ca3
 def _ask(task, module) -> int:
     "Write the runs' data checksums, or what is wrong with them, where the sweep waits for them."
-    try: answer = {"data": list(_inputs(module, task["runs"]))}
+    known, keys = {}, []
+    try:
+        inputs = getattr(importlib.import_module(module), "inputs", dict)
+        taken = {} if inputs is dict else inspect.signature(inputs).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        for parameters in task["runs"]:
+            asked = {k: v for k, v in parameters.items() if every or k in taken}
+            keys.append(key := canonical(asked))
+            if key not in known: known[key] = dict(inputs(**asked))
+        answer = {"data": [known[k] for k in keys]}
     except Exception as e: answer = {"error": f"{type(e).__name__}: {e}"}
     with atomic_path(task["ask"]) as tmp: tmp.write_text(json.dumps(answer))
     return DONE
@@ -427,9 +414,9 @@ def experiments_module(
 ) -> str | None:
     "The module of a template's experiments: the paper's, or a file `experiments.py` beside it."
     folder = Path(template).parent
-    name = f"neurocompanion.{folder.name}"
+    name = f"neurocompanion.{folder.name}.experiments"
     try:
-        if find_spec(name) and find_spec(f"{name}.experiments"): return f"{name}.experiments"
+        if find_spec(name): return name
     except (ImportError, ValueError): pass
     return "experiments" if (folder / "experiments.py").is_file() else None
 

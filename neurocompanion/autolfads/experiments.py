@@ -226,15 +226,18 @@ def _conditions(cut, s):
         expected="trials of each", found=f"{len(lost)} that are not", fix="Use more trials")
 
 
-def _psth_scores(m, cut, width_ms=30.0):
+def _smoothed(cut, rows):
+    "Spikes of some trials, smoothed for a PSTH."
+    size = cut.data.bin_size
+    return smooth(cut.of("spikes", rows).astype(float), max(30.0, 500 * size), size)
+
+
+def _psth_scores(m, cut):
     "R² of averages and of single trials, in trials that were not averaged."
-    size, label, part = cut.data.bin_size, cut.condition, {}
-    label = np.unique(label, return_inverse=True)[1]
-    for name, rows in (("fit", cut.fit), ("test", cut.test)):
-        x = cut.of("spikes", rows).astype(float)
-        slow = smooth(x, max(width_ms, 500 * size), size)
-        part[name] = label[rows], m.rates(x), slow, dec.psth(slow, label[rows])
-    (a, r, slow, mean), (b, q, _, other) = part["fit"], part["test"]
+    a, b = (cut.condition[rows] for rows in (cut.fit, cut.test))
+    r, q = (m.rates(cut.of("spikes", rows).astype(float)) for rows in (cut.fit, cut.test))
+    slow = _smoothed(cut, cut.fit)
+    mean, other = dec.psth(slow, a), dec.psth(_smoothed(cut, cut.test), b)
     return {"r2_fit": dec.psth_r2(r, other, a), "r2_test": dec.psth_r2(q, mean, b),
             "ceiling": dec.psth_r2(slow, other, a), "single": r2(q, mean[b])}
 
@@ -243,8 +246,7 @@ def _trials_of_one_unit(m, cut, s):
     "Single-trial rates of the unit whose PSTHs differ most, in Hz, beside the PSTH."
     if not s.examples: return []
     size, label = cut.data.bin_size, cut.condition
-    slow = smooth(cut.of("spikes", cut.fit).astype(float), max(30.0, 500 * size), size)
-    mean = dec.psth(slow, label[cut.fit]) / size
+    mean = dec.psth(_smoothed(cut, cut.fit), label[cut.fit]) / size
     unit, rows = int(mean.std(0).sum(0).argmax()), []
     for c in np.unique(label):
         for i in cut.test[label[cut.test] == c][:s.examples]:

@@ -64,12 +64,8 @@ def checked_space(space: dict) -> dict:  # name: `Range`, or its fields in order
     raise ParameterError("the space is empty", expected="ranges by name", found="none")
 
 # %% ../../nbs/autolfads/pbt.ipynb #dd059ca4
-def draw(
-    space: dict,    # name: `Range`
-    n: int,         # how many
-    seed: int = 0,
-) -> list:          # of dicts
-    "First hyperparameters; the first of them do not depend on how many are drawn."
+def draw(space: dict, n: int, seed: int = 0) -> list:  # of dicts
+    "First hyperparameters of n members; the first of them do not depend on n."
     space, seed = checked_space(space), within("seed", seed, 0, whole=True)
     chance = [np.random.default_rng((seed, 1, i)).random(len(space)).tolist() for i in range(n)]
     return [{k: _first(r, v) for (k, r), v in zip(space.items(), u)} for u in chance]
@@ -81,15 +77,10 @@ def _first(r, u):
     return float(r.low * (r.high / r.low) ** u if r.initial == "log" else r.initial)
 
 # %% ../../nbs/autolfads/pbt.ipynb #7d56efcb
-def perturb(
-    value: float,
-    r: Range,                   # its range
-    rng: np.random.Generator,   # where chance comes from
-    tries: int = 10,            # draws before a limited value is clipped
-) -> float:
+def perturb(value: float, r: Range, rng: np.random.Generator) -> float:
     "A value nearby, on a scale of ratios."
     low, high = math.log1p(0.002 * r.weight), math.log1p(r.weight)
-    for _ in range(tries):
+    for _ in range(10):
         new = value * math.exp(rng.choice((-1, 1)) * rng.uniform(low, high))
         if not r.limited or r.low <= new <= r.high: return float(new)
     return float(min(max(new, r.low), r.high))
@@ -115,12 +106,8 @@ def parents(
     return chosen
 
 # %% ../../nbs/autolfads/pbt.ipynb #5db9b3d0
-def has_settled(
-    best: list,             # the best score so far, after each generation
-    window: int = 4,        # generations
-    least: float = 5e-4,    # share by which it must fall
-) -> bool:
-    "Whether the best score has stopped falling."
+def has_settled(best: list, window: int = 4, least: float = 5e-4) -> bool:
+    "Whether the best score so far, after each generation, has stopped falling."
     if len(best) <= window: return False
     before = best[-1 - window]
     return before - best[-1] < least * abs(before)
@@ -379,8 +366,7 @@ def manual(
     return _search("manual", make, [dict(s) for s in settings], **how)
 
 # %% ../../nbs/autolfads/pbt.ipynb #ff0e26b7
-ENGINES = {"processes": pbt_engines.processes, "serial": pbt_engines.serial,
-           "ray": pbt_engines.ray}
+ENGINES = {k: getattr(pbt_engines, k) for k in ("processes", "serial", "ray")}
 
 
 def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, rivals=None,

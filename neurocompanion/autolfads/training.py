@@ -59,14 +59,13 @@ def _known(what, names, given):
 def _settings(**given) -> Settings:
     "Settings that can be, or the one that cannot."
     s = Settings(**_known("setting", Settings._fields, given))
-    whole = {"batch": 1, "ramp": 0, "samples": 1, "hidden_every": 1, "wait": 1, "patience": 1}
-    for k, low in whole.items():
+    for k, low in dict(batch=1, ramp=0, samples=1, hidden_every=1, wait=1, patience=1).items():
         v = getattr(s, k)
         need(is_whole(v, low) or v is None and k == "patience", k, f"a whole number from {low}", v)
-    for k, low, high in (("clip", 0, math.inf), ("smoothing", 0, 1), ("decay", 0, 1)):
+    for k, high in dict(clip=math.inf, smoothing=1, decay=1).items():
         v = getattr(s, k)
-        need(v is None and k == "decay" or v is not None and low < v <= high, k,
-             f"a number above {low} to {high:g}", v)
+        need(v is None and k == "decay" or v is not None and 0 < v <= high, k,
+             f"a number above 0 to {high:g}", v)
     need(0 < s.hidden < 1, "hidden", "a share between 0 and 1", s.hidden)
     return s
 
@@ -74,8 +73,8 @@ def _settings(**given) -> Settings:
 def _hyper(old, new) -> Hyper:
     "Hyperparameters, some of them new."
     new = new._asdict() if isinstance(new, Hyper) else dict(new)
-    made = old._replace(**{k: float(v) for k, v in _known("hyperparameter", Hyper._fields,
-                                                          new).items()})
+    _known("hyperparameter", Hyper._fields, new)
+    made = old._replace(**{k: float(v) for k, v in new.items()})
     for k, v in made._asdict().items():
         top = 1 if k in ("dropout", "cd_rate") else math.inf
         need(0 <= v < top and (v > 0 or k != "lr"), k, f"a number from 0, below {top:g}", v)

@@ -46,8 +46,8 @@ def split(
                                                expected=", ".join(SPLITS))
     block, gap = within("block", block, 1, whole=True), within("gap", gap, whole=True)
     if how in ("repeats", "conditions"): condition = _codes(condition, n)[0]
-    held = _last(condition, valid) if how == "repeats" else _drawn(how, n, valid, rng, block,
-                                                                   condition)
+    held = _last(condition, valid) if how == "repeats" else \
+        _drawn(how, n, valid, rng, block, condition)
     near = np.convolve(held, np.ones(2 * gap + 1), "same") > 0 if how == "blocks" else held
     pair = Pair(np.flatnonzero(~(near | held)), np.flatnonzero(held))
     if len(pair.train) and len(pair.valid): return pair
@@ -58,10 +58,10 @@ def split(
 # %% ../../nbs/autolfads/data.ipynb #30f352a6
 def _drawn(how, n, valid, rng, block, condition):
     "Trials that are drawn one by one, in whole blocks, or by whole conditions."
-    if how != "conditions":
-        size = block if how == "blocks" else 1
-        group, groups, share = np.arange(n) // size, n // size, valid * n / size
-    else: group, groups = condition, condition.max() + 1; share = valid * groups
+    size = block if how == "blocks" else 1
+    group, groups, share = np.arange(n) // size, n // size, valid * n / size
+    if how == "conditions":
+        group, groups, share = condition, condition.max() + 1, valid * (condition.max() + 1)
     return np.isin(group, rng.permutation(groups)[:max(round(share), 1)])
 
 
@@ -365,7 +365,7 @@ def _note(whole, rows, seed):
 
 # %% ../../nbs/autolfads/data.ipynb #a8ebc283
 def _trials(ds, name, variable, length, overlap):
-    "A variable, trial by trial; a continuous one is cut into chops, the last one full."
+    "A variable, trial by trial; a continuous one in chops, without a last one that is not full."
     if variable not in ds: raise RecordingError("there is no such variable", where=name,
                                                 found=variable, expected=", ".join(ds.data_vars))
     v = ds[variable]
@@ -420,7 +420,7 @@ def subset(
     seed: int = 0,          # which ones
 ) -> Spikes:
     "Fewer trials, the same share of each half."
-    sizes = np.array([len(data.train), len(data.valid)])        # of the halves
+    sizes = np.array([len(data.train), len(data.valid)])
     whole = isinstance(trials, (int, np.integer)) and not isinstance(trials, bool)
     if not whole: trials = round(within("trials", trials, 0, 1, above=True) * sizes.sum())
     n = within("trials", int(trials), 2, int(sizes.sum()), whole=True)

@@ -16,8 +16,7 @@ import numpy as np
 from .. import core
 from ..core import ParameterError, TrainingError, atomic_path, need_same
 from . import pbt_engines
-from .pbt_engines import (
-    Turns, in_words, made_from, one_thread, state_name)
+from .pbt_engines import Turns, in_words, made_from, one_thread, state_name
 from ..recordings.simulate import within
 from ..sweeps.warm import claim
 

@@ -128,7 +128,7 @@ def _deal(turns, workers, wait):
         for at in wait(list(busy)):
             good, result = busy[at].answer()
             task, busy[at].task = busy[at].task, None
-            if not good: raise _in_member(result, task)
+            if not good: raise _in_member(result, task) if task else result
             if task: turns.put(task, result)
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #0e991ff1
@@ -273,8 +273,8 @@ class _Actor(_Worker):
     def answer(self):
         try: return self.ray.get(self.at)
         except self.ray.exceptions.RayError as e: return False, TrainingError(
-            f"the worker of member {self.task.get('member', 'none')} has failed",
-            found=str(e).split("\n")[0],
+            f"the worker of member {self.task['member']} has failed" if self.task else
+            "a worker could not be started", found=str(e).split("\n")[0],
             fix="Look at Ray's logs, or call the search again: it goes on where it stopped")
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #47dd958d

@@ -267,13 +267,8 @@ def _verdict(shown, hidden, gap, gap_z, dispersion, z):
         shown, hidden, lost, gap, gap_z, float(dispersion), float(z))
 
 # %% ../../nbs/autolfads/methods.ipynb #289d3c99
-def coverage(
-    mean,            # posterior average  # trial time unit
-    sd,              # standard deviation over samples
-    truth,           # in the same units
-    levels=(0.5, 0.8, 0.9, 0.95),
-) -> list:           # a dict for each level: level, covered, width
-    "How often the truth lies within the interval of each level."
+def coverage(mean, sd, truth, levels=(0.5, 0.8, 0.9, 0.95)) -> list:  # level, covered, width
+    "How often the truth lies within the interval of each level around the posterior's mean."
     from scipy.stats import norm
     mean, sd, truth = (np.asarray(v, float) for v in (mean, sd, truth))
     if not mean.shape == sd.shape == truth.shape: raise ParameterError(

@@ -412,13 +412,8 @@ def kl_co(model: LFADS, mean: Tensor, std: Tensor, generator=None) -> Tensor:  #
     return (normal_log_prob(x, mean, std) - log_p).mean()
 
 # %% ../../nbs/autolfads/models.ipynb #ed6df6ba
-def l2(
-    model: LFADS,
-    generator: float = 0.0,    # scale of the generator's recurrent weights
-    controller: float = 0.0,   # of the controller's
-    ic_encoder: float = 0.0,   # of those of the encoder for the initial condition
-    ci_encoder: float = 0.0,   # of those of the encoder for the controller
-) -> Tensor:                   # a number
+def l2(model: LFADS, generator: float = 0.0, controller: float = 0.0, ic_encoder: float = 0.0,
+       ci_encoder: float = 0.0) -> Tensor:  # scales of the networks' recurrent weights
     "Sum of scale · ½‖W_h‖², over the number of weights in it; networks of scale 0 do not count."
     nets = [(model.generator, generator), *((c, ic_encoder) for c in model.ic_encoder)]
     if model.inputs:

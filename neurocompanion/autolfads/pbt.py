@@ -85,12 +85,8 @@ def perturb(value: float, r: Range, rng: np.random.Generator) -> float:
     return float(min(max(new, r.low), r.high))
 
 # %% ../../nbs/autolfads/pbt.ipynb #44e08782
-def parents(
-    scores,                     # of all members; lower is better, NaN has diverged
-    rng: np.random.Generator,   # where chance comes from
-    rivals: str = "pairs",      # pairs or random
-) -> list:                      # whom each member continues: itself, or a better one
-    "Who copies whom."
+def parents(scores, rng: np.random.Generator, rivals: str = "pairs") -> list:
+    "Whom each member continues, itself or a better one; a score that is NaN has diverged."
     worth = np.where(np.isnan(scores), np.inf, scores).astype(float)
     n, chosen = len(worth), list(range(len(worth)))
     if rivals == "pairs":
@@ -340,25 +336,16 @@ def pbt(
                    window, least, seed, out, workers, engine, **options)
 
 # %% ../../nbs/autolfads/pbt.ipynb #2747ae92
-def random_search(
-    make,                     # make(hyper, seed) -> member
-    space: dict = SPACE,      # name: `Range`
-    *,
-    members: int = 20, fixed: dict | None = None, seed: int = 0,
-    **how,                    # as for `pbt`: epochs, lead, generations, out, workers, engine …
-) -> Search:
-    "As many members as long, with hyperparameters as they were drawn."
+def random_search(make, space: dict = SPACE, *, members: int = 20, fixed: dict | None = None,
+                  seed: int = 0, **how) -> Search:
+    "As many members as long, with hyperparameters as they were drawn; arguments as for `pbt`."
     members = within("members", members, 1, whole=True)
     first = [{**(fixed or {}), **h} for h in draw(space, members, seed)]
     return _search("random", make, first, seed=seed, **how)
 
 
-def manual(
-    make,                     # make(hyper, seed) -> member
-    settings: list,           # hyperparameters of each member: dicts
-    **how,                    # as for `random_search`
-) -> Search:
-    "Members with the hyperparameters that somebody chose."
+def manual(make, settings: list, **how) -> Search:
+    "Members with hyperparameters that somebody chose, a dict for each; arguments as for `pbt`."
     settings = [settings] if isinstance(settings, dict) else list(settings)
     if not settings: raise ParameterError("there is nobody to train", expected="settings, one dict "
                                           "for each member", found="none")

@@ -92,13 +92,8 @@ def _in_member(error, task):
     return error
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d98cdbf5
-def serial(
-    turns: Turns,
-    make,                    # make(hyper, seed) -> member
-    folder: Path,            # of the states
-    workers: int = 1,        # has no meaning here
-):
-    "Do all tasks in this process."
+def serial(turns: Turns, make, folder: Path, workers: int = 1):
+    "Do all tasks in this process; the number of workers has no meaning here."
     held = {}
     with one_thread():
         while not turns.over:

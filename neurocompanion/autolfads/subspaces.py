@@ -12,14 +12,8 @@ from .decoding import Decoder, numbers
 from ..core import ParameterError
 
 # %% ../../nbs/autolfads/subspaces.ipynb #fcfd6903
-def soft_normalise(
-    rates,                # … unit
-    like=None,            # rates that give mean and range, such as the training trials; None: these
-    *,
-    quantile: float = 0.9,
-    offset: float = 0.01,
-) -> np.ndarray:
-    "(rates − mean) / (quantile + offset), unit by unit."
+def soft_normalise(rates, like=None, *, quantile: float = 0.9, offset: float = 0.01):  # … unit
+    "(rates − mean) / (quantile + offset) by unit; both of `like`, such as the training trials."
     rates = numbers(rates, "rates")
     like = rates if like is None else numbers(like, "like")
     like = like.reshape(-1, like.shape[-1])

@@ -88,18 +88,10 @@ def stream(seed: int, epoch: int, device="cpu") -> torch.Generator:
 
 # %% ../../nbs/autolfads/training.ipynb #f68a3790
 @torch.no_grad()
-def sample_validation(
-    model,               # LFADS
-    x, y,                # what it reads and explains  # b t n
-    external=None,       # known inputs  # b t e
-    *,
-    rate: float = 0.2,   # share of the elements that are hidden
-    samples: int = 1,    # of the posterior
-    batch: int = 1000,   # passes at a time
-    seed: int = 0,       # which elements
-) -> dict:               # hidden and shown: mean NLL of an element; gap
-    "How well a network explains elements that it saw, and that it did not see."
-    hidden = models.sample_mask(x.shape, rate, seed).to(x.device)
+def sample_validation(model, x, y, external=None, *, rate: float = 0.2, samples: int = 1,
+                      batch: int = 1000) -> dict:  # hidden and shown: mean NLL of an element; gap
+    "How well a network explains elements that it saw, and a share that it did not see."
+    hidden = models.sample_mask(x.shape, rate).to(x.device)
     read = x * ~hidden / (1 - rate)
     found, null = {}, {}
     for name, mask in (("hidden", hidden), ("shown", ~hidden)):

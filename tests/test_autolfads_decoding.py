@@ -9,7 +9,7 @@ from sklearn.model_selection import GridSearchCV
 
 from neurocompanion.autolfads import decoding as D
 from neurocompanion.core import ParameterError
-from neurocompanion.training.metrics import bits_per_spike, pseudo_r2, relative_pseudo_r2
+from neurocompanion.training.metrics import pseudo_r2, relative_pseudo_r2
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,6 @@ def test_golden_speed(gold):
     assert r(gold["pred"], bdm[:, -1], bdm[:, :3], epoch) == pytest.approx(out, abs=1e-10)
     hidden = np.where(epoch[..., None], gold["pred"], np.nan)
     assert r(hidden, bdm[:, -1], bdm[:, 0]) == pytest.approx(out, abs=1e-10)
-
-
-def test_golden_bits(gold):
-    for key in ("", "_nan"):
-        spikes = gold["sp_nan" if key else "spikes"]
-        want = pytest.approx(gold["out_bps" + key], abs=1e-10)
-        assert bits_per_spike(gold["pred"], spikes) == want
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -217,19 +210,6 @@ def test_speed_correlation_conditions():
     assert np.isnan(D.speed_interval_correlation(x, t, alone, average="each")[-1])
     assert np.isfinite(D.speed_interval_correlation(x, t, alone))
     assert np.isnan(D.speed_interval_correlation(x[:1], t[:1]))
-
-
-# ---------------------------------------------------------------- real recordings
-def test_reaches_of_a_monkey(mirror):
-    "DAD: velocity from 71 neurons of motor cortex, on the part that was not fitted."
-    from scipy.io import loadmat
-    from scipy.ndimage import gaussian_filter1d
-    m = loadmat(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")
-    smooth = lambda x: gaussian_filter1d(x.astype(float), 1.0, axis=0)
-    d = D.fit_decoder(smooth(m["Ytr"]), m["Xtr"], alpha=np.logspace(-1, 4, 11), delay=range(-2, 3))
-    score = d.score(smooth(m["Yte"]), m["Xte"])
-    bench = D.velocity_r2(smooth(m["Ytr"]), m["Xtr"], smooth(m["Yte"]), m["Xte"])
-    assert 0.3 < score < 1 and 0.3 < bench < 1
 
 
 # ---------------------------------------------------------------- what may be given

@@ -31,13 +31,8 @@ def gains(rows, value: str = "test"):  # rows of `scaling`; those with a base an
     return some.assign(gain=some[value] - some["base"])
 
 # %% ../../nbs/sessions/statistics.ipynb #35373fdc
-def table_1(
-    rows,                      # of `scaling`
-    chosen_by: str = "valid",  # or test, as in the paper
-    value: str = "test",
-    top: int = 5,              # sessions of the last column
-):                             # DataFrame by held-out session: gain of each order
-    "The gain of each order at its best number of sessions, and with the top few."
+def table_1(rows, chosen_by: str = "valid", value: str = "test", top: int = 5):  # of `scaling`
+    "The gain of each order at its best number of sessions (the paper: by test), and with `top`."
     g = gains(rows, value)
     mean = g.groupby(["held", "order", "size"])[[chosen_by, "gain"]].mean().reset_index()
     best = mean.loc[mean.groupby(["held", "order"])[chosen_by].idxmax()]
@@ -79,11 +74,7 @@ def differences(rows, value: str = "test"):  # rows of `scaling`; pair, size, me
     return pd.DataFrame(found)
 
 # %% ../../nbs/sessions/statistics.ipynb #a8055a17
-def laws(
-    rows,                  # of `scaling`
-    x: str = "size",       # or pool_trials
-    value: str = "test",
-) -> tuple:                # DataFrame of extrapolations; the laws by (held, order)
+def laws(rows, x: str = "size", value: str = "test") -> tuple:  # rows of `scaling`; or pool_trials
     "A law for each held-out session and order, and what it foretells for the whole pool."
     some, fitted, found = _rows(rows, "scaling"), {}, []
     for (held, order), part in some[some["order"] != "all"].groupby(["held", "order"], sort=False):

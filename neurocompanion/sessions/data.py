@@ -179,8 +179,8 @@ def _kept(activity, least, most, what, names, unit):
     return keep, report
 
 # %% ../../nbs/sessions/data.ipynb #57d707e9
-def identity(ds: xr.Dataset, place: str = "") -> str:  # place: of its file, in a pool's folder
-    "The name of a session: animal, and file or session number, each once."
+def identity(ds: xr.Dataset, place: str = "") -> str:
+    "The name of a session: animal, and file (`place` in a pool) or session number, each once."
     a = ds.attrs
     name = a["subject"]
     part = a.get("eid") or place or Path(a.get("file", "")).stem

@@ -158,8 +158,8 @@ def true_distance(a: Session, b: Session) -> float:  # octaves; NaN where it is 
     return float(np.sqrt(np.mean(np.log2(f / g) ** 2)))
 
 
-def facts(pool: list, held_out: Session | None = None):  # a DataFrame, one row for each session
-    "What is known about sessions without a model; `distance` is that to the one held out."
+def facts(pool: list, held_out: Session | None = None):
+    "What is known about sessions without a model, a row each; `distance` is to the one held out."
     import pandas as pd
     keep = "subject", "source", "kind", "trials", "units", "recorded", "bins", "rate", "quality"
     rows = [dict(session=s.name, **{k: s.facts.get(k) for k in keep},

@@ -109,7 +109,7 @@ def _pretraining(s, sessions, seed):
                 sessions=known_as(sessions), **{k: getattr(s, k) for k in _TRAINING})
 
 # %% ../../nbs/sessions/selection.ipynb #53c70bdb
-def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf):  # the model, its identity
+def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf) -> tuple:  # model, identity
     "A body that is trained on some sessions, from the shelf if it is there."
     sessions = sorted(sessions, key=lambda x: x.name)
     what = _pretraining(s, sessions, seed)

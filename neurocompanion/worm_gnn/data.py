@@ -275,8 +275,8 @@ def velocity_states(velocity, threshold: float = 0.005, smooth: int = 1) -> np.n
     return np.select([v > threshold, v < -threshold], [0, 1], -1).astype(np.int64)
 
 # %% ../../nbs/worm_gnn/data.ipynb #489951fb
-def neuron_table(paths, neurons=SHARED_15):  # DataFrame, a row for each worm
-    "Which worms have which neurons, and whether their velocity is known."
+def neuron_table(paths, neurons=SHARED_15):
+    "Which worms, a row each, have which neurons, and whether their velocity is known."
     import pandas as pd
     rows = {}
     for ds in read(paths, "traces"):

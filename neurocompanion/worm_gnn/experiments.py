@@ -177,8 +177,8 @@ def _trained(s):
     return own, more, parts, tr.train_states(made, own, chosen, parts, **how)
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #6673e05f
-def states(s: Setting):  # DataFrame: a row for each choice of training worms and each worm judged
-    "How well a model tells the states, of the same worms and of others."
+def states(s: Setting):
+    "How well a model tells states: a row for each choice of training worms and each worm judged."
     scaling = reading(s)["scaling"]
     if s.model == "svm":
         own, more, chosen, parts = _begun(s)
@@ -192,7 +192,7 @@ def states(s: Setting):  # DataFrame: a row for each choice of training worms an
     return _over_folds(table.merge(lines, on=["member", "worm"]), more)
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #e358897c
-def over_worms(rows, by, value: str = "accuracy"):  # rows of `states` or `trajectory`
+def over_worms(rows, by, value: str = "accuracy"):
     "Means with intervals over the worms that are judged, for each group of the columns `by`."
     import pandas as pd
     by, found = [by] if isinstance(by, str) else list(by), []
@@ -223,8 +223,8 @@ def confusion(s: Setting) -> list:  # a row for each part, worm, true and predic
             for t, row in enumerate(table) if row.sum() for p, n in enumerate(row)]
 
 # %% ../../nbs/worm_gnn/experiments.ipynb #1c84f5fb
-def trajectory(s: Setting):  # DataFrame: a row for each worm judged and each step
-    "The error of rollouts by step."
+def trajectory(s: Setting):
+    "The error of rollouts: a row for each worm judged and each step."
     own, more, chosen, parts = _begun(s)
     scaling, burn_in = reading(s)["scaling"], 4 * (s.model == "rnn")
     made = tr.train_trajectories(

@@ -233,8 +233,8 @@ def _adjacency(edges, nodes):
                          fix="Or edges='static', 'dynamic' or 'chunk'")
 
 # %% ../../nbs/worm_gnn/models.ipynb #e364a395
-def thinned(x, seen=None, look: int | None = None):  # b t …, b t -> both, at evenly spaced steps
-    "`look` steps of a recording, enough for a mean over time; all of them if None."
+def thinned(x, seen=None, look: int | None = None) -> tuple:  # b t …, b t
+    "`look` evenly spaced steps of a recording, enough for a mean over time; all if None."
     t = x.shape[1]
     if look is None or look >= t: return x, seen
     at = torch.arange(look, device=x.device) * t // look

@@ -89,7 +89,7 @@ def _scaled(worm, scaling, training):
                        training)
 
 # %% ../../nbs/worm_gnn/training.ipynb #ea34e3ae
-def state_loss(model, x, y, seen=None, context=None, counts=None):  # b t n f, b t, b t; b s …, b s
+def state_loss(model, x, y, seen=None, context=None, counts=None) -> tuple:  # x: b t n f; y: b t
     "Negative log likelihood of the known states among steps that are seen, and how many."
     out = model(x, seen, None if context is None else (context, counts))
     known = y >= 0
@@ -210,7 +210,7 @@ def train_alone(
     return model.eval()
 
 # %% ../../nbs/worm_gnn/training.ipynb #0c33a6bb
-def calibration(p, y, bins: int = 10) -> float:  # step k; step, -1 not known
+def calibration(p, y, bins: int = 10) -> float:
     "Expected calibration error: how far confidence is from accuracy, bin by bin of confidence."
     p, y = np.asarray(p, float), np.asarray(y)
     p, y = p[y >= 0], y[y >= 0]
@@ -221,8 +221,8 @@ def calibration(p, y, bins: int = 10) -> float:  # step k; step, -1 not known
     return float((np.abs(mean(sure) - mean(right)) * (n / max(len(y), 1))).sum())
 
 
-def score(p, y) -> dict:  # step k; step, -1 not known
-    "How well probabilities tell the known states: accuracy, nll, ece and the number of steps."
+def score(p, y) -> dict:  # accuracy, nll, ece, steps
+    "How well probabilities, step k, tell the states that are known, not -1."
     p, y = np.asarray(p, float), np.asarray(y)
     known = y >= 0
     told = np.maximum(p[known, y[known]], 1e-12)
@@ -297,8 +297,8 @@ def _row(member, i, worm, masks, result):
     return who | dict(worm=worm.name, source=worm.source, part=part) | result
 
 # %% ../../nbs/worm_gnn/training.ipynb #5fe9fe49
-def svm(train_x, train_y, *, C: float = 1.0, gamma="scale"):  # step …; states, -1 not known
-    "A support vector machine with scikit-learn's defaults."
+def svm(train_x, train_y, *, C: float = 1.0, gamma="scale"):
+    "A support vector machine with scikit-learn's defaults, for states that are known, not -1."
     y = np.asarray(train_y)
     if len(np.unique(y[y >= 0])) < 2:
         raise ParameterError("there is nothing to tell apart", expected="two states or more",

@@ -148,8 +148,8 @@ def windows(
     return made
 
 # %% ../../nbs/zebrafish/data.ipynb #90663c57
-def cut(series, starts, context: int, horizon: int = HORIZON) -> tuple:  # time …; first frames
-    "What windows of a series see, and what is to come; the series may lie on disk.  # w C …, w H …"
+def cut(series, starts, context: int, horizon: int = HORIZON) -> tuple:  # w C …, w H …
+    "What windows of a series, which may lie on disk, see from `starts` on, and what is to come."
     at, length = np.asarray(starts), np.shape(series)[0]
     if at.size and not 0 <= at.min() <= at.max() <= length - context - horizon:
         raise ParameterError("a window leaves the recording", expected=f"{length} frames or fewer",
@@ -165,8 +165,8 @@ def judged(forecast, trace, starts: dict, context: int = 4, horizon: int = HORIZ
             for name, at in starts.items() if len(at)}
 
 
-def mean_error(scores: dict, held_out=HELD_OUT) -> float:  # scores: as `judged` makes them
-    "The grand mean: of conditions alike, without the held-out one."
+def mean_error(scores: dict, held_out=HELD_OUT) -> float:
+    "The grand mean of what was `judged`: of conditions alike, without the held-out one."
     return float(np.mean([np.abs(p - y).mean() for name, (p, y) in scores.items()
                           if name not in held_out]))
 

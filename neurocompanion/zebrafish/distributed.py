@@ -82,8 +82,8 @@ def _own_device():
                          fix="Start fewer processes, or set NEUROCOMPANION_DEVICE=cpu")
 
 # %% ../../nbs/zebrafish/distributed.ipynb #ee12d824
-def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # a video; of conditions
-    "First frames of windows, to train and to validate on, over all conditions but some."
+def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # to train, to validate
+    "First frames of windows, over all conditions that are not held out."
     splits = recording_splits(ds, held_out) if "condition" in ds else undivided(ds.sizes["time"])
     made = windows(context, horizon, splits=splits, longest=max(context, 256))
     train, valid = (np.concatenate([*made[k].values()]) for k in ("train", "valid"))
@@ -94,8 +94,8 @@ def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # a video;
                          fix="Shorten context or horizon")
 
 
-def brightness(ds, grid: Grid, multiple=(1, 1)):  # ΔF/F of this process's part  # time z y x
-    "What a process reads of a recording; borders are multiples of so many voxels."
+def brightness(ds, grid: Grid, multiple=(1, 1)):
+    "ΔF/F of the part that a process reads, time z y x; borders are multiples of so many voxels."
     part = part_of(ds["video"].variable, grid, multiple)
     if ds["video"].attrs.get("units") in ("dF/F", "ΔF/F"): return part
     return df_over_f(part[:])

@@ -198,8 +198,8 @@ def judged(forecast: Callable, s: Setting, fish: Fish, part: str = "test") -> di
     return {name: (fish.unit * p, fish.unit * y) for name, (p, y) in scores.items()}
 
 
-def by_cell(scores: dict, fish: Fish, held_out=HELD_OUT) -> list:  # scores: of `judged`; a row each
-    "Each cell's error at the longest lead time, and where the cell is."
+def by_cell(scores: dict, fish: Fish, held_out=HELD_OUT) -> list:  # a row for each cell
+    "Each cell's error at the longest lead time, from `judged`, and where the cell is."
     error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in scores.items()
                      if k not in held_out], axis=0)
     if fish.cells is None: return [dict(cell=i, mae=e) for i, e in enumerate(error)]

@@ -159,8 +159,8 @@ class SharedNorm(nn.Module):
         return g.view(x.shape) * weight[turn] + bias[turn]
 
 # %% ../../nbs/zebrafish/sharding.ipynb #4f0ee595
-def shard(model: nn.Module, grid: Grid) -> nn.Module:  # 3 x 3 x 3 convolutions and group norms
-    "The network for a part of the volume, in place; its weights and their names stay."
+def shard(model: nn.Module, grid: Grid) -> nn.Module:
+    "The network, convolutions and group norms, for a part of a volume; in place, names stay."
     for name, child in list(model.named_children()):
         if isinstance(child, nn.Conv3d): setattr(model, name, HaloConv(child, grid))
         elif isinstance(child, nn.GroupNorm): setattr(model, name, SharedNorm(child, grid.group))

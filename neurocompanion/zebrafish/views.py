@@ -56,8 +56,8 @@ def ridge(found: tuple, view, strength: float) -> np.ndarray:  # (cell frame) h 
     return w
 
 
-def ridge_forecast(found: tuple, w, trace):  # time cell -> forecast(starts), w h n
-    "A linear forecast of a trace, with `products` and the weights of `ridge`."
+def ridge_forecast(found: tuple, w, trace):
+    "A linear forecast(starts) -> w h n of a trace, with `products` and the weights of `ridge`."
     mean, ahead, *_ = found
     context = len(w) // (w.shape[2] + 1)
     return lambda at: np.tensordot(seen(trace, at, context) - mean, w, 1) + ahead

@@ -199,13 +199,8 @@ def download(
     part.with_name(part.name + ".tag").unlink(missing_ok=True)
     return part
 
-# %% ../../nbs/recordings/download.ipynb #28d7bd10
-def through_pooch(
-    url: str,            # where the file is
-    checksum: str | None,  # as Pooch writes it: "sha256:…", "md5:…", or None
-    path: Path,          # the file to be
-    downloader,          # called with url, output file and None
-) -> Path:               # the file
+# %% ../../nbs/recordings/download.ipynb #906a87fe
+def through_pooch(url: str, checksum: str | None, path: Path, downloader) -> Path:
     "Let Pooch retrieve a file with a downloader of ours."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm misses a widget that no bar here uses

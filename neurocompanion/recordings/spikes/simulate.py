@@ -12,33 +12,21 @@ import xarray as xr
 from ..simulate import each, generator, provenance, with_truth, within
 from ..standard import spikes
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #231156f2
-def poisson(
-    rate: np.ndarray,          # spikes per second
-    bin_size: float,           # seconds
-    rng: np.random.Generator,  # where the spikes come from
-) -> np.ndarray:               # counts, of the same shape, in the smallest type that holds them
-    "Spike counts at known rates."
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #d0eb0b5a
+def poisson(rate, bin_size: float, rng) -> np.ndarray:   # in Hz, seconds
+    "Spike counts at known rates, in the smallest type that holds them."
     counts = rng.poisson(np.multiply(rate, bin_size, dtype=float))
     return counts.astype(np.uint8 if counts.max(initial=0) < 256 else np.uint32)
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #7ac31ce4
-def frequencies(
-    reference: np.ndarray,     # Hz, one for each plane
-    distance: float,           # octaves, root mean square over planes
-    rng: np.random.Generator,  # where the direction comes from
-) -> np.ndarray:               # Hz
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #d7a14982
+def frequencies(reference, distance: float, rng) -> np.ndarray:   # in Hz, for each plane; octaves
     "Frequencies at a chosen distance from the reference, in a random direction."
     u = rng.standard_normal(len(reference))
     octaves = distance * math.sqrt(len(reference)) * u / np.linalg.norm(u)
     return np.asarray(reference, float) * 2.0**octaves
 
 
-def dynamics(
-    frequency: np.ndarray,  # Hz, one for each plane
-    decay: float,           # seconds
-    bin_size: float,        # seconds
-) -> np.ndarray:            # to, from
+def dynamics(frequency, decay: float, bin_size: float) -> np.ndarray:   # in Hz, s, s  # to, from
     "The matrix that takes the latents of one bin to the next: a rotation with decay per plane."
     turn, A = 2 * np.pi * np.asarray(frequency) * bin_size, np.zeros((2 * len(frequency),) * 2)
     for p, t in enumerate(turn):
@@ -46,15 +34,14 @@ def dynamics(
         A[two, two] = [[math.cos(t), -math.sin(t)], [math.sin(t), math.cos(t)]]
     return math.exp(-bin_size / decay) * A
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #99eb427c
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #39885d23
 def swings(
-    A: np.ndarray,             # from `dynamics`
-    kick: np.ndarray,          # what the stimulus adds  # trial latent
-    onset: int,                # the bin in which it does
-    steps: int,                # bins in a trial
-    noise: float,              # standard deviation of the latents without a stimulus
-    rng: np.random.Generator,  # where the noise comes from
-) -> np.ndarray:               # trial time latent
+    A,       # from `dynamics`
+    kick,    # what the stimulus adds in bin `onset`  # trial latent
+    onset: int, steps: int,
+    noise,   # standard deviation of the latents without a stimulus
+    rng,
+):           # trial time latent
     "Latents that turn, decay, and are kicked once."
     z = np.empty((steps, *kick.shape))
     left = math.sqrt(max(0.0, 1 - np.linalg.norm(A[:, 0]) ** 2))
@@ -93,7 +80,7 @@ def _session(s, task, p):
         readout=(("unit", "latent"), C, "how the log rate follows the latents"),
         drift=("unit", slope, "change of the log rate over the session"))
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #58c2d30b
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #bc573334
 def sessions(
     distance=(0.0, 0.25, 0.5, 1.0),  # from the reference, in octaves: one session for each
     *,
@@ -112,29 +99,34 @@ def sessions(
     decay: float = 0.8,        # of the latents, seconds
 ) -> list:                     # a recording for each distance
     "Simulate sessions whose dynamics lie at known distances from a reference."
-    p = dict(locals())
-    n = within("the number of sessions", np.size(distance), 1, whole=True)
-    within("the number of frequencies", np.size(frequency), 1, whole=True)
+    return _sessions(dict(locals()), _session)
+
+
+def _sessions(p, one, rise=0):
+    "What `one` makes of the parameters of each session; frequencies may rise by `rise` octaves."
+    n = within("the number of sessions", np.size(p["distance"]), 1, whole=True)
+    planes = within("the number of frequencies", np.size(p["frequency"]), 1, whole=True)
+    p["distance"] = np.ravel(p["distance"]).tolist()
     limits = {"distance": {}, "trials": dict(low=1, whole=True), "units": dict(low=1, whole=True),
               "rate": dict(above=True), "gain": {}, "noise": {}, "drift": {}}
-    p["distance"] = np.ravel(distance).tolist()
     own = {k: each(k, p[k], n, **kw) for k, kw in limits.items()}
     for k in ("conditions", "steps"): within(k, p[k], 1, whole=True)
     for k in ("bin_size", "decay"): within(k, p[k], above=True)
-    p["frequency"] = [within("frequency", float(f), high=0.5 / bin_size, above=True)
-                      for f in np.ravel(frequency)]
-    kicks = generator(task, "task").standard_normal((conditions, 2 * len(p["frequency"])))
-    return [_session(s, kicks, p | {"session": s} | {k: v[s] for k, v in own.items()})
+    highest = 0.5 / p["bin_size"] / 2.0 ** (rise * max(own["distance"]))
+    p["frequency"] = [within("frequency", float(f), high=highest, above=True)
+                      for f in np.ravel(p["frequency"])]
+    kicks = generator(p["task"], "task").standard_normal((p["conditions"], 2 * planes))
+    return [one(s, kicks, p | {"session": s} | {k: v[s] for k, v in own.items()})
             for s in range(n)]
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #7075c424
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #b26fd424
 def chaos(
-    start: np.ndarray,   # x_0  # trial unit
-    W: np.ndarray,       # coupling, gain included  # to from
-    drive: np.ndarray,   # what the inputs bring, or zeros  # trial time unit (or 1 1 1)
-    steps: int,          # bins
-    leak: float,         # Δ/τ
-) -> np.ndarray:         # tanh x  # trial time unit
+    start,          # x_0  # trial unit
+    W,              # coupling, gain included  # to from
+    drive,          # what the inputs bring, or zeros  # trial time unit (or 1 1 1)
+    steps: int,
+    leak: float,    # Δ/τ
+) -> np.ndarray:    # tanh x  # trial time unit
     "Run the network from many initial states at once."
     out, x = np.empty((steps, *start.shape)), start
     drive = np.broadcast_to(drive, (len(start), steps, start.shape[1]))
@@ -184,12 +176,8 @@ def chaotic_rnn(
                       input_weight=(("unit", "input"), B, "weight of each input"),
                       input=(("trial", "time", "input"), u.astype(np.float32), "the inputs"))
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #1b6e8d1c
-def lorenz_path(
-    start: np.ndarray,     # initial states  # trial 3
-    steps: int,            # how many points
-    dt: float = 0.02,      # Lorenz time between points
-) -> np.ndarray:           # trial time 3
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #b3dcf430
+def lorenz_path(start, steps: int, dt: float = 0.02) -> np.ndarray:   # trial 3 → trial time 3
     "The Lorenz system from many initial states at once, by fourth-order Runge–Kutta."
     def slope(y):
         a, b, c = y.T
@@ -241,7 +229,7 @@ def _rung(s, task, p):
     ds = _session(s, task, p | {"frequency": (here / away).tolist()})   # its own way leads here
     return ds.assign_attrs(subject=f"ladder {p['seed']}-{s}", **provenance("ladder", p))
 
-# %% ../../../nbs/recordings/spikes/simulate.ipynb #b467b9e7
+# %% ../../../nbs/recordings/spikes/simulate.ipynb #26077671
 def ladder(
     distance=(0.0, 0.25, 0.5, 1.0),  # above the reference, in octaves: one session for each
     *,
@@ -260,18 +248,4 @@ def ladder(
     decay: float = 1.0,        # of the latents, seconds
 ) -> list:                     # a recording for each distance
     "Simulate sessions of which any two are as far apart as their distances differ."
-    p = dict(locals())
-    n = within("the number of sessions", np.size(distance), 1, whole=True)
-    within("the number of frequencies", np.size(frequency), 1, whole=True)
-    limits = {"distance": {}, "trials": dict(low=1, whole=True), "units": dict(low=1, whole=True),
-              "rate": dict(above=True), "gain": {}, "noise": {}, "drift": {}}
-    p["distance"] = np.ravel(distance).tolist()
-    own = {k: each(k, p[k], n, **kw) for k, kw in limits.items()}
-    for k in ("conditions", "steps"): within(k, p[k], 1, whole=True)
-    for k in ("bin_size", "decay"): within(k, p[k], above=True)
-    highest = 0.5 / bin_size / 2.0 ** max(own["distance"])
-    p["frequency"] = [within("frequency", float(f), high=highest, above=True)
-                      for f in np.ravel(frequency)]
-    kicks = generator(task, "task").standard_normal((conditions, 2 * len(p["frequency"])))
-    return [_rung(s, kicks, p | {"session": s} | {k: v[s] for k, v in own.items()})
-            for s in range(n)]
+    return _sessions(dict(locals()), _rung, rise=1)

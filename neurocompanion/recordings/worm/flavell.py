@@ -75,16 +75,11 @@ def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
                      clock_start=float(time[0]) if len(time) else 0.0, licence="not stated",
                      **about)
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #85cebf70
+# %% ../../../nbs/recordings/worm/flavell.ipynb #ea82fb34
 JSON = ("timestamp_confocal", "trace_array", "labeled")
 
 
-def read_flavell_json(
-    path: str | Path,         # the file
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    times: str = "",          # "first": cut time stamps to as many as there are frames
-) -> list:                    # one recording
+def read_flavell_json(path, *, uncertain=False, times="") -> list:   # "first": cut time stamps
     "Read a worm of Atanas 2023 from JSON."
     path, again = Path(path), "Download the file again from its source"
     with intact(path, again): d = json.loads(raw := path.read_bytes())
@@ -103,12 +98,9 @@ def read_flavell_json(
                   **simulated, doi="10.1016/j.cell.2023.07.035",
                   sha256=hashlib.sha256(raw).hexdigest())]
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #5c71a1f0
-def labels_in(
-    path: Path,   # a file of labels: JSON, or the laboratory's own JLD2
-    uid: str,     # name of the worm
-):                # labels by trace column; None if the file has none of this worm
-    "The labels of one worm among many."
+# %% ../../../nbs/recordings/worm/flavell.ipynb #694c2be1
+def labels_in(path: Path, uid: str):   # a file of labels: JSON, or the laboratory's own JLD2
+    "The labels of one worm among many, by trace column; None if it is not in the file."
     with intact(path, "Download the file again"):
         if path.suffix != ".jld2":
             found = json.loads(path.read_bytes()).get(uid)
@@ -134,32 +126,22 @@ def _julia(f, v):
     return v.item() if hasattr(v, "item") else v
 
 
-def _labels_beside(path, uid, labels):
-    "The labels of a worm: given, or from a file beside its own; none if there are none."
-    for p in [Path(labels)] if labels else label_files(path.parent):
-        if found := labels_in(p, uid): return found, p.name
-    return {}, ""
-
-
-def label_files(
-    folder: Path,
-) -> list:   # JSON first
-    "The files of labels in a folder."
+def label_files(folder: Path) -> list:
+    "The files of labels in a folder, JSON first."
     named = [p for p in folder.iterdir() if "label" in p.name.lower()]
     return sorted((p for p in named if p.suffix in (".json", ".jld2")), key=lambda p: (
         p.suffix != ".json", p.name))
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #dd5e7bb4
+# %% ../../../nbs/recordings/worm/flavell.ipynb #69968b9f
 H5 = ("gcamp/trace_array", "timing/timestamp_confocal")
 
 
 def read_flavell_h5(
-    path: str | Path,         # the file
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    labels=None,              # a file of labels, JSON or JLD2; None looks beside the file
-    times: str = "",          # "first": cut time stamps to as many as there are frames
-) -> list:                    # one recording
+    path, *,
+    uncertain=False,  # take names marked with ?
+    labels=None,      # a file of labels, JSON or JLD2; None looks beside the file
+    times="",         # "first": cut time stamps to as many as there are frames
+) -> list:            # one recording
     "Read a worm of Dag 2023 or Atanas 2023 from HDF5."
     path = Path(path)
     uid, again = path.stem.removesuffix("-data"), "Download the file again from its source"
@@ -170,7 +152,8 @@ def read_flavell_h5(
         behaviour = {k: values(d) for k, d in f.get("behavior", {}).items()
                      if d.shape and d.shape[0] in (*x.shape, len(time))}
         simulated = {"simulated": True} if "simulated" in f.attrs else {}
-    found, name = _labels_beside(path, uid, labels)
+    files = [Path(labels)] if labels else label_files(path.parent)
+    found, name = next(((d, p.name) for p in files if (d := labels_in(p, uid))), ({}, ""))
     return [_worm(x, time, found, behaviour, f"{path}, worm {uid}", uncertain, times, subject=uid,
                   file=path.name, **simulated, labels_file=name, doi="10.1016/j.cell.2023.04.023",
                   sha256=sha256(path))]

@@ -60,13 +60,8 @@ class ParameterError(NeurocompanionError, ValueError):
     "An argument outside its range."
 
 # %% ../nbs/core.ipynb #1dcdc9ba
-def need(
-    ok: bool,
-    name: str,   # the argument
-    expected,    # what it may be
-    found,       # what it is
-):
-    "Refuse an argument that is out of range."
+def need(ok: bool, name: str, expected, found):
+    "Refuse an argument, `found`, that is out of range."
     if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=repr(found))
 
 
@@ -75,14 +70,8 @@ def is_whole(value, least: int = 1) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
-def need_same(
-    what: str,    # is wrong, if they differ
-    where,        # the file or folder that the old one comes from
-    new: dict,    # what decides a run that is asked for
-    old: dict,    # what decided the one that was begun
-    fix: str,
-):
-    "Refuse to go on with what other settings or other data have begun."
+def need_same(what: str, where, new: dict, old: dict, fix: str):
+    "Refuse to go on, as `new` asks, with what `old` settings or data have begun."
     differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
     if not differ: return
     more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
@@ -146,9 +135,7 @@ def mirror_dir() -> Path | None:
 
 # %% ../nbs/core.ipynb #0260f0c2
 @contextmanager
-def atomic_path(
-    path: str | Path,  # the file to write in the end; its folder is made if need be
-):
+def atomic_path(path: str | Path):
     "A temporary path beside `path` that replaces it when the block ends without an error."
     path = Path(path).resolve() if os.path.islink(path) else Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -163,9 +150,7 @@ def atomic_path(
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #50174018
-def sha256(
-    path: str | Path,  # a file
-) -> str:
+def sha256(path: str | Path) -> str:
     "The SHA-256 of a file's bytes, read in pieces."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
@@ -173,10 +158,8 @@ def sha256(
     return digest.hexdigest()
 
 # %% ../nbs/core.ipynb #33e068dd
-def files_below(
-    path: str | Path,  # a file or a folder
-) -> list:             # the file, or all files of the folder and its folders, in order
-    "The files that a path stands for; hidden ones do not count."
+def files_below(path: str | Path) -> list:
+    "A file, or those of a folder and its folders, in order; hidden ones do not count."
     place = Path(path).expanduser().resolve()
     hidden = lambda p: any(part.startswith(".") for part in p.relative_to(place).parts)
     found = [place] if place.is_file() else sorted(
@@ -187,10 +170,8 @@ def files_below(
                          fix="Correct the path")
 
 
-def checksum(
-    path: str | Path | list,  # a file, a folder, or a list of files
-) -> str:
-    "The SHA-256 of a file, or of several together."
+def checksum(path: str | Path | list) -> str:
+    "The SHA-256 of a file; or of a folder's, or of those in a list, together."
     files = path if isinstance(path, list) else files_below(path)
     listed = [sha256(f) for f in files]
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
@@ -248,10 +229,8 @@ def keep_memory() -> bool:  # whether it does: False without glibc, and where it
     return _memory["kept"]
 
 # %% ../nbs/core.ipynb #a5973105
-def trim_memory(
-    seconds: float = 1.0,  # do nothing if the last time is not that long ago
-) -> bool:                 # whether it did
-    "Hand back freed memory that lies idle, in a process that keeps it."
+def trim_memory(seconds: float = 1.0) -> bool:
+    "Hand back idle memory that is kept, if the last time was so many seconds ago; whether it did."
     if not _memory["kept"] or time.monotonic() - _memory["trimmed"] < seconds: return False
     done = bool(ctypes.CDLL(None).malloc_trim(0))
     _memory["trimmed"] = time.monotonic()
@@ -280,9 +259,7 @@ def progress(
                 **kwargs)
 
 # %% ../nbs/core.ipynb #48bdd4cb
-def git_revision(
-    folder: Path | None = None,  # a folder in the checkout
-) -> dict:
+def git_revision(folder: Path | None = None) -> dict:
     "The checkout's revision and whether files differ from it; None where there is no git."
     folder = folder or _checkout()
     if folder is None: return {"revision": None, "dirty": None}

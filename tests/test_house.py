@@ -20,7 +20,6 @@ MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "c
 BY_NAME = {"neurocompanion.sweeps.paper"}
 
 
-
 def modules(root):
     "Name -> source of every module of a package."
     names = ((".".join((PACKAGE, *p.relative_to(root).with_suffix("").parts)), p)

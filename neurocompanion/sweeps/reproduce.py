@@ -27,11 +27,8 @@ def sweeps(
     return [f"{s.paper}/{s.name}" for s in kept]
 
 # %% ../../nbs/sweeps/reproduce.ipynb #83d7557c
-def draw(
-    paper: str,           # the paper's folder
-    results: str | Path,  # the folder that holds its sweeps by name
-) -> Path:                # the executed notebook
-    "Draw a paper's figures from `results`."
+def draw(paper: str, results: str | Path) -> Path:
+    "Draw a paper's figures from the folder that holds its sweeps; the executed notebook."
     source, target = home() / "nbs" / paper / "figures.ipynb", Path(results) / "figures.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     code = ("import sys; from neurocompanion.sweeps.warm import execute; "
@@ -52,6 +49,7 @@ def reproduce(
     site_folder: str | Path = "_docs",  # where the pages go
 ) -> int:                            # 0 if everything went well, else 1
     "Run sweeps, draw figures, build the site, say where to look."
+    from neurocompanion.site import build
     out, names = Path(out or results_dir() / "reproduce").resolve(), sweeps(paper)
     bad, done = [], {}
     for name in names: bad += _run(name, scale, workers, out)
@@ -59,7 +57,7 @@ def reproduce(
         if not (home() / "nbs" / paper / "figures.ipynb").is_file(): continue  # none written yet
         try: done[f"{paper}/figures.ipynb"] = draw(paper, out / paper)
         except SweepError as e: bad.append(str(e))
-    try: page = _site(site_folder, done)
+    try: page = build(site_folder, replace=done) / "index.html"
     except NeurocompanionError as e: page = bad.append(f"site: {e}")
     _tell(done, page, bad)
     return int(bool(bad))
@@ -76,12 +74,6 @@ def _run(name, scale, workers, out) -> list:
     print(f"  {done}", flush=True)
     short = len(done.failed) + len(done.missing)
     return [f"{name}: {short} runs failed"] if short else []
-
-
-def _site(folder, drawn) -> Path:
-    "Build the pages, with the figures of this run in place of the committed ones."
-    from neurocompanion.site import build
-    return build(folder, replace=drawn) / "index.html"
 
 
 def _tell(drawn, page, bad):

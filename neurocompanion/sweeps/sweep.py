@@ -98,10 +98,8 @@ def _read(path) -> dict:
     return given
 
 # %% ../../nbs/sweeps/sweep.ipynb #a9dd7de5
-def load(
-    name: str | Path,  # PAPER/NAME, or the path of a YAML file
-) -> Spec:
-    "Read a sweep's YAML file."
+def load(name: str | Path) -> Spec:
+    "Read the YAML file of PAPER/NAME, or the one at a path."
     path = _find(name)
     given = _read(path)
     scales = given.get("scales") or {}
@@ -139,10 +137,8 @@ def _default(node, where):
                      found=ast.unparse(node), fix="Compute from it in the next cell")
 
 # %% ../../nbs/sweeps/sweep.ipynb #f85a6418
-def parameters_of(
-    template: str | Path,  # a notebook with a cell tagged `parameters`
-) -> dict:                 # name → default, in the cell's order
-    "Read a template's parameters and their defaults, without running it."
+def parameters_of(template: str | Path) -> dict:
+    "Read a template's parameters and their defaults, in order, without running it."
     cells = [source for tags, source in _cells(template) if "parameters" in tags]
     if len(cells) != 1:
         raise SweepError("a template has one cell tagged `parameters`", where=template,
@@ -294,10 +290,8 @@ def _pinned(given, fixed) -> dict:
     return {**left, "fixed": {**own, **fixed} if isinstance(own, dict) else own}
 
 
-def setting(
-    text: str,  # name=value, the value as YAML
-) -> tuple:
-    "A parameter as it is written on a command line."
+def setting(text: str) -> tuple:
+    "A parameter as it is written on a command line: name=value, the value as YAML."
     name, sign, value = text.partition("=")
     try:
         if sign and name.isidentifier(): return name, yaml.load(value, _Loader)
@@ -369,9 +363,7 @@ def imports_of(template: str | Path) -> list:
     return sorted(_imports(_code_of(template)))
 
 # %% ../../nbs/sweeps/sweep.ipynb #f62b8b40
-def code_version(
-    template: str | Path,  # the notebook of one run
-) -> str:                  # a hash of the code that it can reach
+def code_version(template: str | Path) -> str:
     "The version of the code behind a run: it changes when the code does, not its comments."
     template = Path(template).resolve()
     trees = {"": _code_of(template)}
@@ -427,13 +419,11 @@ def write_run(
     parameters: dict,           # what the run was asked
     out: str | Path = "",       # its folder; "" makes one under results/
     data: dict | None = None,   # checksums of the data, by name
-    seed: int | None = None,    # the seed, where `parameters` do not hold it
     paper: str = "by_hand",     # whose results these are, when `out` is ""
 ):                              # the rows with their parameters, a DataFrame
     "Write a run's rows and record; the last line of a template."
     asked = {**parameters, **current_job.get("parameters", {})}
     asked = {k: v for k, v in asked.items() if k != "out"}
-    if seed is not None: asked.setdefault("seed", seed)
     table, data = _frame(rows, asked), {**(current_job.get("data") or {}), **(data or {})}
     code = current_job.get("code") or _version_of(paper)
     run = current_job.get("id") or identity(asked, data, code)
@@ -441,23 +431,16 @@ def write_run(
     record = run_record(asked, seed=asked.get("seed"), data=data, device=_device(asked),
                         started=current_job.get("started") or _start())
     record |= {"run_id": run, "code": code, "rows": len(table)}
-    try: _write_both(table, json.loads(canonical(record)), folder)
+    text = json.dumps(json.loads(canonical(record)), indent=1, ensure_ascii=False)
+    try:
+        with atomic_path(folder / "rows.parquet") as tmp: _tidy(table).to_parquet(tmp, index=False)
+        with atomic_path(folder / "record.json") as tmp: tmp.write_text(text, "utf-8")
     except OSError as e: raise disk_error(e, folder) from e
     return table
 
-# %% ../../nbs/sweeps/sweep.ipynb #e9a82367
-def _write_both(table, record, folder):
-    "Write rows.parquet, then record.json, each whole or not at all."
-    with atomic_path(folder / "rows.parquet") as tmp: _tidy(table).to_parquet(tmp, index=False)
-    with atomic_path(folder / "record.json") as tmp:
-        tmp.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-
 # %% ../../nbs/sweeps/sweep.ipynb #b96a6b90
-def disk_error(
-    error: OSError,     # what the system said
-    place: str | Path,  # the file or folder
-) -> SweepError:
-    "An error of the disk, with what to do."
+def disk_error(error: OSError, place: str | Path) -> SweepError:
+    "An error of the disk at a file or folder, with what to do."
     fix = {28: "Free some space, or choose another folder", 122: "Your disk quota is used up",
            13: "Choose a folder that you may write to", 30: "Choose a folder that you may write to",
            20: "A file stands where a folder should be; choose another folder"}
@@ -499,19 +482,14 @@ def _one_kind(values):
     return pd.Series(words, dtype=object)
 
 # %% ../../nbs/sweeps/sweep.ipynb #31646b80
-def finished(
-    out: str | Path,  # the sweep's folder
-    run: str,         # the run's identity
-) -> bool:
-    "Whether a run is there, whole."
+def finished(out: str | Path, run: str) -> bool:
+    "Whether a run is there, whole, in the folder of a sweep."
     folder = Path(out) / "runs" / run
     return (folder / "rows.parquet").is_file() and (folder / "record.json").is_file()
 
 
-def status(
-    out: str | Path,  # the sweep's folder
-) -> dict:            # done, failed, missing: lists of runs; stale: how many others lie beside
-    "What became of a sweep's runs."
+def status(out: str | Path) -> dict:
+    "What became of a sweep's runs: those done, failed and missing; how many are stale."
     out = Path(out)
     what = {r["id"]: "missing" for r in _plan(out)["runs"]}
     for r in what:
@@ -556,10 +534,8 @@ def _rows(out, run):
     return table.assign(run_id=run, **{k: v for k, v in found.items() if k not in table.columns})
 
 # %% ../../nbs/sweeps/sweep.ipynb #c828e816
-def collect(
-    out: str | Path,  # the sweep's folder
-) -> Path:            # the table's path
-    "Gather a sweep's finished runs in one tidy Parquet table."
+def collect(out: str | Path) -> Path:
+    "Gather the finished runs of a sweep's folder in one tidy Parquet table."
     import pandas as pd
     out, now = Path(out), status(out)
     if not now["done"]:

@@ -131,12 +131,8 @@ def _run_cell(shell, cell, outputs) -> bool:
     return failed and "raises-exception" not in cell.metadata.get("tags", [])
 
 # %% ../../nbs/sweeps/warm.ipynb #e4442579
-def execute(
-    template: str | Path,  # the notebook to run
-    target: str | Path,    # where the executed notebook goes
-    parameters: dict,      # what to inject after its parameters cell
-):
-    "Execute a template with papermill in this process, in the template's folder."
+def execute(template: str | Path, target: str | Path, parameters: dict):
+    "Execute a template with papermill in this process, in the template's folder, into `target`."
     import papermill
     from papermill.engines import Engine, papermill_engines
     here = type("Here", (Engine,), {"execute_managed_notebook": staticmethod(_execute_cells)})
@@ -148,11 +144,8 @@ def execute(
 
 # %% ../../nbs/sweeps/warm.ipynb #1d80e330
 @contextmanager
-def claim(
-    out: str | Path,  # the folder of a sweep or a search
-    name: str,        # of the run
-):
-    "Hold a run's lock; yields whether it is ours."
+def claim(out: str | Path, name: str):
+    "Hold the lock of a run of a sweep or a search; yields whether it is ours."
     import fcntl
     path = Path(out) / "partial" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,12 +178,7 @@ def _finish(out, name):
     for left in (name, f".{name}"): shutil.rmtree(out / "failed" / left, ignore_errors=True)
 
 # %% ../../nbs/sweeps/warm.ipynb #75612a20
-def keep_failure(
-    job: dict,     # the run's job
-    kind: str,     # the error's kind
-    message: str,  # what went wrong, in a line
-    text: str,     # the traceback
-):
+def keep_failure(job: dict, kind: str, message: str, text: str):
     "Keep a failed run's notebook and traceback under failed/; its checkpoint stays in partial/."
     out, name = Path(job["out"]), job["id"]
     work, new = out / "partial" / name, out / "failed" / f".{name}"
@@ -216,10 +204,8 @@ def _tidy_up(work):
 DONE, FAILED, BUSY, BROKEN = 0, 1, 75, 74  # how a run's process ends
 
 
-def run(
-    job: dict,  # id, parameters, data, code, template and out
-) -> int:       # DONE, FAILED, or BUSY: another process is at it
-    "Execute one run in this process, and leave it under runs/ or failed/."
+def run(job: dict) -> int:
+    "Execute one run here, and leave it under runs/ or failed/; BUSY: another process is at it."
     out, name = Path(job["out"]), job["id"]
     with claim(out, name) as mine:
         if not mine: return BUSY
@@ -250,11 +236,8 @@ def _explain(e, out):
     return kind, (message.strip().splitlines() or [""])[0], whole
 
 # %% ../../nbs/sweeps/warm.ipynb #c8ed4f20
-def preload(
-    template: str | Path,       # the notebook of one run
-    module: str | None = None,  # the experiments' module; here an error is raised
-):
-    "Import what runs of a template will need: papermill, and whatever its cells import."
+def preload(template: str | Path, module: str | None = None):
+    "Import what runs will need: the experiments' module, papermill, whatever the cells import."
     slow = "rfc3987_syntax"  # takes 0.7 s, to check addresses that we do not have: do without it
     if unknown := slow not in sys.modules: sys.modules[slow] = None
     importlib.import_module("papermill")
@@ -281,8 +264,8 @@ def _ask(task, module) -> int:
     "Write the runs' data checksums, or what is wrong with them, where the sweep waits for them."
     known, keys = {}, []
     try:
-        inputs = getattr(importlib.import_module(module), "inputs", dict)
-        taken = {} if inputs is dict else inspect.signature(inputs).parameters
+        inputs = getattr(importlib.import_module(module), "inputs", lambda: {})
+        taken = inspect.signature(inputs).parameters
         every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         for parameters in task["runs"]:
             asked = {k: v for k, v in parameters.items() if every or k in taken}
@@ -294,11 +277,8 @@ def _ask(task, module) -> int:
     return DONE
 
 # %% ../../nbs/sweeps/warm.ipynb #efb58048
-def die_with(
-    parent: int,  # a process
-    sig: int,     # what it sends
-):
-    "Have the kernel send us `sig` when `parent` ends (Linux); elsewhere pipes tell us."
+def die_with(parent: int, sig: int):
+    "Have the kernel send us `sig` when the process `parent` ends (Linux); else pipes tell us."
     if sys.platform == "linux":
         import ctypes
         ctypes.CDLL(None).prctl(1, sig)  # PR_SET_PDEATHSIG
@@ -409,9 +389,7 @@ def _environment() -> dict:
             "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS kills forks without it
 
 
-def experiments_module(
-    template: str | Path,  # the notebook of one run
-) -> str | None:
+def experiments_module(template: str | Path) -> str | None:
     "The module of a template's experiments: the paper's, or a file `experiments.py` beside it."
     folder = Path(template).parent
     name = f"neurocompanion.{folder.name}.experiments"
@@ -468,10 +446,8 @@ class Warm:
         self.process.stdin.close(); self.process.stdout.close()
 
 # %% ../../nbs/sweeps/warm.ipynb #ba0a9aee
-def ending(
-    code: int,  # an exit code as `subprocess` gives it
-) -> str:
-    "How a process ended, in words."
+def ending(code: int) -> str:
+    "How a process ended, in words, from its exit code as `subprocess` gives it."
     if code >= 0: return f"exit code {code}"
     hint = {signal.SIGKILL: ", most likely because the memory ran out"}.get(-code, "")
     return f"killed by {signal.Signals(-code).name}{hint}"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
            'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
-           'files_below', 'checksum', 'asked', 'experiment_of', 'set_seed', 'use_deterministic', 'default_device',
-           'cores', 'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory', 'trim_memory', 'quiet',
+           'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, errno, hashlib, os, random, subprocess, sys, time
@@ -29,22 +29,16 @@ class NeurocompanionError(Exception):
                  fix=None):       # what to do
         self.what, self.where = what, where
         self.expected, self.found, self.fix = expected, found, fix
-        super().__init__(_sentence(what, where, expected, found, fix))
+        text = f"{what}" if where is None else f"{where}: {what}"
+        facts = [("expected", expected), ("found", found)]
+        if facts := ", ".join(f"{k} {v}" for k, v in facts if v is not None): text += f": {facts}"
+        if fix is not None: text += f". {fix}" + "." * (not str(fix).endswith((".", "?")))
+        text = " ".join(text.splitlines())   # one line, and nothing that steers a terminal
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
     def __reduce__(self):  # exceptions cross process borders: keep the five parts
         more = dict(where=self.where, expected=self.expected, found=self.found, fix=self.fix)
         return partial(type(self), **more), (self.what,)
-
-# %% ../nbs/core.ipynb #f3fcaffa
-def _sentence(what, where, expected, found, fix):
-    "The five parts of an error as one line."
-    text = f"{where}: {what}" if where is not None else f"{what}"
-    pair = [("expected", expected), ("found", found)]
-    facts = ", ".join(f"{k} {v}" for k, v in pair if v is not None)
-    if facts: text += f": {facts}"
-    if fix is not None: text += f". {fix}" if str(fix).endswith((".", "?")) else f". {fix}."
-    text = " ".join(text.splitlines())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 # %% ../nbs/core.ipynb #57e3043c
 class RecordingError(NeurocompanionError, ValueError):
@@ -67,13 +61,8 @@ class ParameterError(NeurocompanionError, ValueError):
     "An argument outside its range."
 
 # %% ../nbs/core.ipynb #1dcdc9ba
-def need(
-    ok: bool,
-    name: str,   # the argument
-    expected,    # what it may be
-    found,       # what it is
-):
-    "Refuse an argument that is out of range."
+def need(ok: bool, name: str, expected, found):
+    "Refuse an argument, `found`, that is out of range."
     if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=repr(found))
 
 
@@ -82,14 +71,8 @@ def is_whole(value, least: int = 1) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
-def need_same(
-    what: str,    # is wrong, if they differ
-    where,        # the file or folder that the old one comes from
-    new: dict,    # what decides a run that is asked for
-    old: dict,    # what decided the one that was begun
-    fix: str,
-):
-    "Refuse to go on with what other settings or other data have begun."
+def need_same(what: str, where, new: dict, old: dict, fix: str):
+    "Refuse to go on, as `new` asks, with what `old` settings or data have begun."
     differ = [k for k in {**new, **old} if new.get(k) != old.get(k)]
     if not differ: return
     more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
@@ -153,9 +136,7 @@ def mirror_dir() -> Path | None:
 
 # %% ../nbs/core.ipynb #0260f0c2
 @contextmanager
-def atomic_path(
-    path: str | Path,  # the file to write in the end; its folder is made if need be
-):
+def atomic_path(path: str | Path):
     "A temporary path beside `path` that replaces it when the block ends without an error."
     path = Path(path).resolve() if os.path.islink(path) else Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -170,9 +151,7 @@ def atomic_path(
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #50174018
-def sha256(
-    path: str | Path,  # a file
-) -> str:
+def sha256(path: str | Path) -> str:
     "The SHA-256 of a file's bytes, read in pieces."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
@@ -180,10 +159,8 @@ def sha256(
     return digest.hexdigest()
 
 # %% ../nbs/core.ipynb #33e068dd
-def files_below(
-    path: str | Path,  # a file or a folder
-) -> list:             # the file, or all files of the folder and its folders, in order
-    "The files that a path stands for; hidden ones do not count."
+def files_below(path: str | Path) -> list:
+    "A file, or those of a folder and its folders, in order; hidden ones do not count."
     place = Path(path).expanduser().resolve()
     hidden = lambda p: any(part.startswith(".") for part in p.relative_to(place).parts)
     found = [place] if place.is_file() else sorted(
@@ -194,61 +171,25 @@ def files_below(
                          fix="Correct the path")
 
 
-def checksum(
-    path: str | Path | list,  # a file, a folder, or a list of files
-) -> str:
-    "The SHA-256 of a file, or of several together."
+def checksum(path: str | Path | list) -> str:
+    "The SHA-256 of a file; or of a folder's, or of those in a list, together."
     files = path if isinstance(path, list) else files_below(path)
     listed = [sha256(f) for f in files]
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 
-# %% ../nbs/core.ipynb #954e3f3e
-def asked(
-    fields: type,   # a NamedTuple
-    how: dict,      # what to fill it with
-    **known,        # name of a field = the words that it may hold
-):  # one of `fields`
-    "A named tuple whose names and words all mean something."
-    if strange := sorted(set(how) - set(fields._fields)):
-        raise ParameterError("there is no such parameter", found=strange[0],
-                             expected=", ".join(fields._fields))
-    filled = fields(**how)
-    for name, words in known.items():
-        if getattr(filled, name) not in words:
-            raise ParameterError(f"there is no such {name}", found=repr(getattr(filled, name)),
-                                 expected=" or ".join(map(repr, words)))
-    return filled
-
-# %% ../nbs/core.ipynb #dcbb4264
-def experiment_of(
-    known: dict,   # experiments of a paper, by name
-    name: str,
-):                 # one of them
-    "The experiment of this name."
-    if name in known: return known[name]
-    raise ParameterError("there is no such experiment", found=repr(name),
-                         expected=" or ".join(known))
-
 # %% ../nbs/core.ipynb #a9d8db40
 def set_seed(
     seed: int,                    # one seed for Python, NumPy and PyTorch
-    deterministic: bool = False,  # also ask PyTorch for deterministic kernels
+    deterministic: bool = False,  # refuse kernels whose result depends on the order of threads
 ):
     "Seed every generator that the code of this project draws from."
     import numpy as np, torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if deterministic: use_deterministic()
-
-
-def use_deterministic(
-    on: bool = True,
-):
-    "Make PyTorch refuse kernels whose result depends on the order of threads."
-    import torch
-    if on: os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if not deterministic: return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 # %% ../nbs/core.ipynb #dd988bbc
@@ -289,10 +230,8 @@ def keep_memory() -> bool:  # whether it does: False without glibc, and where it
     return _memory["kept"]
 
 # %% ../nbs/core.ipynb #a5973105
-def trim_memory(
-    seconds: float = 1.0,  # do nothing if the last time is not that long ago
-) -> bool:                 # whether it did
-    "Hand back freed memory that lies idle, in a process that keeps it."
+def trim_memory(seconds: float = 1.0) -> bool:
+    "Hand back idle memory that is kept, if the last time was so many seconds ago; whether it did."
     if not _memory["kept"] or time.monotonic() - _memory["trimmed"] < seconds: return False
     done = bool(ctypes.CDLL(None).malloc_trim(0))
     _memory["trimmed"] = time.monotonic()
@@ -321,9 +260,7 @@ def progress(
                 **kwargs)
 
 # %% ../nbs/core.ipynb #48bdd4cb
-def git_revision(
-    folder: Path | None = None,  # a folder in the checkout
-) -> dict:
+def git_revision(folder: Path | None = None) -> dict:
     "The checkout's revision and whether files differ from it; None where there is no git."
     folder = folder or _checkout()
     if folder is None: return {"revision": None, "dirty": None}

@@ -214,14 +214,12 @@ def raster(
     ax,           # axes to draw on
     spikes,       # spike counts of one trial            # time unit
     time=None,    # seconds of each bin; bins are counted if None
-    *,
-    colour: str = INK,  # colour of the ticks
 ):                # the axes
     "One tick for each bin with spikes, one row for each unit."
     spikes, time, label = _frames(spikes, time, "spikes")
     bins, unit = np.nonzero(spikes > 0)
-    shade = [mpl.colors.to_rgba(colour, min(1, 0.45 + 0.25 * n)) for n in spikes[bins, unit]]
-    ax.vlines(time[bins], unit - 0.42, unit + 0.42, colors=shade or colour, lw=0.9, rasterized=True)
+    shade = [mpl.colors.to_rgba(INK, min(1, 0.45 + 0.25 * n)) for n in spikes[bins, unit]]
+    ax.vlines(time[bins], unit - 0.42, unit + 0.42, colors=shade or INK, lw=0.9, rasterized=True)
     half = (time[-1] - time[0]) / max(len(time) - 1, 1) / 2 or 0.5        # of a bin
     ax.set(xlabel=label, ylabel="unit", ylim=(spikes.shape[1] - 0.5, -0.5),
            xlim=(time[0] - half, time[-1] + half))
@@ -249,13 +247,12 @@ def traces_with_forecasts(
     start: int = None,  # first forecast frame; forecasts end with the traces if None
     time=None,     # seconds of each frame; frames are counted if None
     names=None,    # names of the neurons
-    gap: float = 1.1,  # distance between two neurons, in units of the largest range of a trace
 ):                 # the axes
     "Traces one above the other, with what each model said would follow."
     trace, time, label = _frames(trace, time, "trace")
     frame = pd.DataFrame(trace)                                  # its sums pass over NaN
     span = (frame.max() - frame.min()).max()
-    lift = -gap * (span if span > 0 else 1) * np.arange(trace.shape[1])
+    lift = -1.1 * (span if span > 0 else 1) * np.arange(trace.shape[1])  # never one over another
     ax.plot(time, trace + lift, color=INK, lw=1, label=["measured"] + [None] * (len(lift) - 1))
     first = len(trace)
     for i, (model, f) in enumerate((forecasts or {}).items()):

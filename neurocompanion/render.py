@@ -117,12 +117,8 @@ def _code_cell(cell, name, files):
     return "\n\n".join(filter(None, [*shown, *outs]))
 
 # %% ../nbs/render.ipynb #8441fa9c
-def markdown(
-    nb: dict,      # a notebook, as its JSON says
-    path: str,     # where it lies under nbs/
-    files: dict,   # receives the pictures: path under the site -> bytes
-) -> str:          # Markdown as Pandoc and Quarto read it
-    "A notebook as one Markdown text."
+def markdown(nb: dict, path: str, files: dict) -> str:
+    "A notebook at `path` under nbs/ as one Markdown text; `files` receives its pictures."
     parts, stem = [], path.removesuffix(".ipynb")
     for i, cell in enumerate(nb["cells"]):
         if cell["cell_type"] != "code":
@@ -147,15 +143,17 @@ def _walk(x, visit):
         out += [_walk(e, visit)] if new is None else new
     return out
 
+def _elements(x):
+    "Every element of a Pandoc tree, in order."
+    if isinstance(x, dict) and "t" in x: yield x
+    for part in x.values() if isinstance(x, dict) else x if isinstance(x, list) else ():
+        yield from _elements(part)
+
 def _string(x):
     "The words of a part of the tree."
-    words = []
-    def visit(e):
-        if e["t"] == "Str": words.append(e["c"])
-        elif e["t"] in ("Code", "Math"): words.append(e["c"][1])
-        elif e["t"] in ("Space", "SoftBreak"): words.append(" ")
-    _walk(x if isinstance(x, list) else [x], visit)
-    return "".join(words)
+    say = {"Str": lambda c: c, "Code": lambda c: c[1], "Math": lambda c: c[1],
+           "Space": lambda _: " ", "SoftBreak": lambda _: " "}
+    return "".join(say[e["t"]](e.get("c")) for e in _elements(x) if e["t"] in say)
 
 # %% ../nbs/render.ipynb #a7edeff5
 def _str(text): return {"t": "Str", "c": text}
@@ -189,11 +187,8 @@ _READ = ("-f", "markdown", "-t", "json")
 # %% ../nbs/render.ipynb #2c57a6fb
 def _numbers(blocks):
     "Label -> number of every figure."
-    labels = []
-    def visit(e):
-        if e["t"] in ("Div", "Figure") and e["c"][0][0].startswith("fig-"):
-            labels.append(e["c"][0][0])
-    _walk(blocks, visit)
+    labels = [e["c"][0][0] for e in _elements(blocks)
+              if e["t"] in ("Div", "Figure") and e["c"][0][0].startswith("fig-")]
     return {label: i for i, label in enumerate(labels, start=1)}
 
 # %% ../nbs/render.ipynb #cb12cf59
@@ -283,10 +278,8 @@ def _table(table):
     return [_div(f"table-scroll{wide}", [table])]
 
 # %% ../nbs/render.ipynb #fb7d58f0
-def exported_names(
-    notebooks: dict,  # path under nbs/ -> notebook
-) -> dict:            # name, with or without its module -> the place of its source
-    "Names of functions and classes that one notebook alone exports."
+def exported_names(notebooks: dict) -> dict:
+    "Names that one notebook alone exports, with or without module -> the place of the source."
     found = {}
     for path, nb in notebooks.items():
         module = module_name(nb)
@@ -320,7 +313,7 @@ def article(
         raise SiteError("a page starts with a title", where=path, expected="# Title",
                         fix="Make it the first cell")
     title, head = _string(blocks[0]["c"][2]), _head(blocks, nb)
-    tree["blocks"] = _cited(_complete(head + blocks, path, numbers, names or {}))
+    tree["blocks"] = _complete(head + blocks, path, numbers, names or {})
     toc, body = _html(tree, title, bibliography, path).split(_SPLIT)
     return title, toc.strip(), body.strip()
 
@@ -328,13 +321,15 @@ def article(
 _SPLIT = "<!-- body -->"
 
 def _html(tree, title, bibliography, where):
-    "Table of contents and text of a tree."
-    text, cites = json.dumps(tree), []
-    if '"t": "Cite"' in text:  # looking for literature takes as long as the rest of a page
+    "Table of contents and text of a tree; a list of references, where literature is cited."
+    cites = []   # looking for literature takes as long as the rest of a page
+    if any(e["t"] == "Cite" for e in _elements(tree["blocks"])):
+        heading = {"t": "Header", "c": [2, ["references", [], []], [_str("References")]]}
+        tree["blocks"] += [heading, _div("", [], "refs")]
         cites = ["--citeproc", *(a for f in bibliography for a in ("--bibliography", str(f)))]
     with tempfile.TemporaryDirectory() as tmp:
         (template := Path(tmp) / "page.html").write_text(f"$if(toc)$$toc$$endif${_SPLIT}$body$")
-        return _pandoc(text, "-f", "json", "-t", "html5", "--mathml", *cites, "-M",
+        return _pandoc(json.dumps(tree), "-f", "json", "-t", "html5", "--mathml", *cites, "-M",
                        "link-citations=true", "-M", f"pagetitle={title}", "--toc",
                        "--toc-depth=3", "--wrap=none", f"--template={template}", where=where)
 
@@ -349,24 +344,16 @@ def _head(blocks, nb):
         head += [_tag(f'<p class="module">neurocompanion.{module}</p>')]
     return [*head, _tag("</header>")]
 
-def _cited(blocks):
-    "With a heading for the list of references, where literature is cited."
-    found = []
-    _walk(blocks, lambda e: found.append(1) if e["t"] == "Cite" else None)
-    heading = {"t": "Header", "c": [2, ["references", [], []], [_str("References")]]}
-    return [*blocks, heading, _div("", [], "refs")] if found else blocks
-
 # %% ../nbs/render.ipynb #5df7cedf
 def readme_text(
     nb: dict,      # a notebook, as its JSON says
     path: str,     # where it lies under nbs/
     files: dict,   # receives the pictures: path under the project -> bytes
-    up="nbs",      # where the notebooks are, as seen from the README
 ) -> str:          # Markdown as GitHub reads it
     "A notebook as a README."
     def visit(e):
         if e["t"] != "Link": return None
-        url = re.sub(r"^([^:]+)\.html(?=#|$)", rf"{up}/\1.ipynb", e["c"][2][0])
+        url = re.sub(r"^([^:]+)\.html(?=#|$)", r"nbs/\1.ipynb", e["c"][2][0])
         return [_link(e["c"][1], url)]
     tree = json.loads(_pandoc(markdown(nb, path, files), *_READ, where=path))
     blocks = _complete(tree["blocks"], path, _numbers(tree["blocks"]), {})

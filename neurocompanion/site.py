@@ -143,10 +143,8 @@ def _css_loads(text):
     return [a or b for a, b in found]
 
 # %% ../nbs/site.ipynb #fa6404bc
-def check_links(
-    folder,  # a built site
-) -> int:    # how many links and loads were followed
-    "Follow every link of a built site, and fail if one is broken or loads from the internet."
+def check_links(folder) -> int:
+    "Follow all links of a built site; fail if one is broken or loads from the internet. How many."
     folder = Path(folder).resolve()
     texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.html"))}
     refs, bad, count = {p: _Refs(t) for p, t in texts.items()}, [], 0

@@ -48,12 +48,6 @@ def test_errors_survive_pickling(kind):
     assert (again.expected, again.fix) == (1, "Do it.")
 
 
-def test_run_record():
-    record = core.run_record({"a": 1}, seed=3, started=time.time() - 1)
-    assert record["seed"] == 3 and 1 <= record["wall_seconds"] < 30
-    assert set(record["git"]) == {"revision", "dirty"}
-
-
 def test_progress_shows_rate_and_remaining_time(monkeypatch, capfd):
     for name in ("IN_TEST", "PYTEST_CURRENT_TEST", "NEUROCOMPANION_QUIET"):
         monkeypatch.delenv(name, raising=False)

@@ -92,23 +92,6 @@ def test_plateau_lowers_when_torch_does():
     assert len(set(rates)) > 2
 
 
-def test_patience_and_the_best_weights():
-    losses = [3.0, 2, 5, 1, 4, 1, 1, 0]
-    script = lambda model, *batch: torch.tensor(losses[model.epoch])
-    seen = []
-
-    def tell(state):
-        state.model.epoch = state.epoch
-        seen.append(weights(state.model))
-
-    run = fit(model := network(), mse, TRAIN, VALID, epochs=8, valid_loss=script, patience=3,
-              on_epoch=tell)
-    assert (run.stopped, run.best_epoch, run.best_loss) == ("patience", 4, 1.0)
-    assert run.history.epoch.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert same(model, seen[4])  # as it was when epoch 5 began
-    assert not model.training
-
-
 def test_keep_last_and_keep_from():
     last, late = network(), network()
     fit(last, mse, TRAIN, VALID, epochs=30, lr=0.1, keep="last")
@@ -117,12 +100,9 @@ def test_keep_last_and_keep_from():
 
 
 def test_train_loss_weighs_entries_equally():
-    run = fit(nn.Linear(5, 3), mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd",
-              shuffle=False)
-    torch.manual_seed(0)
-    again = nn.Linear(5, 3)
-    row = fit(again, mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd").rows[0]
-    assert row["train_loss"] == pytest.approx(mse(again, *TRAIN).item(), rel=1e-6)
+    model = nn.Linear(5, 3)
+    run = fit(model, mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd")
+    assert run.rows[0]["train_loss"] == pytest.approx(mse(model, *TRAIN).item(), rel=1e-6)
     assert run.steps == 15
 
 
@@ -168,11 +148,9 @@ def test_history_hooks_and_measure():
 def test_random_numbers_outside_are_left_alone():
     def states(): return (torch.get_rng_state().tolist(), random.getstate(),
                           np.random.get_state()[1].tolist())
-    before = states()
-    fit(network(), mse, TRAIN, epochs=2)
-    torch.manual_seed(0)  # network() itself has seeded
-    after = states()
-    assert before[1:] == after[1:]
+    model, before = network(), states()
+    fit(model, mse, TRAIN, epochs=2)
+    assert states() == before
 
 
 def test_the_seed_decides_and_the_surroundings_do_not():
@@ -272,11 +250,10 @@ def test_resumed_equals_uninterrupted(settings, tmp_path):
         path, parts = tmp_path / f"{trial}.pt", network()
         for at in sorted(draw.sample(range(1, reference.steps), 3)):
             how = draw.choice([KeyboardInterrupt, ValueError])
-            often = draw.choice([dict(save_seconds=0), dict(save_epochs=1), dict(save_epochs=2)])
             with pytest.raises(how):
-                fit(parts, noisy, TRAIN, VALID, **settings, **often, on_step=break_off(at, how),
-                    checkpoint=path)
-            parts = network(seed=trial + 1)  # the checkpoint brings the weights
+                fit(parts, noisy, TRAIN, VALID, **settings, on_step=break_off(at, how),
+                    checkpoint=path, save_seconds=draw.choice([0, 0.01]))
+            if trial % 2: parts = network(seed=trial + 1)  # the checkpoint brings the weights
         run = fit(parts, noisy, TRAIN, VALID, **settings, on_step=break_off(-1), checkpoint=path)
         assert same(parts, whole)
         assert np.array_equal(run.history, reference.history, equal_nan=True)
@@ -325,18 +302,6 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert read_checkpoint(tmp_path / "run.pt")["members"][0]["step"] == 0
 
 
-def test_the_same_model_goes_on_after_any_exception(tmp_path):
-    whole, parts = network(), network()
-    fit(whole, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(-1))
-    for at in 3, 20:
-        with pytest.raises(ValueError):
-            fit(parts, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(at, ValueError),
-                checkpoint=tmp_path / "run.pt")
-    fit(parts, noisy, TRAIN, VALID, epochs=5, batch=16, on_step=break_off(-1),
-        checkpoint=tmp_path / "run.pt")
-    assert same(parts, whole)
-
-
 def child(path, out):
     "A run in a process of its own, slow enough to be killed in the middle."
     model = network()
@@ -382,6 +347,7 @@ def test_an_ended_run_is_not_run_again_but_can_be_extended(tmp_path):
     (dict(schedule=cosine(0.2)), r"schedule = scaled\(shape=cosine, warmup=0.2"),
     (dict(loss=noisy), "expected loss = noisy, found loss = mse"),
     (dict(model=nn.Linear(5, 3)), "model weight"),
+    (dict(model=network().insert(1, nn.Tanh())), "expected model = Sequential"),
     (dict(train=regression(seed=9)), r"train\[0\] = \(100, 5\) float32 .*, train\[1\]"),
     (dict(valid=None), r"valid\[0\] = None"),
 ])
@@ -475,6 +441,8 @@ def test_nothing_labelled():
     mask[:50] = False
     with pytest.raises(TrainingError, match="Nothing in this batch is labelled"):
         fit(network(), masked, (*TRAIN, mask), epochs=1, batch=50, shuffle=False)
+    with pytest.raises(TrainingError, match="Nothing in this batch is labelled"):
+        fit(network(), masked, (*TRAIN, mask & False), epochs=1, batch=100, accumulate=2)
     model = network()
     assert evaluate(model, masked, (*TRAIN, mask), batch=50) == pytest.approx(
         evaluate(model, mse, tuple(x[50:] for x in TRAIN)))
@@ -497,22 +465,19 @@ class Liar(list):
     (dict(diverge=0), "diverge is out of range"),
     (dict(save_seconds=-1), "save_seconds is out of range"),
     (dict(keep="first"), "keep is out of range: expected best or last"),
-    (dict(keep_from=2), "keep_from is out of range: expected 0 to 1"),
     (dict(seed=0.5), "seed is out of range"),
-    (dict(precision="bf16"), "bf16 needs a GPU"),
     (dict(precision="half"), "precision is not known"),
-    (dict(optimiser="lion"), "optimiser is not known"),
-    (dict(schedule="cosin"), "schedule is not known"),
     (dict(schedule=lambda o, n: None), "schedule is not a scheduler"),
     (dict(checkpoint="."), "checkpoint is out of range: expected a file"),
     (dict(train=(TRAIN[0], TRAIN[1][:9])), "tensors of train disagree.*found 100 and 9"),
     (dict(train=()), "train is no data set"),
-    (dict(train=(TRAIN[0].numpy(), TRAIN[1])), r"found \(ndarray, Tensor\)"),
     (dict(valid=(TRAIN[0][:0], TRAIN[1][:0])), "tensors of valid disagree"),
-    (dict(train=iter([TRAIN])), "Give a list or a DataLoader, not a generator"),
     (dict(train=[]), "found list of length 0"),
-    (dict(loss=lambda m, x, y: (m(x) - y)), r"expected a tensor without axes, found shape"),
     (dict(loss=lambda m, x, y: 0.5), "expected a tensor without axes, found float"),
+    (dict(loss=lambda m, x, y: (mse(m, x, y), 1, 2)), "must be one number: .* found tuple"),
+    (dict(lr=math.inf), "lr is out of range"),
+    (dict(weight_decay=-1), "weight_decay is out of range"),
+    (dict(model=nn.ReLU()), "no parameters to train: .* Score it as it is"),
 ])
 def test_what_cannot_be_is_refused(change, says):
     with pytest.raises(ParameterError, match=says):
@@ -522,45 +487,6 @@ def test_what_cannot_be_is_refused(change, says):
 def test_an_iterable_that_lies_about_its_length():
     with pytest.raises(TrainingError, match="changed length in epoch 1: expected 3 steps, found 2"):
         fit(network(), mse, Liar([TRAIN, TRAIN]), epochs=2)
-
-
-def test_no_parameters():
-    with pytest.raises(ParameterError, match="no parameters to train"):
-        fit(nn.ReLU(), mse, TRAIN, epochs=1)
-
-
-# ---- pieces without labels, losses without a gradient, layers of another kind
-
-def test_a_piece_without_labels_is_passed_over():
-    mask = torch.ones(100, 3)
-    mask[:50] = 0
-    whole, parts = nn.Linear(5, 3), nn.Linear(5, 3)
-    parts.load_state_dict(whole.state_dict())
-    for model, pieces in (whole, 1), (parts, 2):
-        fit(model, masked, (*TRAIN, mask), epochs=3, batch=100, accumulate=pieces, shuffle=False)
-    assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
-    with pytest.raises(TrainingError, match="Nothing in this batch is labelled"):
-        fit(parts, masked, (*TRAIN, mask * 0), epochs=1, batch=100, accumulate=2)
-
-
-@pytest.mark.parametrize("change, says", [
-    (dict(loss=lambda m, x, y: mse(m, x, y).detach()), "does not depend on the model's parameters"),
-    (dict(loss=lambda m, x, y: (mse(m, x, y), 1, 2)), "must be one number: .* found tuple"),
-    (dict(lr=math.inf), "lr is out of range"),
-    (dict(weight_decay=-1), "weight_decay is out of range"),
-    (dict(model=nn.ReLU()), "Score it as it is"),
-])
-def test_what_cannot_be_trained_says_so(change, says):
-    with pytest.raises(ParameterError, match=says):
-        fit(**dict(model=network(), loss=mse, train=TRAIN, epochs=1) | change)
-
-
-def test_a_checkpoint_knows_the_kinds_of_layers(tmp_path):
-    make = lambda kind: nn.Sequential(nn.Linear(5, 4), kind(), nn.Linear(4, 3))
-    fit(make(nn.ReLU), mse, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
-    with pytest.raises(TrainingError, match="belongs to another run: expected model = Sequential"):
-        fit(make(nn.Tanh), mse, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
-
 
 def test_no_checkpoint_is_not_a_damaged_one(tmp_path):
     with pytest.raises(FileNotFoundError): read_checkpoint(tmp_path / "none.pt")

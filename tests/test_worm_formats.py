@@ -1,5 +1,4 @@
 "Every worm source: reader(writer(x)) = x, odd cases, what is refused, and the real files."
-import gzip
 import json
 import shutil
 
@@ -164,23 +163,7 @@ def test_zimmer_either_way_round_under_any_file_name(truth, layout, turned, tmp_
     for ds, made in zip(read_worms(path), truth, strict=True): same(ds, made, layout)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_large_arrays_with_any_filter(tmp_path, shuffle):
-    "Chunks that overhang, with and without shuffle, with a checksum that h5py must undo."
-    x = np.random.default_rng(0).standard_normal((50, 701))
-    made = traces(x.T, [f"?{i:03d}" for i in range(50)], np.arange(701) / 3, subject="w",
-                  source="simulated")
-    path = write_zimmer(tmp_path / "a.mat", [made], "uzel2022")
-    for more in ({}, {"fletcher32": True}):
-        with h5py.File(path, "a") as f:
-            cell, name = f["Uzel_WT/traces"], f"x{len(f)}"
-            f.create_dataset(name, data=x, chunks=(7, 64), compression=3, shuffle=shuffle, **more)
-            cell[0, 0] = f[name].ref
-        np.testing.assert_array_equal(read_worms(path)[0].trace.values, x.T)
-
-
-@pytest.mark.parametrize("T, N", [(900, 40), (80, 40)])
-def test_texts_written_alike_and_otherwise(tmp_path, T, N):
+def test_texts_written_alike_and_otherwise(tmp_path, T=80, N=40):
     "Names read at once are the names read one by one, whatever stands between them."
     rng = np.random.default_rng(T)
     labels = [str(n) for n in rng.choice(NEURONS, N, replace=False)]
@@ -204,7 +187,6 @@ def test_texts_written_alike_and_otherwise(tmp_path, T, N):
 
 
 def test_a_damaged_chunk_is_told(tmp_path):
-    "What goes wrong in a thread is an error of the file."
     x = np.random.default_rng(0).standard_normal((900, 60))
     made = traces(x, [f"?{i:03d}" for i in range(60)], np.arange(900) / 3, subject="w",
                   source="simulated")
@@ -306,8 +288,6 @@ BAD = {
     "json with text for numbers": (lambda p, w: json_with(p, w[0], trace_array=[["a"] * 3] * 2),
                                    "the file is damaged, or not"),
     "json list of labels": (lambda p, w: json_with(p, w[0], labeled=[1, 2]), "the file is damaged"),
-    "gzip of text": (lambda p, w: p.write_bytes(gzip.compress(b"hello" * 99)) and p,
-                     "the file is damaged"),
     "wrong rate": (lambda p, w: json_with(p, w[0], timestamp_confocal=[0.0] * 270),
                    "frame 1: time does not increase"),
 }

@@ -1,16 +1,24 @@
 "worm_scaling on the real worms of Kato et al. 2015, against numbers established independently."
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from neurocompanion.worm_scaling import data, models
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings import read as door
+from neurocompanion.recordings.sources import fetch
+from neurocompanion.recordings.standard import save
+from neurocompanion.recordings.worm import simulate
+from neurocompanion.recordings.worm.simulate_pool import write_pool
+from neurocompanion.sweeps.engines import sweep
+from neurocompanion.sweeps.sweep import expand
+from neurocompanion.sweeps.tables import table
+from neurocompanion.worm_scaling import data, experiments, pool
 
 
 @pytest.fixture(scope="module")
 def kato(mirror):
-    from neurocompanion.recordings.sources import fetch
-    from neurocompanion.recordings.read import read as read_worms
-    return read_worms(fetch("kato2015"))
+    return door.read(fetch("kato2015"))
 
 
 def naive(worms):
@@ -36,15 +44,7 @@ def test_training_never_sees_the_second_half(kato):
         np.testing.assert_array_equal(*(data.windows(x, "train", 32)[0] for x in (std, again)))
 
 
-@pytest.mark.parametrize("hidden, expected", [(512, 573_742)])
-def test_published_parameter_count(hidden, expected):
-    assert sum(p.numel() for p in models.Linear(hidden).parameters()) == expected
-
-
 def rows(**how):
-    import pandas as pd
-
-    from neurocompanion.worm_scaling import experiments
     torch.set_num_threads(1)
     made = pd.DataFrame(experiments.run(how.pop("experiment", "data_scaling"), **how))
     return made.set_index("data_set")
@@ -53,7 +53,6 @@ def rows(**how):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     "A pool made for this test, not one that lies about."
-    from neurocompanion.worm_scaling import pool
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
     pool._kept.cache_clear()
     yield tmp_path
@@ -79,24 +78,19 @@ def test_the_history_head_passes_naive_on_every_real_data_set(mirror):
 
 
 def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
-    from neurocompanion.worm_scaling import pool
-    from neurocompanion.worm_scaling.experiments import inputs
     worms = pool.pool("real")
     assert len(worms) == 10
     (what, why), = worms.left_out
     assert what == "flavell2023/2022-01-16-01" and why.startswith("no neuron is labelled")
-    assert all(len(v) == 64 for v in inputs(data="real").values())
+    assert all(len(v) == 64 for v in experiments.inputs(data="real").values())
 
 
 def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
-    from neurocompanion.core import RecordingError
-    from neurocompanion.worm_scaling import pool
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     with pytest.raises(RecordingError, match="no real recording is at hand"): pool.pool("real")
 
 
 def test_a_pool_is_made_once(own_cache, monkeypatch):
-    from neurocompanion.worm_scaling import pool
     first = pool.pool(share=0.01)
     pool._kept.cache_clear()
     monkeypatch.setattr(pool, "make_pool", None)                   # nothing may be made again
@@ -106,7 +100,6 @@ def test_a_pool_is_made_once(own_cache, monkeypatch):
 
 @pytest.mark.parametrize("name", ["data_scaling", "hidden_size", "cross_data_set"])
 def test_the_paper_scale_has_the_papers_sizes(name):
-    from neurocompanion.sweeps.sweep import expand
     runs = expand(f"worm_scaling/{name}", "paper")
     same = dict(epochs=500, patience=50, lr=0.0, batch=64, n_train=32, n_valid=16, length=100,
                 data="real", steps_per_epoch=0, statistics="train")
@@ -118,7 +111,6 @@ def test_the_paper_scale_has_the_papers_sizes(name):
 
 def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
     "The last one, cut to a thin pool, two epochs and a small model."
-    from neurocompanion.sweeps.sweep import expand
     run = expand("worm_scaling/cross_data_set", "paper")[-1]
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
     found = rows(**run | small)
@@ -126,16 +118,12 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
 
 
 def simulated_files(folder, seed, worms=2):
-    from neurocompanion.recordings.worm import simulate
-    from neurocompanion.recordings.standard import save
     for worm in simulate.worms(worms, seed=seed, duration=300):
         save(worm, folder / f"{worm.attrs['subject']}.nc")
 
 
 def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
     "One file and one line, and the path as seen from where one stands."
-    from neurocompanion.sweeps.engines import sweep
-    from neurocompanion.sweeps.tables import table
     simulated_files(own_cache / "mine", 3)
     monkeypatch.chdir(own_cache)
     done = sweep("worm_scaling/leak", scale="tiny", workers=1, out="out", fixed={"data": "mine/"})
@@ -146,8 +134,6 @@ def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
 
 def test_own_files_are_known_by_folder_and_content(own_cache):
     "Two files of one name are two files, and a changed one is another pool."
-    from neurocompanion.recordings import read as door
-    from neurocompanion.worm_scaling import pool
     for day, seed in (("day1", 1), ("day2", 2)): simulated_files(own_cache / "own" / day, seed, 1)
     before = door.inputs(own_cache / "own")
     first = pool.pool(str(own_cache / "own"))
@@ -162,9 +148,6 @@ def test_own_files_are_known_by_folder_and_content(own_cache):
 
 def test_own_folder_of_both_kinds(own_cache):
     "Recordings of the standard beside published files, hidden copies and a text."
-    from neurocompanion.recordings import read as door
-    from neurocompanion.recordings.worm.simulate_pool import write_pool
-    from neurocompanion.worm_scaling import pool
     place = own_cache / "own"
     simulated_files(place, 1, 1)
     simulated_files(place / ".ipynb_checkpoints", 2, 1)
@@ -176,8 +159,6 @@ def test_own_folder_of_both_kinds(own_cache):
 
 
 def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
-    from neurocompanion.core import RecordingError
-    from neurocompanion.worm_scaling import pool
     simulated_files(own_cache / "mine", 3)
     assert len(pool.pool(str(own_cache / "mine"), length=140)) == 2
     with pytest.raises(RecordingError, match="no recording can be used.*more than 160 steps"):
@@ -187,7 +168,6 @@ def test_windows_that_do_not_fit_leave_a_worm_out(own_cache):
 @pytest.mark.parametrize("wrong", [dict(n_train=0), dict(epochs=0), dict(worms=99),
                                    dict(source="zimmer"), dict(model="cnn"), dict(head="tail")])
 def test_wrong_parameters_are_told(wrong):
-    from neurocompanion.core import ParameterError
     small = dict(data="simulated", hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
     with pytest.raises(ParameterError): rows(**small)
 

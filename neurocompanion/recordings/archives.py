@@ -11,20 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from ..core import SourceError, cache_dir
 
-# %% ../../nbs/recordings/archives.ipynb #b4dfeea3
-def stays_inside(
-    name: str,  # a path from an archive, a server or a table
-) -> bool:
+# %% ../../nbs/recordings/archives.ipynb #48365f21
+def stays_inside(name: str) -> bool:   # a path from an archive, a server or a table
     "Whether the path is relative and never climbs."
     parts = re.split(r"[\\/]", name)
     drive = re.match(r"[A-Za-z]:", name)
     return bool(parts[0]) and ".." not in parts and not drive and "\0" not in name
 
-# %% ../../nbs/recordings/archives.ipynb #4d95561e
+# %% ../../nbs/recordings/archives.ipynb #affdaad9
 @contextmanager
-def disk_errors(
-    path: Path,  # what is being written
-):
+def disk_errors(path: Path):   # what is being written
     "Turn a full disk or a missing permission into a `SourceError` that says what to do."
     try: yield
     except OSError as e:

@@ -5,34 +5,22 @@
 # %% auto #0
 __all__ = ['generator', 'within', 'each', 'calcium', 'leak', 'provenance', 'with_truth', 'observed']
 
-# %% ../../nbs/recordings/simulate.ipynb #simulateimports
+# %% ../../nbs/recordings/simulate.ipynb #30767ea6
 import math, numbers, zlib
 import numpy as np
 import xarray as xr
-from scipy.signal import lfilter
 from ..core import ParameterError
 
-# %% ../../nbs/recordings/simulate.ipynb #bbd25b2a
-def generator(
-    seed: int,       # a whole number ≥ 0
-    *path: str|int,  # the name of the stream, such as "worm", 3, "noise"
-) -> np.random.Generator:
+# %% ../../nbs/recordings/simulate.ipynb #1d61a54c
+def generator(seed: int, *path: str|int) -> np.random.Generator:   # such as 0, "worm", 3, "noise"
     "The random stream that belongs to `seed` and this name."
     seed = within("seed", seed, 0, whole=True)
     key = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in path]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
-# %% ../../nbs/recordings/simulate.ipynb #dad27003
-def within(
-    name: str,            # the argument's name, for the message
-    value,                # what the caller gave
-    low: float = 0,       # smallest allowed value
-    high: float = math.inf,  # largest allowed value
-    *,
-    whole: bool = False,  # only whole numbers
-    above: bool = False,  # `low` itself is not allowed
-):
-    "The number `value` if it lies in the range, else a `ParameterError`."
+# %% ../../nbs/recordings/simulate.ipynb #c42715c2
+def within(name: str, value, low=0, high=math.inf, *, whole=False, above=False):
+    "The number if it is from `low`, or above it, to `high`; else a `ParameterError` with its name."
     kind = numbers.Integral if whole else numbers.Real
     good = isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
     if good and (value > low if above else value >= low) and value <= high and value < math.inf:
@@ -41,29 +29,18 @@ def within(
     raise ParameterError(f"{name} is out of range", found=repr(value),
                          expected=f"a {'whole ' if whole else ''}number {span}")
 
-# %% ../../nbs/recordings/simulate.ipynb #d1956de2
-def each(
-    name: str,  # the argument's name, for the message
-    value,      # one number for all, or a sequence of `n`
-    n: int,     # how many are needed
-    *limits,    # as for `within`
-    **kw,
-) -> list:
-    "`n` checked numbers, one for each recording."
+# %% ../../nbs/recordings/simulate.ipynb #4c164ff1
+def each(name: str, value, n: int, *limits, **kw) -> list:   # limits: as for `within`
+    "`n` checked numbers, one for each recording, from one for all or a sequence."
     many = isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1
     if many and len(value) != n:
         raise ParameterError(f"{name} does not fit the number of recordings", found=len(value),
                              expected=f"one value, or {n}")
     return [within(name, v, *limits, **kw) for v in (value if many else [value] * n)]
 
-# %% ../../nbs/recordings/simulate.ipynb #e04e866e
-def calcium(
-    rate: np.ndarray,     # activity  # t ...
-    frame_rate: float,    # frames per second
-    rise: float = 0.3,    # seconds
-    decay=2.0,            # seconds, for all; or for each of the last axis
-) -> np.ndarray:          # the same shape
-    "What an indicator makes of `rate`, causally along the first axis."
+# %% ../../nbs/recordings/simulate.ipynb #7e6c218c
+def calcium(rate, frame_rate: float, rise: float = 0.3, decay=2.0) -> np.ndarray:   # s; t …
+    "What an indicator makes of `rate`, causally along the first axis; decay may vary on the last."
     within("decay", float(np.min(decay)), above=True)
     rate = leak(rate, frame_rate * within("rise", rise, above=True))
     if np.ndim(decay) == 0: return leak(rate, frame_rate * decay)
@@ -73,33 +50,26 @@ def calcium(
 
 def leak(x, tau):
     "An exponential filter of `tau` frames along the first axis, which keeps the mean."
+    from scipy.signal import lfilter
     g = math.exp(-1 / tau)
     return lfilter([1 - g], [1, -g], x, axis=0)
 
-# %% ../../nbs/recordings/simulate.ipynb #1fafe958
-def provenance(
-    simulator: str,    # the function's name
-    parameters: dict,  # its arguments, the seed among them
-) -> dict:             # attributes for a recording
-    "How to make this recording again."
+# %% ../../nbs/recordings/simulate.ipynb #c7a17c4a
+def provenance(simulator: str, parameters: dict) -> dict:   # a function's name, its arguments
+    "Attributes that say how to make a recording again."
     return {"source": "simulated", "simulator": simulator, "seed": int(parameters["seed"]),
             "parameters": {k: v for k, v in parameters.items() if k != "seed"}}
 
-# %% ../../nbs/recordings/simulate.ipynb #db1fbadd
-def with_truth(
-    ds: xr.Dataset,  # a recording
-    **truth,         # name=(dims, values, what it is)
-) -> xr.Dataset:
+# %% ../../nbs/recordings/simulate.ipynb #2589b7d2
+def with_truth(ds: xr.Dataset, **truth) -> xr.Dataset:   # name=(dims, values, what it is)
     "The recording with its truth: further variables, listed in `attrs['truth']`."
     variables = {k: (dims, v, {"long_name": text}) for k, (dims, v, text) in truth.items()}
     names = [*(["rate"] if "rate" in ds else []), *truth]
     return ds.assign(variables).assign_attrs(truth=names)
 
 
-def observed(
-    ds: xr.Dataset,  # a simulated recording
-) -> xr.Dataset:
-    "The recording without its truth: what an experiment would have seen."
+def observed(ds: xr.Dataset) -> xr.Dataset:
+    "A simulated recording without its truth: what an experiment would have seen."
     left = ds.drop_vars(ds.attrs.get("truth", []))
     left.attrs = {k: v for k, v in ds.attrs.items() if k != "truth"}
     return left

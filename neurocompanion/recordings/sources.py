@@ -50,7 +50,7 @@ class Source:
     @property
     def is_folder(self): return self.file.endswith("/")
 
-# %% ../../nbs/recordings/sources.ipynb #08a84f5f
+# %% ../../nbs/recordings/sources.ipynb #cc77542c
 def registry(
     path: str | Path | None = None,  # a CSV of sources; None is ours and the lab's own
 ) -> dict[str, Source]:              # every source by its name
@@ -68,7 +68,8 @@ def registry(
     for i, line in enumerate(lines, 2):
         try:
             source = Source(**{k: v.strip() for k, v in line.items() if k in known and v})
-            _plausible(source, line)
+            sha256 = re.fullmatch("([0-9a-f]{64})?", source.sha256)
+            if None in line or not sha256 or (source.bytes or 0) < 0: raise ValueError
         except (TypeError, ValueError) as e:
             raise SourceError("not a registry's line", where=f"{path}, line {i}", found=line,
                               expected="a name, bytes as a whole number, a SHA-256 of 64 digits, "
@@ -77,11 +78,6 @@ def registry(
             raise SourceError("a name stands twice", where=f"{path}, line {i}", found=source.name)
         table[source.name] = source
     return table
-
-
-def _plausible(source: Source, line: dict):
-    sha256 = re.fullmatch("([0-9a-f]{64})?", source.sha256)
-    if None in line or not sha256 or (source.bytes or 0) < 0: raise ValueError
 
 # %% ../../nbs/recordings/sources.ipynb #a2365b09
 def find(name: str) -> tuple[list[Source], str]:
@@ -105,11 +101,8 @@ def find(name: str) -> tuple[list[Source], str]:
     raise SourceError("no recording has this name", where=name, fix=fix,
                       expected="a name of the registry")
 
-# %% ../../nbs/recordings/sources.ipynb #6c938043
-def verify(
-    path: str | Path,  # a file
-    sha256: str,       # the checksum that it must have
-) -> Path:             # the same path
+# %% ../../nbs/recordings/sources.ipynb #677eb2cc
+def verify(path: str | Path, sha256: str) -> Path:   # the same path
     "Read the whole file and raise unless it has this checksum."
     path = Path(path)
     if not path.is_file(): raise SourceError("there is no such file", where=path)
@@ -122,19 +115,20 @@ def _wrong(path, expected, found, aside=None):
            "too, its publisher has changed the file") if aside else "Replace the file"
     return SourceError("wrong checksum", where=path, expected=expected, found=found, fix=fix)
 
-# %% ../../nbs/recordings/sources.ipynb #159e94e6
-_hashes = {}  # the memory of each cache: {hashes.jsonl: {path: [size, mtime_ns, sha256]}}
+# %% ../../nbs/recordings/sources.ipynb #56edbd8d
+_hashes = {}  # the memory of each cache: {hashes.jsonl: {path: [*stamp, sha256]}}
 
 
 def _sha256(path: Path) -> str:
-    "A file's SHA-256, remembered while its size and time of change stay."
+    "A file's SHA-256, remembered while its size, inode and times of change stay."
     memory, path = cache_dir() / "hashes.jsonl", Path(path).absolute()
     if memory not in _hashes: _hashes[memory] = _load_hashes(memory)
     known, at = _hashes[memory], path.stat()
-    stamp = [at.st_size, at.st_mtime_ns]
-    if known.get(str(path), [])[:2] == stamp: return known[str(path)][2]
+    changed = at.st_mtime_ns, at.st_ctime_ns
+    stamp = [at.st_size, at.st_ino, *changed]
+    if known.get(str(path), [])[:4] == stamp: return known[str(path)][4]
     found = sha256_of(path)
-    if time.time_ns() - at.st_mtime_ns < 2 * 10**9: return found  # it may still be changing
+    if time.time_ns() - max(changed) < 2 * 10**9: return found  # it may still be changing
     known[str(path)] = [*stamp, found]
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +142,7 @@ def _load_hashes(memory):
     try: lines = memory.read_text(encoding="utf-8").splitlines()
     except OSError: return {}
     rows = [json.loads(s) for s in lines if s.startswith('["') and s.endswith('"]')]
-    return {row[0]: row[1:] for row in rows if len(row) == 4}
+    return {row[0]: row[1:] for row in rows if len(row) == 6}
 
 # %% ../../nbs/recordings/sources.ipynb #860c760e
 def _tell(text): print(text, file=sys.stderr, flush=True)
@@ -198,7 +192,7 @@ def _known(source: Source) -> Source:
     row = None if source.sha256 or source.is_folder else _recorded().get(source.file)
     return replace(source, sha256=row["sha256"], bytes=row["bytes"]) if row else source
 
-# %% ../../nbs/recordings/sources.ipynb #8dcfaafb
+# %% ../../nbs/recordings/sources.ipynb #7d22dd51
 @lru_cache(maxsize=1)
 def _by_size(mirror: Path) -> dict[int, list[Path]]:
     "The files of the mirror by their size; links to folders are followed, once each."
@@ -211,6 +205,12 @@ def _by_size(mirror: Path) -> dict[int, list[Path]]:
                 if os.path.isfile(path): sizes.setdefault(path.stat().st_size, []).append(path)
         seen.add(real)
     return sizes
+
+
+def _by_hand(source: Source):
+    "Where a source, or what was brought in its place, would lie: mirror, then cache."
+    for where, base in (("mirror", mirror_dir()), ("cache", cache_dir())):
+        if base and (path := base / source.file).exists(): yield where, path
 
 
 def _in_mirror(source: Source) -> Path | None:
@@ -304,7 +304,7 @@ def _download(source: Source, bar: bool) -> Path:
         if not asked: _record(source, path)
     return path
 
-# %% ../../nbs/recordings/sources.ipynb #b90a3af8
+# %% ../../nbs/recordings/sources.ipynb #4fa30d8d
 def _bytes(source: Source, part: Path, bar: bool):
     "Download, or say what to bring instead."
     sure = bool(source.sha256 or source.md5)
@@ -319,15 +319,7 @@ def _ask(source: Source) -> list[dict]:
     if source.is_folder: return found
     return [{k: v for k, v in f.items() if k != "path"} for f in found[:1]]
 
-
-def _zarr(source: Source) -> Path:
-    "A Zarr array that was brought by hand."
-    for base in filter(None, (mirror_dir(), cache_dir())):
-        if (base / source.file).is_dir(): return base / source.file
-    raise SourceError("a Zarr array is read chunk by chunk, not fetched", where=source.name,
-                      fix=f"Open {source.url} and keep the crop that you need")
-
-# %% ../../nbs/recordings/sources.ipynb #15381ead
+# %% ../../nbs/recordings/sources.ipynb #5f17ba2e
 _NOT_DATA = r"(^|/)\.|\.part$|\.tag$|\.wrong-"  # what downloads leave beside the files
 
 
@@ -341,8 +333,7 @@ def _listing(folder: Source) -> list[Source]:
         return replace(folder, name=f"{folder.name}/{path}", file=folder.file + path,
                        resolver="", **{"url": "", **facts})
 
-    for base in filter(None, (mirror_dir(), cache_dir())):
-        top = base / folder.file
+    for _, top in _by_hand(folder):
         found = sorted(p.relative_to(top).as_posix() for p in top.rglob("*") if p.is_file())
         if found: return [inside(p) for p in found if not re.search(_NOT_DATA, p)]
     files = [inside(f.pop("path").lstrip("/"), **f) for f in _ask(folder)]
@@ -350,7 +341,7 @@ def _listing(folder: Source) -> list[Source]:
         tmp.write_text(json.dumps([asdict(f) for f in files], indent=1), encoding="utf-8")
     return files
 
-# %% ../../nbs/recordings/sources.ipynb #791e0f73
+# %% ../../nbs/recordings/sources.ipynb #d128ff5c
 def _sources(name) -> tuple[list[Source], bool]:
     "The files behind a name, and whether it is one file by itself."
     _by_size.cache_clear()
@@ -369,7 +360,10 @@ def _sources(name) -> tuple[list[Source], bool]:
 
 def _one(source: Source, bar: bool) -> Path:
     "The path of one file."
-    if source.resolver == "zarr": return _zarr(source)
+    if source.resolver == "zarr":
+        for _, path in _by_hand(source): return path
+        raise SourceError("a Zarr array is read chunk by chunk, not fetched", where=source.name,
+                          fix=f"Open {source.url} and keep the crop that you need")
     source = _known(source)
     with disk_errors(cache_dir() / source.file):
         if found := _look(source): return found
@@ -384,7 +378,7 @@ def _one(source: Source, bar: bool) -> Path:
         raise _missing(source, "neither this rebuilt copy nor its original is to be had",
                        f"for {original.name}: {e.what}") from e
 
-# %% ../../nbs/recordings/sources.ipynb #1149a500
+# %% ../../nbs/recordings/sources.ipynb #09d8a535
 def fetch(
     name: str | Source,     # a file, a group, a publisher's folder, or a source of your own
     progress: bool = True,  # show a bar for each download
@@ -395,10 +389,7 @@ def fetch(
     return paths[0] if alone else _folder(sources, paths)
 
 
-def fetch_all(
-    name: str | Source,     # as for `fetch`
-    progress: bool = True,  # show a bar for each download
-) -> list[Path]:            # every file
+def fetch_all(name: str | Source, progress: bool = True) -> list[Path]:   # as for `fetch`
     "The files of a group, one path each, in the registry's order."
     return [_one(s, progress) for s in _sources(name)[0]]
 
@@ -421,7 +412,7 @@ def _folder(sources: list[Source], paths: list[Path]) -> Path:
             os.replace(tmp, link)
     return cache_dir() / top
 
-# %% ../../nbs/recordings/sources.ipynb #ff7e8e2b
+# %% ../../nbs/recordings/sources.ipynb #834f1060
 def available(
     name: str | None = None,  # a name or a group; None is the whole registry
 ):                            # a DataFrame: name, where, bytes, reader, path
@@ -438,14 +429,12 @@ def available(
 def _place(source: Source) -> tuple[str, Path | None]:
     "Where a source lies, without changing anything."
     if path := _in_mirror(source): return "mirror", path
-    for where, base in [("mirror", mirror_dir()), ("cache", cache_dir())]:
-        path = base and base / source.file
-        if not path or not path.exists(): continue
-        if source.resolver == "zarr": return where, path
-        if source.is_folder:
-            here = any(path.iterdir()) and all((base / f.file).is_file() for f in _listing(source))
-            if here: return where, path
-        elif not source.sha256 or _is(path, source): return where, path
+    for where, path in _by_hand(source):
+        if source.is_folder and source.resolver != "zarr":
+            inside = [f.file.removeprefix(source.file) for f in _listing(source)]
+            here = any(path.iterdir()) and all((path / f).is_file() for f in inside)
+        else: here = source.resolver == "zarr" or not source.sha256 or _is(path, source)
+        if here: return where, path
     return "nowhere", None
 
 # %% ../../nbs/recordings/sources.ipynb #64cb183d

@@ -94,9 +94,6 @@ def _plain_body(self, width, token, dropout=0.0):
     self.token, self.width, self.dropout, self.prefix = token, width, dropout, 0
     self.stitchers, self.sessions, self.kinds = nn.ModuleDict(), {}, {}
 
-
-def _chosen(h, rows): return h if rows is None else h[rows]
-
 # %% ../../nbs/sessions/baselines.ipynb #30f8c83a
 class StitchedLinear(nn.Module):
     "Stitchers around one causal filter."
@@ -111,8 +108,8 @@ class StitchedLinear(nn.Module):
         self.filter = nn.Conv1d(token, token, history)
 
     def body(self, x, token=None, streams=None, rows=None):    # b t k
-        x = F.pad(x.mT, (self.filter.kernel_size[0] - 1, 0))
-        return _chosen(self.filter(x).mT, rows)
+        h = self.filter(F.pad(x.mT, (self.filter.kernel_size[0] - 1, 0))).mT
+        return h if rows is None else h[rows]
 
 
 equip(StitchedLinear)
@@ -133,8 +130,8 @@ class StitchedGRU(nn.Module):
 
     def body(self, x, token=None, streams=None, rows=None):    # b t k
         rate = self.dropout if self.training else 0.0
-        h = self.network(drop(x, rate, streams=streams))[0]
-        return _chosen(drop(h, rate, streams=streams), rows)
+        h = drop(self.network(drop(x, rate, streams=streams))[0], rate, streams=streams)
+        return h if rows is None else h[rows]
 
 
 equip(StitchedGRU)

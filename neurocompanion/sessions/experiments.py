@@ -37,9 +37,7 @@ def _known(held, rest):
     return f.to_dict("records")
 
 # %% ../../nbs/sessions/experiments.ipynb #e58ea15d
-def ranking(
-    s: Setting,
-) -> list:       # a row for each session of the pool, and for each baseline
+def ranking(s: Setting) -> list:  # a row for each session of the pool, and for each baseline
     "What each session is worth to the one held out."
     lab, (held, rest) = shelf(), load(s)
     told = tuned_scores(s, held, [[x] for x in rest], s.seed, lab)
@@ -65,14 +63,6 @@ def _numbers(s, most):
                              expected="1, 2, … or all, with commas between")
     return sorted({int(w) for w in words if w != "all" and int(w) < most}), "all" in words
 
-
-def _orders(s):
-    "The orders that are asked for."
-    words = [w.strip() for w in s.orders.split(",") if w.strip()]
-    if odd := set(words) - set(ORDERS): raise ParameterError(
-        "there is no such order", found=sorted(odd)[0], expected=", ".join(ORDERS))
-    return words
-
 # %% ../../nbs/sessions/experiments.ipynb #73eede34
 def _scores(s, held, rest, lab):
     "The mean validation score of each session, by name."
@@ -87,18 +77,16 @@ def _scores(s, held, rest, lab):
 def _taken(s, held, rest, lab):
     "Orders, and the sessions that each takes: (order, how many, sessions)."
     numbers, whole = _numbers(s, len(rest))
-    names = _orders(s)
+    names = [w.strip() for w in s.orders.split(",") if w.strip()]
+    if odd := {*names} - {*ORDERS}: raise ParameterError(
+        "there is no such order", found=sorted(odd)[0], expected=", ".join(ORDERS))
     score = _scores(s, held, rest, lab) if {*names} - {"random"} else None
-    found = []
-    for name in names:
-        line = pools.order(rest, name, seed=s.seed, score=score)
-        found += [(name, n, line[:n]) for n in numbers]
-    return found + [("all", len(rest), rest)] * whole
+    lines = {name: pools.order(rest, name, seed=s.seed, score=score) for name in names}
+    return [(name, n, line[:n]) for name, line in lines.items() for n in numbers] + [
+        ("all", len(rest), rest)] * whole
 
 # %% ../../nbs/sessions/experiments.ipynb #bbc5531a
-def scaling(
-    s: Setting,
-) -> list:       # a row for each order and number of sessions, and for each baseline
+def scaling(s: Setting) -> list:  # a row for each order and number of sessions, for each baseline
     "What pretraining on more and more sessions is worth to the one held out."
     lab, (held, rest) = shelf(), load(s)
     taken, about = _taken(s, held, rest, lab), _about(held)

@@ -8,13 +8,12 @@ __all__ = ['SCHEMES', 'NDT', 'hide', 'poisson_nll', 'enrol', 'check_mask', 'Stit
 
 # %% ../../nbs/sessions/models.ipynb #68c72cb7
 import copy
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ParameterError
+from ..core import ParameterError, is_whole
 from ..fast.dropout import drop
 
 # %% ../../nbs/sessions/models.ipynb #8b0f3c58
@@ -50,34 +49,24 @@ SCHEMES = "neuron", "causal", "inter-region", "intra-region"  # one token each; 
 
 def _check_sizes(heads, width, dropout, **sizes):
     for name, v in dict(heads=heads, width=width, **sizes).items():
-        if isinstance(v, bool) or not isinstance(v, Integral) or v < 1:
-            raise ParameterError(f"{name} is not a size", found=repr(v),
-                                 expected="a whole number from 1 on")
+        if not is_whole(v): raise ParameterError(f"{name} is not a size", found=repr(v),
+                                                 expected="a whole number from 1 on")
     if width % heads: raise ParameterError("width must be divisible by the heads", found=width,
                                            expected=f"a multiple of {heads}")
     if not 0 <= dropout < 1:
         raise ParameterError("dropout is a share", expected="0 ≤ dropout < 1", found=dropout)
 
 # %% ../../nbs/sessions/models.ipynb #57f91914
-def hide(
-    shape: tuple,         # trials, bins
-    ratio: float = 0.3,   # how likely a bin is hidden
-    generator: torch.Generator | None = None,  # to draw with; None: PyTorch's own numbers
-    device=None,          # where to
-) -> Tensor:              # True = hidden; at least one bin of the batch  # b t
-    "Choose bins to hide."
+def hide(shape: tuple, ratio: float = 0.3, generator=None, device=None) -> Tensor:  # b t
+    "Choose bins to hide (True), each as likely as `ratio`; at least one of the batch."
     if not 0 < ratio <= 1:
         raise ParameterError("ratio is a share", expected="above 0, at most 1", found=ratio)
     chance = torch.rand(tuple(shape), generator=generator, device=device)
     return chance <= chance.min().clamp(min=ratio)
 
 # %% ../../nbs/sessions/models.ipynb #79a674f7
-def poisson_nll(
-    log_rates: Tensor,           # … unit
-    spikes: Tensor,              # counts, same shape
-    mask: Tensor | None = None,  # the bins that count; None: all  # …
-) -> Tensor:
-    "Mean Poisson loss, without the term that only depends on the counts."
+def poisson_nll(log_rates: Tensor, spikes: Tensor, mask: Tensor | None = None) -> Tensor:
+    "Mean Poisson loss of the bins in `mask`, without the term that only depends on the counts."
     if log_rates.shape != spikes.shape:
         raise ParameterError("log rates and spikes differ in shape", found=tuple(log_rates.shape),
                              expected=f"{tuple(spikes.shape)}, as the spikes")
@@ -98,9 +87,9 @@ def enrol(model, name, units, kind, make):
         raise ParameterError("this session is in the model already", where=name,
                              found=f"{model.sessions[name]} units",
                              fix="Sessions are told apart by name: give each its own")
-    if isinstance(units, bool) or not isinstance(units, Integral) or units < 1:
-        raise ParameterError("a session has units", where=name, found=repr(units),
-                             expected="a whole number from 1 on")
+    if not is_whole(units): raise ParameterError("a session has units", where=name,
+                                                 found=repr(units),
+                                                 expected="a whole number from 1 on")
     if kind not in ("spikes", "traces"):
         raise ParameterError("there is no such kind of session", where=name, found=repr(kind),
                              expected="'spikes' (log rates) or 'traces' (means)")
@@ -170,12 +159,8 @@ class Stitcher(nn.Module):
         if named: self.token = nn.Parameter(torch.randn(width, generator=draw))
 
 # %% ../../nbs/sessions/models.ipynb #36da2369
-def may_ask(
-    bins: int,                # how many there are
-    prefix: int = 2,          # tokens before them
-    leak: bool = False,       # let the prefix ask everybody, as public code does
-) -> Tensor:                  # True = may ask  # who whom
-    "Who may ask whom: a bin the past, the prefix itself."
+def may_ask(bins: int, prefix: int = 2, leak: bool = False) -> Tensor:  # True = may  # who whom
+    "Who may ask whom: a bin the past, the prefix itself; with `leak`, as public code, everybody."
     ask = torch.ones(prefix + bins, prefix + bins).tril().bool()
     ask[:prefix, :prefix] = True
     if leak: ask[:prefix] = True
@@ -309,13 +294,10 @@ def equip(model: type, **methods):
 equip(NDT, body=_body)
 
 # %% ../../nbs/sessions/models.ipynb #3f157e8b
-def last_bins(
-    bins: int,                # in the trial
-    last: int | None = None,  # bins to forecast; None: a tenth, rounded up
-) -> int:
-    "How many bins are forecast."
+def last_bins(bins: int, last: int | None = None) -> int:
+    "How many bins of a trial are forecast: `last`, or a tenth, rounded up."
     if last is None: return -(-bins // 10)
-    if isinstance(last, Integral) and last is not True and 1 <= last <= bins: return int(last)
+    if is_whole(last) and last <= bins: return int(last)
     raise ParameterError("so many bins cannot be forecast", found=repr(last),
                          expected=f"a whole number, 1 to {bins}, or None for a tenth")
 
@@ -357,10 +339,8 @@ def fill_in(
     return [f.decode(part, name) for f, part, (name, _, _) in zip(models, h, batches)]
 
 # %% ../../nbs/sessions/models.ipynb #c569e5a0
-def beside(
-    model: nn.Module,
-) -> nn.Module:       # shares every weight of the body; knows no session
-    "Another model on the same body."
+def beside(model: nn.Module) -> nn.Module:
+    "Another model on the same body: it shares every weight of that, and knows no session."
     new = copy.copy(model)
     new._modules = dict(model._modules)
     new.stitchers, new.sessions, new.kinds = nn.ModuleDict(), {}, {}

@@ -48,18 +48,12 @@ class Batches:
             yield s.name, x, hide(x.shape[:2], self.ratio, g)
 
 # %% ../../nbs/sessions/pretraining.ipynb #09e707d5
-def mean_loss(
-    told,         # log rates, or means
-    target,       # counts, or traces
-    kind: str,    # "spikes" or "traces"
-):
+def mean_loss(told, target, kind: str):
     "Poisson loss of log rates, or squared error of means."
     return (told.exp() - target * told if kind == "spikes" else (told - target).square()).mean()
 
 
-def known_as(
-    sessions: list,
-) -> str:
+def known_as(sessions: list) -> str:
     "A digest of names and data: another pool is another run."
     parts = [(s.name, s.kind, *(fingerprint(x, whole=True) for x in (s.train, s.valid)))
              for s in sessions]
@@ -104,12 +98,8 @@ def _check_pool(sessions):
 
 # %% ../../nbs/sessions/pretraining.ipynb #452fe7a1
 @torch.no_grad()
-def begin_at(
-    start: str,         # "mean" or "usual"
-    model: nn.Module,   # that knows the session
-    session: Session,
-):
-    "The bias of the way out: each unit's log mean rate, or the usual draw."
+def begin_at(start: str, model: nn.Module, session: Session):
+    "The bias of the way out: each unit's log mean rate (\"mean\"), or the \"usual\" draw."
     if start not in ("mean", "usual"):
         raise ParameterError("start is not known", found=repr(start), expected="mean or usual")
     if start == "usual" or session.train.shape[2] != len(session.units): return
@@ -160,8 +150,7 @@ def pretrain(
 # %% ../../nbs/sessions/pretraining.ipynb #4ebb5bbd
 def _started(model, sessions, seed, settings, device, start):
     "A model that knows all sessions, drawn from the seed."
-    state = torch.get_rng_state()
-    try:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model is None:
             bins = max(s.train.shape[1] for s in sessions)
@@ -171,9 +160,7 @@ def _started(model, sessions, seed, settings, device, start):
             if s.name not in model.sessions:
                 model.add_session(s.name, len(s.units), kind=s.kind, seed=stream(seed, s.name))
                 begin_at(start, model, s)
-    finally: torch.set_rng_state(state)
     return model
-
 
 # %% ../../nbs/sessions/pretraining.ipynb #127aa099
 class Score(NamedTuple):

@@ -6,7 +6,7 @@
 __all__ = ['TOGETHER', 'load', 'Shelf', 'new_body', 'pretrained', 'read_out', 'tuned_scores', 'baselines', 'rank_sessions']
 
 # %% ../../nbs/sessions/selection.ipynb #16ba51e3
-import functools, hashlib, importlib, inspect, json, os, random, time
+import functools, hashlib, inspect, json, os, random, time
 from pathlib import Path
 import torch
 import xarray as xr
@@ -21,6 +21,7 @@ from .pretraining import (
 from .setting import MODELS, Setting
 from .training import fine_tune_many
 from ..sweeps.paper import names
+from ..sweeps.sweep import code_version
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
 
@@ -35,9 +36,7 @@ def _pool(data, source, sessions, split, data_seed, trials, units, bin_ms):
                       world=world, units=units, **how)
 
 
-def load(
-    s: Setting,
-) -> tuple:      # the session that is held out, and the list to choose from
+def load(s: Setting) -> tuple:  # the session that is held out, and the list to choose from
     "The sessions of a run."
     every = _pool(*(getattr(s, k) for k in inspect.signature(_pool).parameters))
     if not -len(every) <= s.held_out < len(every): raise ParameterError(
@@ -52,22 +51,13 @@ def _shortened(held, s):
     return fewer(held, min(s.held_trials, len(held.train))) if s.held_trials else held
 
 # %% ../../nbs/sessions/selection.ipynb #44df7435
-_CODE = ("sessions.models", "sessions.baselines", "fast.dropout", "sessions.pretraining",
-         "sessions.training", "sessions.selection", "training.members", "training.fit",
-         "training.steps", "training.schedules", "training.metrics")
-
-
-@functools.lru_cache(1)
-def _code():
-    "A digest of the code that trains and scores."
-    text = [inspect.getsource(importlib.import_module(f"neurocompanion.{m}")) for m in _CODE]
-    return hashlib.sha256("\0".join(text).encode()).hexdigest()
+@functools.cache
+def _code(): return code_version(core.home() / "nbs" / "sessions" / "run.ipynb")
 
 
 def _digest(what):
     "The identity of something that is described by a dict."
-    text = json.dumps([what, _code()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([what, _code()], sort_keys=True).encode()).hexdigest()[:20]
 
 # %% ../../nbs/sessions/selection.ipynb #ed9a2d44
 class Shelf:
@@ -99,12 +89,8 @@ def _write_json(path, thing):
 def _read_json(path): return json.loads(path.read_text("utf-8"))
 
 # %% ../../nbs/sessions/selection.ipynb #7295c05e
-def new_body(
-    s: Setting,
-    bins: int,   # in a trial, at most
-    seed: int,   # of its weights
-):               # a model without sessions
-    "The body that a setting asks for."
+def new_body(s: Setting, bins: int, seed: int):
+    "The body that a setting asks for, without sessions; for trials of at most so many `bins`."
     make = MODELS[s.model]
     sizes = {k: getattr(s, k) for k in inspect.signature(make).parameters if k in names(Setting)}
     with torch.random.fork_rng(devices=[]):
@@ -116,24 +102,19 @@ _TRAINING = "epochs", "lr", "decay", "batch", "ratio"
 
 
 def _pretraining(s, sessions, seed):
-    "What decides a pretrained body."
+    "What decides a pretrained body; the order of the sessions does not."
     bins = max(x.train.shape[1] for x in sessions)
+    sessions = sorted(sessions, key=lambda x: x.name)
     return dict(model=s.model, sizes=new_body(s, bins, seed).settings, seed=seed,
                 sessions=known_as(sessions), **{k: getattr(s, k) for k in _TRAINING})
 
 # %% ../../nbs/sessions/selection.ipynb #53c70bdb
-def pretrained(
-    s: Setting,
-    sessions: list,   # to train on, together
-    seed: int,
-    shelf: Shelf,
-):                    # the model, its identity
+def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf) -> tuple:  # model, identity
     "A body that is trained on some sessions, from the shelf if it is there."
     sessions = sorted(sessions, key=lambda x: x.name)
     what = _pretraining(s, sessions, seed)
     key = _digest(what)
-    read = lambda path: load_model(path, MODELS[s.model])
-    model = shelf.take(key, ".pt", read)
+    model = shelf.take(key, ".pt", lambda path: load_model(path, MODELS[s.model]))
     if model is None:
         body = new_body(s, what["sizes"]["bins"], seed).to(core.default_device())
         model, _ = pretrain(sessions, model=body, epochs=s.epochs, seed=seed, lr=s.lr,
@@ -145,21 +126,17 @@ def pretrained(
 # %% ../../nbs/sessions/selection.ipynb #5bd8c9ab
 @torch.no_grad()
 def read_out(
-    body,               # a pretrained model
-    session: Session,
-    seed: int = 0,      # of the way in, and of the bins that are hidden
-    *,
-    ratio: float = 0.3, # of the bins are hidden
-    last: int = 0,      # bins that are forecast; 0: a tenth
-    ridge: float = 1e-2,
+    body, session: Session, seed: int = 0, *, ratio: float = 0.3, last: int = 0, ridge=1e-2,
 ) -> float:             # bits per spike on validation trials; of traces: R²
     "How well a frozen body foretells a session when its read-out is solved for."
+    def features(v, mask):                                      # what the body makes of hidden bins
+        return model.body(model.encode(v, name, mask), model.token_of(name, len(v)), None, mask)
     model, name, x = beside(body).eval(), session.name, session.train
     model.add_session(name, len(session.units), kind=session.kind, seed=seed)
     n, draw = last_bins(x.shape[1], last or None), torch.Generator().manual_seed(seed)
     hidden = hide(x.shape[:2], ratio, draw)
     end = (torch.arange(x.shape[1]) >= x.shape[1] - n).expand(session.valid.shape[:2])
-    h, z = (_features(model, v, name, m) for v, m in ((x, hidden), (session.valid, end)))
+    h, z = features(x, hidden), features(session.valid, end)
     mean, level = h.mean(0), x.mean((0, 1))
     h = (h - mean).double()
     gram = h.T @ h + ridge * len(h) * h.var(0).mean() * torch.eye(h.shape[1], dtype=h.dtype)
@@ -168,12 +145,6 @@ def read_out(
     if session.kind == "traces": return float(r2(told, session.valid[:, -n:]))
     told = torch.maximum(told, 0.05 * level + 1e-6)             # a rate is above zero
     return float(bits_per_spike(told, session.valid[:, -n:]))
-
-
-def _features(model, x, name, mask):
-    "What the body makes of hidden bins.  # r d"
-    coded = model.encode(x, name, mask)
-    return model.body(coded, model.token_of(name, len(x)), None, mask)
 
 # %% ../../nbs/sessions/selection.ipynb #317ee2ef
 def _measured(model, held, s):
@@ -196,15 +167,10 @@ TOGETHER = 32     # fine-tunes, at most
 
 
 def tuned_scores(
-    s: Setting,
-    held: Session,    # to fine-tune to
-    groups: list,     # lists of sessions, one for each body
-    seed: int,
-    shelf: Shelf,
+    s: Setting, held: Session, groups: list, seed: int, shelf: Shelf,
 ) -> list:            # a dict for each group: valid, valid_unit, test, test_unit, readout, seconds
-    "Scores of frozen bodies with new stitchers, many fine-tuned together."
-    keys = [_tuning(s, _digest(_pretraining(s, sorted(g, key=lambda x: x.name), seed)), held, seed)
-            for g in groups]
+    "Scores of new stitchers to `held` on frozen bodies, one body for each group of sessions."
+    keys = [_tuning(s, _digest(_pretraining(s, g, seed)), held, seed) for g in groups]
     found = {k: shelf.take(k, ".json", _read_json) for k in keys}
     todo = [(k, g) for k, g in zip(keys, groups) if found[k] is None]
     random.Random(os.getpid()).shuffle(todo)     # processes that share a shelf share the work
@@ -229,13 +195,8 @@ def _tuned(s, held, bodies, seed):
         b, held, seed, ratio=s.ratio, last=s.last), seconds=each) for t, b in zip(done, bodies)]
 
 # %% ../../nbs/sessions/selection.ipynb #e0151fef
-def baselines(
-    s: Setting,
-    held: Session,
-    seed: int,
-    shelf: Shelf,
-) -> list:            # a dict for each: against, valid, valid_unit, test, test_unit
-    "Scores of models that know the held-out session alone."
+def baselines(s: Setting, held: Session, seed: int, shelf: Shelf) -> list:
+    "Scores of models that know the held-out session alone, a dict for each."
     found = [dict(against="alone", **_measured(pretrained(s, [held], seed, shelf)[0], held, s))]
     if held.kind == "traces": return found
     for name, make in (("mean", Mean), ("smoothing", Smoothing)):
@@ -285,10 +246,8 @@ def _given(held_out, pool, s):
 
 def _as_sessions(given, how):
     "Sessions from sessions, recordings and paths."
-    if isinstance(given, (str, Path)): return pools.sessions_in(given, **how)
-    if isinstance(given, (Session, xr.Dataset)): given = [given]
     found = []
-    for x in given:
+    for x in [given] if isinstance(given, (str, Path, Session, xr.Dataset)) else given:
         if isinstance(x, Session): found.append(x)
         elif isinstance(x, xr.Dataset):
             wide = x.attrs.get("bin_size", 0) > 0.02            # wider than usual: as they are

@@ -10,7 +10,7 @@ from functools import partial
 from ..recordings.read import at_hand
 from .baselines import StitchedGRU, StitchedLinear
 from .models import NDT
-from .pools import SOURCES
+from .pools import GROUPS
 from ..sweeps.paper import declared, parameter
 
 # %% ../../nbs/sessions/setting.ipynb #476b16c4
@@ -23,7 +23,7 @@ class Setting:
     "Everything that a run is asked."
     experiment: str = parameter("ranking", words=("ranking", "scaling"))
     data: str = "auto"         # auto, real, simulated, or the path of your recordings
-    source: str = parameter("", words=("", "ladder", *SOURCES))  # real: steinmetz if empty
+    source: str = parameter("", words=("", "ladder", *GROUPS))  # real: steinmetz if empty
     sessions: int = parameter(0, least=0)  # at most; 0: all; simulated: 24 besides the first
     held_out: int = 0          # place in the pool of the session that is held out
     by: str = parameter("session", words=("session", "subject"))  # left out: it, or its animal
@@ -59,4 +59,4 @@ class Setting:
 
     def recordings(self):
         if self.source == "ladder": return []
-        return at_hand(names=SOURCES[self.source or "steinmetz"].groups)
+        return at_hand(names=GROUPS[self.source or "steinmetz"])

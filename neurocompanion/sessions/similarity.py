@@ -18,10 +18,7 @@ def _centred(session):
     return x - x.mean((0, 1))
 
 
-def rate_distance(
-    a: Session,
-    b: Session,
-) -> float:          # octaves; NaN for traces, which have no rates
+def rate_distance(a: Session, b: Session) -> float:  # octaves; NaN for traces: they have no rates
     "How far apart the distributions of rates over units are."
     if "traces" in (a.kind, b.kind): return float("nan")
     level, found = (np.arange(50) + 0.5) / 50, []
@@ -41,22 +38,15 @@ def _lags(a, b, seconds):
     return max(1, min(round(seconds / a.bin_size), shortest // 2))
 
 
-def autocovariance(
-    session: Session,
-    lags: int,            # how many, from one bin on
-) -> np.ndarray:          # of length one
-    "Covariance of units with themselves at later bins, summed over units."
+def autocovariance(session: Session, lags: int) -> np.ndarray:  # of length one
+    "Covariance of units with themselves 1, 2, … `lags` bins later, summed over units."
     x = _centred(session)
     c = np.array([np.vdot(x[:, k:], x[:, :-k]) / (x.shape[1] - k) for k in range(1, lags + 1)])
     return c / max(np.linalg.norm(c), 1e-12)
 
 
-def timescale_distance(
-    a: Session,
-    b: Session,
-    seconds: float = 0.4,   # of lags; at most half a trial. Traces: thirty times as much
-) -> float:                 # 0: the same shape; 2: the opposite
-    "How far apart the autocovariances of two populations are."
+def timescale_distance(a: Session, b: Session, seconds: float = 0.4) -> float:  # 0: alike; to 2
+    "How far apart autocovariances are, up to a lag of `seconds` (traces: thirty times as much)."
     n = _lags(a, b, seconds * (30 if a.kind == "traces" else 1))
     return float(np.linalg.norm(autocovariance(a, n) - autocovariance(b, n)))
 
@@ -67,30 +57,19 @@ def _lagged(x, k):
     return later.T @ earlier / len(later)
 
 
-def spectrum(
-    session: Session,
-    k: int = 10,          # how many directions
-) -> np.ndarray:          # shares of what is shared between neighbouring bins, falling
-    "How the covariance of a population is spread over directions."
+def spectrum(session: Session, k: int = 10) -> np.ndarray:
+    "Shares of the first `k` directions in the covariance of a population's neighbouring bins."
     c = _lagged(_centred(session), 1)
     share = np.maximum(np.sort(np.linalg.eigvalsh((c + c.T) / 2))[::-1], 0)
     return np.r_[share, np.zeros(k)][:k] / max(share.sum(), 1e-12)
 
 
-def spectrum_distance(
-    a: Session,
-    b: Session,
-    k: int = 10,         # directions
-) -> float:              # 0 to 1
+def spectrum_distance(a: Session, b: Session, k: int = 10) -> float:  # 0 to 1
     "How far apart the shares of the first `k` directions are."
     return float(np.mean(np.abs(np.cumsum(spectrum(a, k)) - np.cumsum(spectrum(b, k)))))
 
 # %% ../../nbs/sessions/similarity.ipynb #2f88581d
-def latent_law(
-    session: Session,
-    latents: int = 4,   # directions
-    lags: int = 5,      # bins
-) -> np.ndarray:        # to, from
+def latent_law(session: Session, latents: int = 4, lags: int = 5) -> np.ndarray:  # to, from
     "The linear law that the main directions of a population follow from bin to bin."
     x = _centred(session)
     c = _lagged(x, 1)
@@ -101,11 +80,7 @@ def latent_law(
     return future @ np.linalg.pinv(past, hermitian=True)
 
 
-def dynamics_distance(
-    a: Session,
-    b: Session,
-    latents: int = 4,    # directions
-) -> float:
+def dynamics_distance(a: Session, b: Session, latents: int = 4) -> float:
     "How far apart the eigenvalues of two populations' laws are, paired in the best way."
     from scipy.optimize import linear_sum_assignment
     n = min(latents, *(s.train.shape[2] for s in (a, b)))
@@ -119,12 +94,8 @@ MEASURES = {"rates": rate_distance, "timescales": timescale_distance,
             "spectra": spectrum_distance, "dynamics": dynamics_distance}
 
 
-def similarities(
-    held_out: Session,    # whose likes are looked for
-    pool: list,           # sessions
-    measures=None,        # names in `MEASURES`; None: all
-):                        # a DataFrame, one row for each session; small is similar
-    "Distances of sessions from the one that is held out."
+def similarities(held_out: Session, pool: list, measures=None):
+    "Distances of sessions, a row each, from the one held out, by some `MEASURES` (None: all)."
     import pandas as pd
     names = list(MEASURES) if measures is None else list(measures)
     if odd := [n for n in names if n not in MEASURES]: raise ParameterError(

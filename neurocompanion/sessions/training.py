@@ -248,14 +248,8 @@ def fine_tune_many(
             for j in jobs]
 
 
-def fine_tune(
-    body: nn.Module,  # a pretrained model
-    session,          # to fine-tune to
-    *,
-    seed: int = 0,
-    **how,            # as for `fine_tune_many`
-) -> Tuned:
-    "Fine-tune one session's stitchers on a frozen body."
+def fine_tune(body: nn.Module, session, *, seed: int = 0, **how) -> Tuned:
+    "As `fine_tune_many`, for one session."
     return fine_tune_many(body, [session], seeds=[seed], **how)[0]
 
 # %% ../../nbs/sessions/training.ipynb #4628635b

@@ -6,16 +6,15 @@
 __all__ = ['Result', 'sweep']
 
 # %% ../../nbs/sweeps/engines.ipynb #583263e0
-import ast, importlib, json, os, shlex, sys, time
+import importlib, json, os, shlex, sys, time
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..core import SweepError, progress, quiet, results_dir
+from ..core import SweepError, cores, progress, quiet, results_dir
 from .paper import papers, setting_of
-from .sweep import Spec, _write_plan, code_version, collect, disk_error, expand
-from .sweep import finished, identity, load, status
+from .sweep import Spec, code_version, collect, disk_error, expand, finished
+from .sweep import identity, load, status, write_plan
 from .tables import numbers
 from .warm import BROKEN, BUSY, DONE, FAILED, Warm, claim
 from .warm import ending, experiments_module, keep_failure, preload, run
@@ -95,16 +94,6 @@ def _elsewhere(job) -> int:
 
 ENGINES = {"processes": _processes, "ray": _ray, "slurm": _slurm}
 
-# %% ../../nbs/sweeps/engines.ipynb #ec56dedf
-def _has_inputs(module, folder) -> bool:
-    "Whether the experiments say which data a run reads; found without importing them."
-    if module is None: return False
-    path = Path(folder) / "experiments.py" if module == "experiments" else find_spec(module).origin
-    tree = ast.parse(Path(path).read_text("utf-8"))
-    assigned = [t for node in tree.body for t in getattr(node, "targets", ())]
-    names = [node.id for t in assigned for node in ast.walk(t) if isinstance(node, ast.Name)]
-    return "inputs" in names or any(getattr(node, "name", None) == "inputs" for node in tree.body)
-
 # %% ../../nbs/sweeps/engines.ipynb #7dff816e
 def _checksums(warm, runs, out) -> list:
     "The data checksums of every run, from the warm process."
@@ -122,7 +111,7 @@ def _jobs(spec, runs, out) -> tuple:
     "Every run as a job, and the warm process if one had to be started."
     code, template = code_version(spec.template), str(spec.template)
     data, warm = [{}] * len(runs), None
-    if _has_inputs(experiments_module(template), spec.template.parent):
+    if experiments_module(template):
         warm = Warm(template)
         try: data = _checksums(warm, runs, out)
         except BaseException: warm.close(); raise
@@ -233,25 +222,19 @@ def _follow(ends, todo, total, workers):
                   "failed. The same call goes on from here.", file=sys.stderr)
             raise
 
-# %% ../../nbs/sweeps/engines.ipynb #292a7881
-def _cores() -> int:
-    "The cores that this process may use."
-    try: return len(os.sched_getaffinity(0))
-    except AttributeError: return os.cpu_count() or 1
-
 # %% ../../nbs/sweeps/engines.ipynb #8a388e36
 def _sweep_into(spec, scale, runs, out, workers, retry, engine, options) -> Result:
     "`sweep`, once its arguments are known to be good."
     (out / "partial").mkdir(parents=True, exist_ok=True)
     jobs, warm = _jobs(spec, runs, out)
-    _write_plan(out, spec, scale, [{k: job[k] for k in ("id", "parameters")} for job in jobs])
+    write_plan(out, spec, scale, [{k: job[k] for k in ("id", "parameters")} for job in jobs])
     leave = [] if retry else status(out)["failed"]
     todo = {job["id"]: job for job in jobs
             if job["id"] not in leave and not finished(out, job["id"])}
     if warm and (engine is not _processes or not todo): warm.close()
     elif warm: options = {**options, "warm": warm}
     if todo:
-        workers = min(workers or _cores(), len(todo))
+        workers = min(workers or cores(), len(todo))
         _follow(engine(list(todo.values()), workers, spec, **options), todo, len(jobs), workers)
     now = status(out)
     table = collect(out) if now["done"] else None

@@ -28,30 +28,20 @@ def parameter(
                                                 of=tuple(of)))
 
 # %% ../../nbs/sweeps/paper.ipynb #e0b0e16a
-def guess(
-    name,   # that is not known
-    known,  # names
-) -> str:
-    "What to do about a name that is not known."
+def guess(name, known) -> str:
+    "What to do about a name that is not among the known."
     close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
     return f"Perhaps you mean {close[0]!r}" if close else "Correct the name, or leave it out"
 
 
-def no_parameter(
-    name,    # that is not known
-    known,   # names
-):           # an error
-    "There is no such parameter."
+def no_parameter(name, known) -> ParameterError:
+    "The error of a parameter that there is not."
     return ParameterError(f"there is no parameter {name!r}", fix=guess(name, known),
                           expected="one of " + ", ".join(map(str, known)))
 
 # %% ../../nbs/sweeps/paper.ipynb #3e8bda59
-def suited(
-    value,
-    default,       # the parameter's
-    name="",       # the parameter's
-):                 # the value, in its default's kind
-    "A value in the kind of its parameter's default, or an error."
+def suited(value, default, name=""):
+    "A parameter's value in the kind of its default, or an error."
     if not isinstance(value, (bool, int, float, str, type(None))):
         raise ParameterError("a parameter is a single value", where=name, found=repr(value),
                              fix="Write a list as text, '32,32', and split it in the experiment")
@@ -111,27 +101,18 @@ def _here(names, *_) -> bool:
     return bool((available().set_index("name")["where"][list(names)] != "nowhere").all())
 
 # %% ../../nbs/sweeps/paper.ipynb #f046e50e
-def names(
-    kind: type,  # a `Setting`
-) -> list:
-    "The names of the parameters, in order."
+def names(kind: type) -> list:
+    "The names of a `Setting`'s parameters, in order."
     return [f.name for f in fields(kind)]
 
 
-def uses(
-    kind: type,       # a `Setting`
-    experiment: str,
-) -> list:            # names of parameters
-    "The parameters that count for an experiment."
-    return [f.name for f in fields(kind) if experiment in f.metadata.get("of", ()) or
-            not f.metadata.get("of")]
+def uses(kind: type, experiment: str) -> list:
+    "The names of the parameters that count for an experiment."
+    return [f.name for f in fields(kind) if experiment in (f.metadata.get("of") or [experiment])]
 
 
-def settled(
-    kind: type,   # a `Setting`
-    given: dict,  # its parameters
-) -> dict:        # all of them, data resolved
-    "Parameters as a run takes them; what its experiment does not use is refused."
+def settled(kind: type, given: dict) -> dict:
+    "All parameters as a run takes them; what its experiment does not use is refused."
     s = kind(**given)
     used = uses(kind, s.experiment)
     for f in fields(kind):
@@ -146,20 +127,15 @@ def settled(
     return asdict(s)
 
 
-def settled_together(
-    kind: type,  # a `Setting`
-    runs: list,  # the parameters of every run of a sweep
-) -> list:       # the same, settled
+def settled_together(kind: type, runs: list) -> list:
     "Runs of one sweep: what some experiments use has its default in the others."
     used = {name for run in runs for name in uses(kind, run["experiment"])}
     return [settled(kind, {k: v for k, v in run.items() if k not in used
                            or k in uses(kind, run["experiment"])}) for run in runs]
 
 # %% ../../nbs/sweeps/paper.ipynb #e9a315cd
-def comments(
-    kind: type,  # a `Setting`
-) -> dict:       # name → its comment
-    "What the lines of a class, and of those that it goes on from, say behind their #."
+def comments(kind: type) -> dict:
+    "By name, what the lines of a class, and of those that it goes on from, say behind their #."
     found = {}
     for each in kind.__mro__:
         lines = linecache.getlines(vars(each).get("written", ""))
@@ -171,23 +147,17 @@ def comments(
     return found
 
 # %% ../../nbs/sweeps/paper.ipynb #705d7b96
-def cell(
-    kind: type,  # a `Setting`
-) -> str:
+def cell(kind: type) -> str:
     "The parameters cell of a paper's `run.ipynb`."
     said, known = comments(kind), fields(kind)
-    lines = [f"{f.name}: {f.type.__name__} = {_written(f.default)}" for f in known]
+    text = lambda v: json.dumps(v, ensure_ascii=False) if isinstance(v, str) else repr(v)
+    lines = [f"{f.name}: {f.type.__name__} = {text(f.default)}" for f in known]
     wide = max(len(line) for line in lines if len(line) < 36)
     every = next(f.metadata["words"] for f in known if f.name == "experiment")
     texts = [_explained(f, said[f.name], every, 96 - max(wide, len(line)))
              for f, line in zip(known, lines)]
     return "\n".join(["# Parameters", *(f"{line:{wide}}  # {text}" if text else line
                                         for line, text in zip(lines, texts))])
-
-
-def _written(value) -> str:
-    "A default as a reader would write it."
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _explained(f, text, experiments, room) -> str:
@@ -216,9 +186,7 @@ def papers() -> list:
     return sorted(p.parent.name for p in (home() / "nbs").glob("*/setting.ipynb"))
 
 
-def setting_of(
-    paper: str,  # its name
-) -> type:
+def setting_of(paper: str) -> type:
     "A paper's `Setting`."
     return importlib.import_module(f"neurocompanion.{paper}.setting").Setting
 
@@ -239,11 +207,8 @@ def write_cells() -> list:  # the papers whose notebook was changed
     return changed
 
 # %% ../../nbs/sweeps/paper.ipynb #a3ff660f
-def given(
-    kind: type,   # a `Setting`
-    names: dict,  # the notebook's: `globals()`
-) -> dict:        # all parameters, data resolved
-    "The parameters that a notebook's first cell, or papermill, has set."
+def given(kind: type, names: dict) -> dict:
+    "The parameters that a notebook's first cell, or papermill, has set, by its `globals()`."
     known = [f.name for f in fields(kind)]
     for cell in names.get("In", ()):
         if not cell.lstrip().startswith("# Parameters"): continue  # papermill's begins so, too

@@ -98,10 +98,8 @@ def _read(path) -> dict:
     return given
 
 # %% ../../nbs/sweeps/sweep.ipynb #a9dd7de5
-def load(
-    name: str | Path,  # PAPER/NAME, or the path of a YAML file
-) -> Spec:
-    "Read a sweep's YAML file."
+def load(name: str | Path) -> Spec:
+    "Read the YAML file of PAPER/NAME, or the one at a path."
     path = _find(name)
     given = _read(path)
     scales = given.get("scales") or {}
@@ -139,10 +137,8 @@ def _default(node, where):
                      found=ast.unparse(node), fix="Compute from it in the next cell")
 
 # %% ../../nbs/sweeps/sweep.ipynb #f85a6418
-def parameters_of(
-    template: str | Path,  # a notebook with a cell tagged `parameters`
-) -> dict:                 # name → default, in the cell's order
-    "Read a template's parameters and their defaults, without running it."
+def parameters_of(template: str | Path) -> dict:
+    "Read a template's parameters and their defaults, in order, without running it."
     cells = [source for tags, source in _cells(template) if "parameters" in tags]
     if len(cells) != 1:
         raise SweepError("a template has one cell tagged `parameters`", where=template,
@@ -213,14 +209,14 @@ def _once(named, where):
 
 def _distinct(label, axis, where):
     "Refuse an axis that holds a value twice: its runs would be the same."
-    keys = [_canonical(point) for point in axis]
+    keys = [canonical(point) for point in axis]
     for i, k in enumerate(keys):
         if k in keys[:i]:
             raise SweepError("two runs would be the same", where=f"{where}, {label}",
                              found=f"{k} twice", fix="Name every value once")
 
 
-def _canonical(x) -> str:
+def canonical(x) -> str:
     "One text for one value: JSON with sorted keys; numpy's scalars and paths as plain values."
     plain = lambda o: o.tolist() if hasattr(o, "tolist") else str(o)
     return json.dumps(x, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
@@ -294,10 +290,8 @@ def _pinned(given, fixed) -> dict:
     return {**left, "fixed": {**own, **fixed} if isinstance(own, dict) else own}
 
 
-def setting(
-    text: str,  # name=value, the value as YAML
-) -> tuple:
-    "A parameter as it is written on a command line."
+def setting(text: str) -> tuple:
+    "A parameter as it is written on a command line: name=value, the value as YAML."
     name, sign, value = text.partition("=")
     try:
         if sign and name.isidentifier(): return name, yaml.load(value, _Loader)
@@ -312,7 +306,7 @@ def identity(
 ) -> str:                       # 12 hexadecimal digits
     "The name of a run: a hash of what decides its result."
     kept = {k: v for k, v in parameters.items() if k != "out"}
-    text = _canonical({"parameters": kept, "data": data or {}, "code": code})
+    text = canonical({"parameters": kept, "data": data or {}, "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/sweeps/sweep.ipynb #d7dd29bb
@@ -357,14 +351,22 @@ def _parse(source, where):
         try: return ast.parse("\n".join(lines))
         except SyntaxError: raise SweepError("this is not Python", where=where) from None
 
+
+def _code_of(template):
+    "The syntax of a template's cells, without its parameters."
+    cells = [source for tags, source in _cells(template) if "parameters" not in tags]
+    return _parse("\n".join(c for c in cells if not c.startswith("%%")), template)
+
+
+def imports_of(template: str | Path) -> list:
+    "What the cells of a template import, by name; the names that they take count, too."
+    return sorted(_imports(_code_of(template)))
+
 # %% ../../nbs/sweeps/sweep.ipynb #f62b8b40
-def code_version(
-    template: str | Path,  # the notebook of one run
-) -> str:                  # a hash of the code that it can reach
+def code_version(template: str | Path) -> str:
     "The version of the code behind a run: it changes when the code does, not its comments."
     template = Path(template).resolve()
-    cells = [source for tags, source in _cells(template) if "parameters" not in tags]
-    trees = {"": _parse("\n".join(c for c in cells if not c.startswith("%%")), template)}
+    trees = {"": _code_of(template)}
     todo = _imports(trees[""])
     while todo:
         name = todo.pop()
@@ -377,7 +379,7 @@ def code_version(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/sweeps/sweep.ipynb #3957c45c
-_job = {}  # in a sweep: what the engine says about the run in this process
+current_job = {}  # in a sweep: what the engine says about the run in this process
 
 
 def _frame(rows, parameters):
@@ -402,7 +404,7 @@ def _frame(rows, parameters):
 # %% ../../nbs/sweeps/sweep.ipynb #51f394af
 def _same(a, b) -> bool:
     "Whether a result repeats a parameter's value."
-    return a == b if isinstance(a, (int, float)) else _canonical(a) == _canonical(b)
+    return a == b if isinstance(a, (int, float)) else canonical(a) == canonical(b)
 
 
 def _device(parameters) -> str:
@@ -417,39 +419,31 @@ def write_run(
     parameters: dict,           # what the run was asked
     out: str | Path = "",       # its folder; "" makes one under results/
     data: dict | None = None,   # checksums of the data, by name
-    seed: int | None = None,    # the seed, where `parameters` do not hold it
     paper: str = "by_hand",     # whose results these are, when `out` is ""
 ):                              # the rows with their parameters, a DataFrame
     "Write a run's rows and record; the last line of a template."
-    asked = {k: v for k, v in {**parameters, **_job.get("parameters", {})}.items() if k != "out"}
-    if seed is not None: asked.setdefault("seed", seed)
-    table, data = _frame(rows, asked), {**(_job.get("data") or {}), **(data or {})}
-    code = _job.get("code") or _code_of(paper)
-    run = _job.get("id") or identity(asked, data, code)
+    asked = {**parameters, **current_job.get("parameters", {})}
+    asked = {k: v for k, v in asked.items() if k != "out"}
+    table, data = _frame(rows, asked), {**(current_job.get("data") or {}), **(data or {})}
+    code = current_job.get("code") or _version_of(paper)
+    run = current_job.get("id") or identity(asked, data, code)
     folder = Path(out) if str(out) else results_dir() / paper / run
     record = run_record(asked, seed=asked.get("seed"), data=data, device=_device(asked),
-                        started=_job.get("started") or _start())
+                        started=current_job.get("started") or _start())
     door = sys.modules.get("neurocompanion.recordings.read")   # there, if anything was read
     used = door.take_notes() if door else []
-    for text in used: print(text)
+    for sentence in used: print(sentence)
     record |= {"run_id": run, "paper": paper, "code": code, "rows": len(table), "used": used}
-    try: _write_both(table, json.loads(_canonical(record)), folder)
+    text = json.dumps(json.loads(canonical(record)), indent=1, ensure_ascii=False)
+    try:
+        with atomic_path(folder / "rows.parquet") as tmp: _tidy(table).to_parquet(tmp, index=False)
+        with atomic_path(folder / "record.json") as tmp: tmp.write_text(text, "utf-8")
     except OSError as e: raise disk_error(e, folder) from e
     return table
 
-# %% ../../nbs/sweeps/sweep.ipynb #e9a82367
-def _write_both(table, record, folder):
-    "Write rows.parquet, then record.json, each whole or not at all."
-    with atomic_path(folder / "rows.parquet") as tmp: _tidy(table).to_parquet(tmp, index=False)
-    with atomic_path(folder / "record.json") as tmp:
-        tmp.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-
 # %% ../../nbs/sweeps/sweep.ipynb #b96a6b90
-def disk_error(
-    error: OSError,     # what the system said
-    place: str | Path,  # the file or folder
-) -> SweepError:
-    "An error of the disk, with what to do."
+def disk_error(error: OSError, place: str | Path) -> SweepError:
+    "An error of the disk at a file or folder, with what to do."
     fix = {28: "Free some space, or choose another folder", 122: "Your disk quota is used up",
            13: "Choose a folder that you may write to", 30: "Choose a folder that you may write to",
            20: "A file stands where a folder should be; choose another folder"}
@@ -457,7 +451,7 @@ def disk_error(
                       fix=fix.get(error.errno, "Choose another folder"))
 
 # %% ../../nbs/sweeps/sweep.ipynb #7c9a7af9
-def _code_of(paper) -> str:
+def _version_of(paper) -> str:
     "The code's version behind a paper's template, where there is one."
     try: return code_version(home() / "nbs" / paper / "run.ipynb")
     except NeurocompanionError: return ""
@@ -487,23 +481,18 @@ def _one_kind(values):
     if kinds == {bool}: return pd.array(values, dtype="boolean" if None in values else bool)
     if kinds == {int}: return pd.array(values, dtype="Int64" if None in values else int)
     if kinds <= {int, float}: return [math.nan if v is None else float(v) for v in values]
-    words = [v if v is None or isinstance(v, str) else _canonical(v) for v in values]
+    words = [v if v is None or isinstance(v, str) else canonical(v) for v in values]
     return pd.Series(words, dtype=object)
 
 # %% ../../nbs/sweeps/sweep.ipynb #31646b80
-def finished(
-    out: str | Path,  # the sweep's folder
-    run: str,         # the run's identity
-) -> bool:
-    "Whether a run is there, whole."
+def finished(out: str | Path, run: str) -> bool:
+    "Whether a run is there, whole, in the folder of a sweep."
     folder = Path(out) / "runs" / run
     return (folder / "rows.parquet").is_file() and (folder / "record.json").is_file()
 
 
-def status(
-    out: str | Path,  # the sweep's folder
-) -> dict:            # done, failed, missing: lists of runs; stale: how many others lie beside
-    "What became of a sweep's runs."
+def status(out: str | Path) -> dict:
+    "What became of a sweep's runs: those done, failed and missing; how many are stale."
     out = Path(out)
     what = {r["id"]: "missing" for r in _plan(out)["runs"]}
     for r in what:
@@ -513,7 +502,7 @@ def status(
     return found | {"stale": sum(p.name not in what for p in (out / "runs").glob("*"))}
 
 # %% ../../nbs/sweeps/sweep.ipynb #a46f7d5a
-def _write_plan(out, spec, scale, runs):
+def write_plan(out, spec, scale, runs):
     "Write sweep.json: the runs that the grid names, in order."
     plan = {"sweep": f"{spec.paper}/{spec.name}", "scale": scale, "title": spec.title,
             "template": str(spec.template), "runs": runs}
@@ -545,16 +534,14 @@ def rows_of(
         raise SweepError("this run cannot be read", where=folder, found=str(e).splitlines()[0],
                          fix="Delete the folder and call the sweep again") from None
     found = {"device": record["device"], "git_revision": record["git"]["revision"],
-             "git_dirty": record["git"]["dirty"], "versions": _canonical(record["versions"]),
+             "git_dirty": record["git"]["dirty"], "versions": canonical(record["versions"]),
              "wall_seconds": record["wall_seconds"]}
     new = {k: v for k, v in found.items() if k not in table.columns}
     return table.assign(run_id=record["run_id"], **new)
 
 # %% ../../nbs/sweeps/sweep.ipynb #c828e816
-def collect(
-    out: str | Path,  # the sweep's folder
-) -> Path:            # the table's path
-    "Gather a sweep's finished runs in one tidy Parquet table."
+def collect(out: str | Path) -> Path:
+    "Gather the finished runs of a sweep's folder in one tidy Parquet table."
     import pandas as pd
     out, now = Path(out), status(out)
     if not now["done"]:

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core import SweepError, atomic_path, versions
-from .sweep import _canonical, _cells, _imports, _job, _parse
-from .sweep import disk_error, finished
+from .sweep import canonical, current_job, disk_error, finished, imports_of
 
 # %% ../../nbs/sweeps/warm.ipynb #e689b9b6
 class _Outputs(list):
@@ -53,7 +52,7 @@ def _bundle(data):
     return {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
 
 
-def _hooks(outputs) -> dict:
+def _hooks(outputs) -> tuple:
     "What IPython calls to show a result or a display: they put it into `outputs`."
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
@@ -79,17 +78,16 @@ def _hooks(outputs) -> dict:
             if wait: outputs.clear_next = True
             else: outputs.clear()
 
-    return {"displayhook_class": Hook, "display_pub_class": Publisher}
+    return Hook, Publisher
 
 # %% ../../nbs/sweeps/warm.ipynb #34acef4b
 def _shell(outputs, figures=True):
     "An IPython shell that puts everything it shows into `outputs`."
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
-    hooks = _hooks(outputs)
 
     class Shell(InteractiveShell):
-        displayhook_class, display_pub_class = hooks.values()
+        displayhook_class, display_pub_class = _hooks(outputs)
         def enable_gui(self, gui=None): pass
         def _showtraceback(self, kind, value, lines):
             outputs.add("error", ename=kind.__name__, evalue=str(value), traceback=list(lines))
@@ -133,12 +131,8 @@ def _run_cell(shell, cell, outputs) -> bool:
     return failed and "raises-exception" not in cell.metadata.get("tags", [])
 
 # %% ../../nbs/sweeps/warm.ipynb #e4442579
-def execute(
-    template: str | Path,  # the notebook to run
-    target: str | Path,    # where the executed notebook goes
-    parameters: dict,      # what to inject after its parameters cell
-):
-    "Execute a template with papermill in this process, in the template's folder."
+def execute(template: str | Path, target: str | Path, parameters: dict):
+    "Execute a template with papermill in this process, in the template's folder, into `target`."
     import papermill
     from papermill.engines import Engine, papermill_engines
     here = type("Here", (Engine,), {"execute_managed_notebook": staticmethod(_execute_cells)})
@@ -150,11 +144,8 @@ def execute(
 
 # %% ../../nbs/sweeps/warm.ipynb #1d80e330
 @contextmanager
-def claim(
-    out: str | Path,  # the folder of a sweep or a search
-    name: str,        # of the run
-):
-    "Hold a run's lock; yields whether it is ours."
+def claim(out: str | Path, name: str):
+    "Hold the lock of a run of a sweep or a search; yields whether it is ours."
     import fcntl
     path = Path(out) / "partial" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,12 +178,7 @@ def _finish(out, name):
     for left in (name, f".{name}"): shutil.rmtree(out / "failed" / left, ignore_errors=True)
 
 # %% ../../nbs/sweeps/warm.ipynb #75612a20
-def keep_failure(
-    job: dict,     # the run's job
-    kind: str,     # the error's kind
-    message: str,  # what went wrong, in a line
-    text: str,     # the traceback
-):
+def keep_failure(job: dict, kind: str, message: str, text: str):
     "Keep a failed run's notebook and traceback under failed/; its checkpoint stays in partial/."
     out, name = Path(job["out"]), job["id"]
     work, new = out / "partial" / name, out / "failed" / f".{name}"
@@ -218,10 +204,8 @@ def _tidy_up(work):
 DONE, FAILED, BUSY, BROKEN = 0, 1, 75, 74  # how a run's process ends
 
 
-def run(
-    job: dict,  # id, parameters, data, code, template and out
-) -> int:       # DONE, FAILED, or BUSY: another process is at it
-    "Execute one run in this process, and leave it under runs/ or failed/."
+def run(job: dict) -> int:
+    "Execute one run here, and leave it under runs/ or failed/; BUSY: another process is at it."
     out, name = Path(job["out"]), job["id"]
     with claim(out, name) as mine:
         if not mine: return BUSY
@@ -229,7 +213,7 @@ def run(
         work = out / "partial" / name
         work.mkdir(exist_ok=True)
         _tidy_up(work)
-        _job.update(job, started=time.time())
+        current_job.update(job, started=time.time())
         try:
             execute(job["template"], work / "run.ipynb", {**job["parameters"], "out": str(work)})
             if not (work / "record.json").is_file():
@@ -252,31 +236,20 @@ def _explain(e, out):
     return kind, (message.strip().splitlines() or [""])[0], whole
 
 # %% ../../nbs/sweeps/warm.ipynb #c8ed4f20
-def preload(
-    template: str | Path,       # the notebook of one run
-    module: str | None = None,  # the experiments' module; here an error is raised
-):
-    "Import what runs of a template will need: papermill, and whatever its cells import."
-    with _without("rfc3987_syntax"): importlib.import_module("papermill")
+def preload(template: str | Path, module: str | None = None):
+    "Import what runs will need: the experiments' module, papermill, whatever the cells import."
+    slow = "rfc3987_syntax"  # takes 0.7 s, to check addresses that we do not have: do without it
+    if unknown := slow not in sys.modules: sys.modules[slow] = None
+    importlib.import_module("papermill")
+    if unknown: del sys.modules[slow]
     if module: importlib.import_module(module)
-    cells = [_imports(_parse(source, template)) for _, source in _cells(template)]
     for name in ["IPython.core.interactiveshell", "matplotlib.pyplot", "pandas",
-                 "matplotlib_inline.backend_inline", "pyarrow.parquet",
-                 *sorted(set().union(*cells))]:
+                 "matplotlib_inline.backend_inline", "pyarrow.parquet", *imports_of(template)]:
         try: importlib.import_module(name)
         except Exception: pass  # a name in a module; or the run itself will say what is wrong
     if torch := sys.modules.get("torch"): torch.set_num_threads(1)
     _shell(_Outputs(), figures=False)  # what a first shell looks up, its forks know
     versions()
-
-
-@contextmanager
-def _without(name):
-    "Do without an optional module: this one takes 0.7 s, to check addresses that we do not have."
-    there = name in sys.modules
-    if not there: sys.modules[name] = None
-    yield
-    if not there: sys.modules.pop(name, None)
 
 # %% ../../nbs/sweeps/warm.ipynb #aac908d6
 def _fresh_random():
@@ -286,32 +259,26 @@ def _fresh_random():
     if numpy := sys.modules.get("numpy"): numpy.random.seed()
     if torch := sys.modules.get("torch"): torch.seed()
 
-
-def _inputs(module, runs):
-    "The data checksums of each run, asked once for each set of what `inputs` takes."
-    function, known = importlib.import_module(module).inputs, {}
-    taken = inspect.signature(function).parameters
-    every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    for parameters in runs:
-        asked = {k: v for k, v in parameters.items() if every or k in taken}
-        key = _canonical(asked)
-        if key not in known: known[key] = dict(function(**asked))
-        yield known[key]
-
 # %% ../../nbs/sweeps/warm.ipynb #c6343ca3
 def _ask(task, module) -> int:
     "Write the runs' data checksums, or what is wrong with them, where the sweep waits for them."
-    try: answer = {"data": list(_inputs(module, task["runs"]))}
+    known, keys = {}, []
+    try:
+        inputs = getattr(importlib.import_module(module), "inputs", lambda: {})
+        taken = inspect.signature(inputs).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        for parameters in task["runs"]:
+            asked = {k: v for k, v in parameters.items() if every or k in taken}
+            keys.append(key := canonical(asked))
+            if key not in known: known[key] = dict(inputs(**asked))
+        answer = {"data": [known[k] for k in keys]}
     except Exception as e: answer = {"error": f"{type(e).__name__}: {e}"}
     with atomic_path(task["ask"]) as tmp: tmp.write_text(json.dumps(answer))
     return DONE
 
 # %% ../../nbs/sweeps/warm.ipynb #efb58048
-def die_with(
-    parent: int,  # a process
-    sig: int,     # what it sends
-):
-    "Have the kernel send us `sig` when `parent` ends (Linux); elsewhere pipes tell us."
+def die_with(parent: int, sig: int):
+    "Have the kernel send us `sig` when the process `parent` ends (Linux); else pipes tell us."
     if sys.platform == "linux":
         import ctypes
         ctypes.CDLL(None).prctl(1, sig)  # PR_SET_PDEATHSIG
@@ -422,14 +389,12 @@ def _environment() -> dict:
             "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS kills forks without it
 
 
-def experiments_module(
-    template: str | Path,  # the notebook of one run
-) -> str | None:
+def experiments_module(template: str | Path) -> str | None:
     "The module of a template's experiments: the paper's, or a file `experiments.py` beside it."
     folder = Path(template).parent
-    name = f"neurocompanion.{folder.name}"
+    name = f"neurocompanion.{folder.name}.experiments"
     try:
-        if find_spec(name) and find_spec(f"{name}.experiments"): return f"{name}.experiments"
+        if find_spec(name): return name
     except (ImportError, ValueError): pass
     return "experiments" if (folder / "experiments.py").is_file() else None
 
@@ -481,10 +446,8 @@ class Warm:
         self.process.stdin.close(); self.process.stdout.close()
 
 # %% ../../nbs/sweeps/warm.ipynb #ba0a9aee
-def ending(
-    code: int,  # an exit code as `subprocess` gives it
-) -> str:
-    "How a process ended, in words."
+def ending(code: int) -> str:
+    "How a process ended, in words, from its exit code as `subprocess` gives it."
     if code >= 0: return f"exit code {code}"
     hint = {signal.SIGKILL: ", most likely because the memory ran out"}.get(-code, "")
     return f"killed by {signal.Signals(-code).name}{hint}"

@@ -40,11 +40,8 @@ def set_random_states(states: dict, order: torch.Generator | None = None, device
         torch.cuda.set_rng_state(states["cuda"], device)
 
 # %% ../../nbs/training/checkpoints.ipynb #c0d425a0
-def fingerprint(
-    x,                   # a tensor or an array
-    whole: bool = False, # digest every value, however many there are
-) -> str:
-    "Shape, type and a digest of the values."
+def fingerprint(x, whole: bool = False) -> str:
+    "Shape, type and a digest of the values: of a sample of them, unless `whole`."
     x = torch.as_tensor(x).detach()
     flat = x.reshape(-1)
     some = flat[::1 if whole else max(1, flat.numel() // 2**20)].cpu().contiguous()
@@ -76,11 +73,7 @@ def configuration(model: nn.Module, data: dict, **settings) -> dict:
     return found | {f"model {k}": str(tuple(v.shape)) for k, v in model.named_parameters()}
 
 
-def same_settings(
-    path,        # of the file that the first description comes from
-    old: dict,   # as `configuration` gave it then
-    new: dict,   # as it gives it now
-):
+def same_settings(path, old: dict, new: dict):
     "Refuse what other settings, other data or another model have made."
     core.need_same("this checkpoint belongs to another run", path, new, old,
                    "Use its settings or another path, or pass resume=False")
@@ -98,11 +91,8 @@ def write_checkpoint(path: str | Path, parts: dict):
     with core.atomic_path(path) as tmp: torch.save(parts, tmp)
 
 
-def read_checkpoint(
-    path: str | Path,
-    *wanted: str,       # names that it must hold
-) -> dict:
-    "The contents of a file that `write_checkpoint` has written; no code in it is run."
+def read_checkpoint(path: str | Path, *wanted: str) -> dict:
+    "What a file of `write_checkpoint` holds, with all that is `wanted`; no code in it is run."
     try:
         with zipfile.ZipFile(path) as file: spoilt = file.testzip()
         if spoilt: raise ValueError(f"{spoilt} has changed since it was written")

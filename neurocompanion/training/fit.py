@@ -67,14 +67,8 @@ def settle(state: State):
         state.total, state.weight = state.total + mean * weight, state.weight + weight
 
 # %% ../../nbs/training/fit.ipynb #177caa53
-def take_step(
-    state: State,
-    loss: Callable,             # loss(model, *batch) -> mean, or (mean, weight)
-    pieces: list,               # batches that together make the step
-    clip: float | None = None,  # largest norm of the gradient
-    amp=nullcontext(),          # a context of reduced precision
-):
-    "Gradient, clipping, update, schedule."
+def take_step(state: State, loss: Callable, pieces: list, clip=None, amp=nullcontext()):
+    "Gradient of the pieces of a step, clipping, update, schedule."
     state.optimiser.zero_grad(set_to_none=True)
     mean, weight = gradient(state.model, loss, pieces, amp)
     norm = clip_grad_norm_(state.params, clip) if clip else 0.0
@@ -208,7 +202,7 @@ def _check_settings(how):
     for name in "epochs", "batch", "accumulate", "seed":
         least = 0 if name == "seed" else 1
         need(is_whole(how[name], least), name, f"a whole number, at least {least}", how[name])
-    for name in "lr", "clip", "patience", "save_epochs":
+    for name in "lr", "clip", "patience":
         v = how[name]
         need(v is None or isinstance(v, numbers.Real) and 0 < v < math.inf, name,
              "a number above 0, or None", v)
@@ -283,8 +277,7 @@ def fit(
     measure: Callable | None = None,     # measure(state) -> dict, after each epoch, more history
     diverge: float = 1e6,                # stop at a loss so many times the first one
     checkpoint: str | Path | None = None,  # file to write to and, if it is there, resume from
-    save_epochs: int | None = None,      # write it after so many epochs …
-    save_seconds: float = 30.0,          # … or so many seconds, whichever comes first
+    save_seconds: float = 30.0,          # how often it is written, at most
     resume: bool = True,                 # False starts over
     desc: str = "fit",                   # what the progress bar says
 ) -> Fit:
@@ -294,6 +287,6 @@ def fit(
     step = _step(how)
     settings = _settings(how) if checkpoint else {}
     train_members([state := _start(step, how)], step, settings=settings, **{
-        k: how[k] for k in ("epochs", "patience", "keep_from", "checkpoint", "save_epochs",
-                            "save_seconds", "resume", "desc")})
+        k: how[k] for k in ("epochs", "patience", "keep_from", "checkpoint", "save_seconds",
+                            "resume", "desc")})
     return Fit(state.history, state.best_epoch, state.best_loss, state.stopped, state.step)

@@ -82,11 +82,8 @@ class Step:
 
 # %% ../../nbs/training/members.ipynb #4c4bdb03
 @torch.no_grad()
-def copied(
-    new: dict,               # a module's state
-    old: dict | None = None, # an earlier copy, whose memory is used again
-) -> dict:
-    "A copy of a state."
+def copied(new: dict, old: dict | None = None) -> dict:
+    "A copy of a module's state, in the memory of an old copy if there is one."
     if old is None: return copy.deepcopy(dict(new))
     for k, v in new.items():
         if isinstance(v, Tensor): old[k].copy_(v)
@@ -94,13 +91,8 @@ def copied(
     return old
 
 # %% ../../nbs/training/members.ipynb #eae18e26
-def judge(
-    members: list,
-    found: list,                  # for each: its row of the history, and the loss that counts
-    patience: int | None = None,  # epochs without improvement before stopping
-    keep_from: int = 0,           # epochs at the beginning that do not count
-) -> list:                        # those that are better than ever before
-    "Note how each has done, and why it stops."
+def judge(members: list, found: list, patience: int | None = None, keep_from: int = 0) -> list:
+    "Note how each has done, by its row and loss, and why it stops; those better than ever before."
     better = []
     for m, (row, loss) in zip(members, found):
         m.loss = loss
@@ -164,9 +156,7 @@ class _Writer:
         if time.monotonic() - self.last >= self.how.save_seconds: self.save()
 
     def after_epoch(self):
-        often = self.how.save_epochs
-        due = often and max(m.epoch for m in self.members) % often == 0
-        if due or all(m.stopped for m in self.members): self.save()
+        if all(m.stopped for m in self.members): self.save()
         self.after_step()
 
     def leave(self):
@@ -205,12 +195,7 @@ def seeded(seed, device=None):
     finally: set_random_states(outside, device=device)
 
 # %% ../../nbs/training/members.ipynb #f4bc5c8d
-def save_members(
-    path: str | Path,
-    members: list,
-    step: Step,
-    settings: dict | None = None,  # as `checkpoints.configuration` returns them
-):
+def save_members(path: str | Path, members: list, step: Step, settings: dict | None = None):
     "Write where members stand, whole or not at all."
     stand = [{k: getattr(m, k) for k in m.moves} | {"generator": m.generator.get_state()}
              for m in members]
@@ -218,13 +203,8 @@ def save_members(
                                 random=random_states(device=step.device)))
 
 
-def load_members(
-    path: str | Path,
-    members: list,                 # fresh ones
-    step: Step,
-    settings: dict | None = None,  # must be those of the file
-) -> dict:                         # states of random generators
-    "Bring members to where a file says that they stand."
+def load_members(path: str | Path, members: list, step: Step, settings: dict | None = None):
+    "Bring fresh members to where a file says that they stand; returns random states."
     parts = read_checkpoint(path, "settings", "members", "state", "random")
     same_settings(path, parts["settings"], settings or {})
     try:
@@ -247,8 +227,7 @@ def train(
     keep_from: int = 0,           # so many epochs at the beginning cannot be the best
     checkpoint: str | Path | None = None,  # file to write to and, if it is there, resume from
     settings: dict | None = None, # what must be the same for that
-    save_epochs: int | None = None,  # write it after so many epochs …
-    save_seconds: float = 30.0,   # … or so many seconds, whichever comes first
+    save_seconds: float = 30.0,   # how often it is written, at most
     resume: bool = True,          # False starts over
     desc: str = "",               # what the progress bar says; "": there is none
     quiet: bool = False,          # whoever calls looks after those that have diverged

@@ -6,7 +6,7 @@
 __all__ = ['Stacked', 'Population', 'fit_population']
 
 # %% ../../nbs/training/population.ipynb #730e98b2
-import copy, math, random
+import copy, math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -60,19 +60,11 @@ class _Stack:
         for k, v in part.buffers.items(): self.buffers[k][keep] = v
 
 # %% ../../nbs/training/population.ipynb #9277bd40
-def _seed(seed):
-    "As `core.set_seed`, but without a word to absent GPUs, which takes longer than a small model."
-    if torch.cuda.is_available(): return core.set_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-
-
 def _make_members(make, seeds):
     "A model for each seed, all of one shape."
     models = []
     for seed in seeds:
-        _seed(seed)
+        core.set_seed(seed)
         models.append(make())
     if len(set(map(id, models))) < len(models):
         raise ParameterError("make() returned one model twice", expected="a new model every time",
@@ -227,10 +219,10 @@ class Stacked(Step):
         self.best = weights.clone(), {k: v.clone() for k, v in buffers.items()}
         self.plan = self.cache = None                # of an epoch of these rows
 
-    def rows(self, members):
-        "Where some members stand in the stack."
-        which = set(map(id, members))
-        return [r for r, m in enumerate(self.now) if id(m) in which]
+    def rows(self, members, among=None):
+        "Where some members stand in the stack, or among others."
+        which = set(members)
+        return [r for r, m in enumerate(among or self.now) if m in which]
 
     def only(self, members):
         "These go on: the others leave the stack, and cost nothing from here on."
@@ -239,8 +231,7 @@ class Stacked(Step):
 
     def keep(self, members):
         "Copy rows to the best weights of their members."
-        rows, which = self.rows(members), set(map(id, members))
-        places = [i for i, m in enumerate(self.members) if id(m) in which]
+        rows, places = self.rows(members), self.rows(members, self.members)
         self.best[0][places] = self.stack.weights[rows]
         for k, v in self.stack.buffers.items(): self.best[1][k][places] = v[rows]
 
@@ -345,9 +336,8 @@ _MOVING = "weights", "mean", "square", "buffers", "taken", "rate", "lr"
 def _state(self, members):
     stack = [getattr(self.stack, k) for k in _MOVING]
     stack = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in stack]
-    now = set(map(id, self.now))
-    return dict(rows=[i for i, m in enumerate(members) if id(m) in now], stack=stack,
-                best=self.best, schedules=[m.schedule and m.schedule.state_dict() for m in members])
+    return dict(rows=self.rows(self.now, members), stack=stack, best=self.best,
+                schedules=[m.schedule and m.schedule.state_dict() for m in members])
 
 
 def _resume(self, members, state):
@@ -403,10 +393,7 @@ class Population:
             best_epoch=self.best_epoch, best_loss=self.best_loss, stopped=self.stopped))
 
 # %% ../../nbs/training/population.ipynb #b89f2eb6
-def _state_dict(
-    self: Population,
-    member: int,      # 0, 1, …
-) -> dict:
+def _state_dict(self: Population, member: int) -> dict:
     "The best weights of one member."
     if not 0 <= member < len(self):
         raise ParameterError("no such member", expected=f"0 to {len(self) - 1}", found=member)
@@ -419,11 +406,8 @@ def _state_dict(
         k: v[member].clone() for k, v in self.buffers.items()}
 
 # %% ../../nbs/training/population.ipynb #c9618c4f
-def _model(
-    self: Population,
-    member: int,      # 0, 1, …
-) -> nn.Module:       # an ordinary module, in evaluation mode
-    "One member with its best weights."
+def _model(self: Population, member: int) -> nn.Module:
+    "One member with its best weights, an ordinary module in evaluation mode."
     out = copy.deepcopy(self.skeleton)
     with torch.no_grad():
         own = dict(out.named_parameters()) | dict(out.named_buffers())
@@ -432,11 +416,8 @@ def _model(
 
 
 @torch.no_grad()
-def _predict(
-    self: Population,
-    *inputs,          # what the model takes, the same for all members
-) -> Tensor:          # the model's output with the members on axis 0
-    "What every member says, all at once."
+def _predict(self: Population, *inputs) -> Tensor:                      # member …
+    "What every member says to the same inputs, all at once."
     self.skeleton.eval()
     tied = _tied(self.skeleton)
     run = lambda p, b: functional_call(self.skeleton, (p, b), inputs, tie_weights=tied)

@@ -39,14 +39,8 @@ def make_optimiser(
                          expected="adamw, adam, sgd, or a function that sets its own rates")
 
 # %% ../../nbs/training/schedules.ipynb #eb814349
-def ramp(
-    at: float,           # where we are: an epoch or a step
-    begin: float,        # where the line leaves `start`
-    end: float,          # where it reaches `stop`
-    start: float = 0.0,
-    stop: float = 1.0,
-) -> float:
-    "A straight line from `start` to `stop`, flat on either side."
+def ramp(at: float, begin: float, end: float, start: float = 0.0, stop: float = 1.0) -> float:
+    "A straight line from `start` at `begin` to `stop` at `end`, flat on either side."
     if end <= begin: return stop if at >= end else start
     return start + (stop - start) * min(max((at - begin) / (end - begin), 0.0), 1.0)
 
@@ -140,12 +134,8 @@ def plateau(
     return functools.partial(_plateau, factor=factor, patience=patience, **settings)
 
 # %% ../../nbs/training/schedules.ipynb #416e20f7
-def make_schedule(
-    schedule,        # None, a name, or a function (optimiser, steps) -> scheduler
-    optimiser,
-    steps: int = 1,  # of the whole run
-):
-    "The scheduler, or None for a constant rate."
+def make_schedule(schedule, optimiser, steps: int = 1):
+    "A scheduler from its name or a function (optimiser, steps); None for a constant rate."
     named = dict(plateau=plateau, cosine=cosine, one_cycle=one_cycle, linear=linear)
     if schedule is None or schedule == "constant": return None
     if isinstance(schedule, str) and schedule in named: schedule = named[schedule]()

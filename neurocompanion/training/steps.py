@@ -123,13 +123,8 @@ def _split(batch, n):
     return list(zip(*(x.split(-(-len(batch[0]) // n)) for x in batch)))
 
 # %% ../../nbs/training/steps.ipynb #8c6904d1
-def gradient(
-    model: nn.Module,
-    loss: Callable,     # loss(model, *batch) -> mean, or (mean, weight)
-    pieces: list,       # batches that together make one step
-    amp=nullcontext(),  # a context of reduced precision
-) -> tuple:             # mean and weight of the step; gradients are in `p.grad`
-    "Backpropagate the mean over all entries of all pieces."
+def gradient(model: nn.Module, loss: Callable, pieces: list, amp=nullcontext()) -> tuple:
+    "Backpropagate the mean over all entries of all pieces; that mean, and the step's weight."
     if len(pieces) == 1:
         mean, weight = score(model, loss, pieces[0], amp)
         _backpropagate(mean)

@@ -30,11 +30,8 @@ def smooth(
     return lfilter([alpha], [1, alpha - 1], x, axis=-1, zi=start)[0]
 
 # %% ../../nbs/worm_scaling/data.ipynb #dcdb4e6f
-def alpha_for(
-    tau: float,  # time constant in seconds
-    dt,          # time between frames, in seconds
-):               # the weight of the newest frame
-    "The smoothing weight that forgets with time constant `tau`."
+def alpha_for(tau: float, dt):
+    "The weight of the newest frame, `dt` seconds after the last, for a time constant of `tau`."
     if tau > 0: return -np.expm1(-np.asarray(dt, float) / tau)
     raise ParameterError("tau is a time constant", expected="seconds, above 0", found=tau)
 
@@ -152,12 +149,8 @@ def _stepped(ds, x, held, dt, done):
     return new.assign_attrs(ds.attrs, sampling_rate=1 / dt, units=units, **done)
 
 # %% ../../nbs/worm_scaling/data.ipynb #688a32ef
-def starts(
-    steps: int,         # steps in this half
-    n: int,             # how many windows
-    length: int = 100,  # L
-) -> np.ndarray:        # n first steps, evenly spaced
-    "The first steps of `n` evenly spaced windows of `length` + 1 steps."
+def starts(steps: int, n: int, length: int = 100) -> np.ndarray:
+    "The first steps of `n` evenly spaced windows of `length` + 1 steps, in a half of `steps`."
     if steps <= length:
         raise ParameterError("the half is too short for a window", found=steps,
                              expected=f"more than {length} steps",
@@ -202,11 +195,8 @@ def windows(
     return w, np.repeat(mask[None].astype("float32"), n, 0)
 
 # %% ../../nbs/worm_scaling/data.ipynb #2f679b83
-def steps_covered(
-    first,              # where the windows begin
-    length: int = 100,  # L
-) -> int:
-    "Distinct input steps that windows with these starts hold between them."
+def steps_covered(first, length: int = 100) -> int:
+    "Distinct input steps that windows with these first steps hold between them."
     return len(np.unique(np.asarray(first)[:, None] + np.arange(length)))
 
 # %% ../../nbs/worm_scaling/data.ipynb #ae705fcc
@@ -315,11 +305,8 @@ def individual(
                          expected=" or ".join(sorted(set(map(str, pool)))))
 
 # %% ../../nbs/worm_scaling/data.ipynb #978b56b8
-def composition(
-    pool: list,    # the data set of every worm
-    chosen: list,  # numbers of the worms drawn
-) -> dict:         # k_i: worms by data set, in the pool's order
-    "How many worms of each data set a draw holds."
+def composition(pool: list, chosen: list) -> dict:
+    "k_i: how many of the worms that were chosen are of each data set, in the pool's order."
     k = Counter(pool[i] for i in chosen)
     return {name: k[name] for name in dict.fromkeys(pool)}
 

@@ -38,11 +38,8 @@ def errors(
     return total.where(windows.masks.cpu() > 0, torch.nan)
 
 
-def by_data_set(
-    error,        # of a model  # worm n
-    worms: list,  # the pool
-) -> dict:        # errors of the neurons, by data set; "all" first
-    "Cut the errors of a pool into those of its data sets."
+def by_data_set(error, worms: list) -> dict:                                # worm n
+    "Cut the errors of a pool's neurons into those of its data sets; \"all\" comes first."
     source = np.array([w.attrs["source"] for w in worms])
     parts = {"all": error} | {s: error[source == s] for s in dict.fromkeys(source.tolist())}
     return {s: e[~e.isnan()] for s, e in parts.items()}
@@ -110,9 +107,7 @@ def pool(s: Setting) -> list:
     return pools.pool(s.data, share=s.share, statistics=s.statistics, length=s.length)
 
 
-def data_scaling(
-    s: Setting,
-) -> list:      # tidy rows: one for each data set, and one for all
+def data_scaling(s: Setting) -> list:
     "Train on some worms, judge on all: the loss on each data set, beside the naive one."
     everyone = pool(s)
     valid, stops = (wd.validation(everyone, s.n_valid, s.length, source=source).to(default_device())
@@ -121,11 +116,8 @@ def data_scaling(
     return scored({"valid": made.net, "own_history": made.own}, valid, everyone, made.facts)
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #c8c504aa
-def draw(
-    worms: list,  # the pool
-    s: Setting,   # how many, and of which data set
-) -> list:        # those to train on
-    "A random sample of worms. Larger samples of a seed hold the smaller."
+def draw(worms: list, s: Setting) -> list:
+    "A random sample of the pool's worms. Larger samples of a seed hold the smaller."
     names = [w.attrs["source"] for w in worms]
     most = names.count(s.source) if s.source else len(names)
     chosen = wd.individual(names, s.source, s.worms or max(most, 1), s.seed) if s.source \
@@ -150,19 +142,15 @@ def scored(
     return [{**row, **facts} for row in rows.values()]
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #119fb8ea
-def cross_data_set(
-    s: Setting,   # its source is the data set to train on
-) -> list:        # a row for each data set that it is judged on
-    "Train on one data set, judge on all."
+def cross_data_set(s: Setting) -> list:
+    "Train on the data set `source`, judge on all: a row for each."
     if s.source: return data_scaling(s)
     raise ParameterError("a model is trained on one data set", found="none",
                          expected="source = the name of a data set in the pool")
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #c9443ea9
-def free_running(
-    s: Setting,
-) -> list:      # a row for each second ahead, and example traces
-    "Train a model, let it run, and compare at every second."
+def free_running(s: Setting) -> list:
+    "Train a model, let it run, and compare at every second; a row for each, and example traces."
     everyone = pool(s)
     if s.horizon >= s.length:
         raise ParameterError("a window holds what is seen and what is foretold",
@@ -205,9 +193,7 @@ def _example(net, valid, horizon):
                         **{k: float(f[0, h, i]) for k, f in made.items()}) for h in range(horizon)]
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #ffd3784d
-def learning(
-    s: Setting,
-) -> list:      # a row for each epoch
+def learning(s: Setting) -> list:
     "The learning curve of one model, trained and judged on one data set or on all."
     everyone = pool(s)
     chosen, halves = draw(everyone, s), {}
@@ -220,10 +206,8 @@ def learning(
     return [{**made.facts, **lines, **row} for row in curve]
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #367b9289
-def baselines(
-    s: Setting,
-) -> list:    # a row for each data set
-    "Losses of forecasts that need no network."
+def baselines(s: Setting) -> list:
+    "Losses of forecasts that need no network, by data set."
     everyone = pool(s)
     valid = wd.validation(everyone, s.n_valid, s.length).to(default_device())
     own = OwnHistory(wd.Windows(everyone, "train", s.n_train, s.length))

@@ -27,16 +27,13 @@ class Linear(nn.Module):
                                   Dropout(dropout))
         self.out = readout(hidden, zero=residual)
 
-    def advance(self, x, mask, state=None):
+    def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and no state."
         x = visible(x, mask)
         z = self.embed(x)                                  # b t h
         return predict(self.out(z + self.core(z)), x, self.residual), state
 
-    def forward(self,
-                x,      # activity  # b t n
-                mask):  # labelled neurons  # b n
-        return self.advance(x, mask)[0]                    # b t n
+    def forward(self, x, mask): return self.advance(x, mask)[0]    # b t n
 
 # %% ../../nbs/worm_scaling/models.ipynb #d23ca7b1
 def visible(
@@ -53,33 +50,23 @@ def visible(
     return torch.where(mask.reshape(-1, 1, len(NEURONS)) != 0, x, x.new_zeros(()))
 
 # %% ../../nbs/worm_scaling/models.ipynb #6c8b0ef9
-def embedding(
-    hidden: int,       # H
-    norm: bool = True, # layer normalisation after the ReLU
-) -> nn.Module:
-    "302 neurons → H hidden units, rectified."
+def embedding(hidden: int, norm: bool = True) -> nn.Module:
+    "302 neurons → H hidden units, rectified and, with `norm`, normalised."
     if hidden < 1:
         raise ParameterError("a model needs hidden units", expected="hidden >= 1", found=hidden)
     layers = [nn.Linear(len(NEURONS), hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.LayerNorm(hidden)] if norm else []))
 
 
-def readout(
-    hidden: int,           # H
-    zero: bool = False,    # start from zero
-) -> nn.Linear:
-    "H hidden units → 302 neurons: Xavier weights, zero bias."
+def readout(hidden: int, zero: bool = False) -> nn.Linear:
+    "H hidden units → 302 neurons: Xavier weights, or zeros, and no bias at the start."
     layer = nn.Linear(hidden, len(NEURONS))
     nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 # %% ../../nbs/worm_scaling/models.ipynb #734a08ed
-def predict(
-    delta,           # the read-out  # b t n
-    x,               # what the model saw  # b t n
-    residual: bool,  # whether the read-out is the change
-):
+def predict(delta, x, residual: bool):
     "The next value: the read-out itself, or the present plus the read-out."
     return x + delta if residual else delta
 
@@ -95,31 +82,28 @@ class LSTM(nn.Module):
         nn.init.orthogonal_(self.core.weight_hh_l0)
         self.out = readout(hidden, zero=residual)
 
-    def advance(self, x, mask, state=None):
+    def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and the memory that is left: (h, c)."
         x = visible(x, mask)
         z, state = self.core(self.embed(x), state)         # b t h
         return predict(self.out(z), x, self.residual), state
 
-    def forward(self,
-                x,      # activity  # b t n
-                mask):  # labelled neurons  # b n
-        return self.advance(x, mask)[0]                    # b t n
+    def forward(self, x, mask): return self.advance(x, mask)[0]    # b t n
 
 # %% ../../nbs/worm_scaling/models.ipynb #9a82e788
 def positions(
     start: int,      # the first moment
     steps: int,      # how many
     *,
-    width: int = len(NEURONS),
     like: Tensor | None = None,  # device and type
 ) -> Tensor:         # t n
     "Sines and cosines that tell one moment from another."
     how = {} if like is None else dict(device=like.device, dtype=like.dtype)
     t = torch.arange(start, start + steps, **how)
-    rate = torch.exp(torch.arange(0, width, 2, **how) * (-math.log(10_000) / width))
+    n = len(NEURONS)
+    rate = torch.exp(torch.arange(0, n, 2, **how) * (-math.log(10_000) / n))
     angle = t[:, None].float() * rate                                    # t n/2
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width].to(rate.dtype)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(rate.dtype)
 
 # %% ../../nbs/worm_scaling/models.ipynb #aea05057
 def attend(
@@ -172,7 +156,7 @@ class Transformer(nn.Module):
         self.core = Encoder(hidden, dropout)
         self.out = readout(hidden, zero=residual)
 
-    def advance(self, x, mask, state=None):
+    def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and keys and values of all moments so far."
         x = visible(x, mask)
         start = state[0].shape[2] if state else 0
@@ -180,10 +164,7 @@ class Transformer(nn.Module):
         z, state = self.core(z, state)
         return predict(self.out(z), x, self.residual), state
 
-    def forward(self,
-                x,      # activity  # b t n
-                mask):  # labelled neurons  # b n
-        return self.advance(x, mask)[0]                            # b t n
+    def forward(self, x, mask): return self.advance(x, mask)[0]    # b t n
 
 # %% ../../nbs/worm_scaling/models.ipynb #b9b2238f
 MODELS = {"linear": Linear, "lstm": LSTM, "transformer": Transformer}  # by the names in sweeps
@@ -248,12 +229,8 @@ def _by_windows(model, known, mask, length, steps, context):
     return torch.cat(found, 1)
 
 # %% ../../nbs/worm_scaling/models.ipynb #3411ee53
-def training_flops(
-    model: nn.Module,  # Linear, LSTM or Transformer
-    moments: int,      # batch · time
-    length: int = 100, # moments of a window
-) -> int:              # floating-point operations of a step, matrix products only
-    "The arithmetic of one forward and backward pass."
+def training_flops(model: nn.Module, moments: int, length: int = 100) -> int:
+    "Operations of a step on so many moments, in windows of `length`; matrix products only."
     wide = [p.numel() for p in model.parameters() if p.ndim == 2]
     pairs = 2 * length * model.core.qkv.in_features if isinstance(model, Transformer) else 0
     return 2 * moments * (3 * (sum(wide) + pairs) - model.embed[0].weight.numel())

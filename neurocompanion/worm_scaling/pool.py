@@ -60,10 +60,8 @@ def _either(prepare, ds):
     except RecordingError as e: return name_of(ds), door.reason_of(e, name_of(ds))
 
 # %% ../../nbs/worm_scaling/pool.ipynb #20083a5c
-def pack(
-    worms: door.Recordings,  # standardised worms
-) -> dict:                   # arrays
-    "A pool as a few arrays."
+def pack(worms: door.Recordings) -> dict:
+    "A pool of standardised worms as a few arrays."
     about = dict(attrs=[dict(w.attrs) for w in worms], out=worms.left_out, places=worms.places,
                  neurons=[w.neuron.values.tolist() for w in worms],
                  steps=[w.sizes["time"] for w in worms])
@@ -72,10 +70,8 @@ def pack(
                 time=np.concatenate([w.time.values for w in worms] or [[]]))
 
 
-def unpack(
-    packed,              # what `pack` made
-) -> door.Recordings:
-    "The pool again."
+def unpack(packed) -> door.Recordings:
+    "The pool that `pack` made arrays of."
     about, trace, time = json.loads(str(packed["about"])), packed["trace"], packed["time"]
     worms, i, j = [], 0, 0
     for attrs, names, steps in zip(about["attrs"], about["neurons"], about["steps"]):
@@ -135,10 +131,8 @@ def pool(
     return door.Recordings(found, found.left_out, found.places)
 
 # %% ../../nbs/worm_scaling/pool.ipynb #cb692124
-def overview(
-    worms: list,  # standardised worms
-):                # a DataFrame, one row per source
-    "The paper's Table 1 and Figure 1 for a pool, as numbers."
+def overview(worms: list):
+    "The paper's Table 1 and Figure 1 for a pool, as numbers: a row for each source."
     import pandas as pd
     rows = [dict(source=w.attrs["source"], labelled=w.sizes["neuron"], steps=w.sizes["time"],
                  **{k: w.attrs[k] for k in ("recorded", "seconds", "frames", "interval")})

@@ -6,16 +6,17 @@
 __all__ = ['spike_counts', 'rebin', 'kernel', 'smooth', 'correlations', 'remove_correlated', 'align', 'chop', 'first_offset',
            'ramp', 'merge']
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #131b8946
+# %% ../../../nbs/recordings/spikes/counts.ipynb #7a065661
 import numbers
 
 import numpy as np
 import xarray as xr
 
+from ...core import ParameterError, RecordingError, need
 from ..guard import room_for
-from ...core import ParameterError, RecordingError
+from ..simulate import generator, within
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #6800f165
+# %% ../../../nbs/recordings/spikes/counts.ipynb #18503369
 def spike_counts(
     times,             # for each unit its spike times, in seconds
     bin_size: float,   # seconds
@@ -23,7 +24,7 @@ def spike_counts(
     duration: float | None = None,  # seconds, a whole number of bins; None: to the last spike
 ) -> np.ndarray:       # counts  # time unit, or trial time unit
     "Count spikes in bins, once from `start` or in a window after each of many starts."
-    above("bin_size", bin_size)
+    within("bin_size", bin_size, above=True)
     starts, times = np.atleast_1d(np.asarray(start, float)), [np.sort(np.ravel(t)) for t in times]
     _finite("start", starts)
     for u, t in enumerate(times): _finite(f"unit {u}: spike times", t)
@@ -57,14 +58,7 @@ def _in_many(t, starts, bin_size, n):
     edges = starts[:, None] + bin_size * (np.arange(n + 1) - EDGE)     # trial time
     return np.diff(np.searchsorted(t, edges), axis=1)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #1785ae00
-def above(name, value):
-    "`value` must be a number above 0."
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < np.inf
-    if not good: raise ParameterError(f"{name} is out of range", found=repr(value),
-                                      expected="a number above 0")
-
-
+# %% ../../../nbs/recordings/spikes/counts.ipynb #b8484a9a
 def _finite(name, x):
     "Times must be numbers."
     if x.dtype.kind not in "iuf" or not np.isfinite(x).all():
@@ -72,19 +66,15 @@ def _finite(name, x):
                              found=x[~np.isfinite(x)][0] if x.dtype.kind == "f" else x.dtype,
                              fix="Leave the others out")
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #cf59ec64
-def whole_bins(
-    name: str,        # the argument's name, for the message
-    seconds: float,   # a duration
-    bin_size: float,  # seconds
-) -> int:
-    "How many bins a duration holds; an error if it is no whole number of them."
+
+def whole_bins(name: str, seconds: float, bin_size: float) -> int:
+    "How many bins a duration holds; an error with its name if it is no whole number of them."
     n = round(seconds / bin_size) if np.isfinite(seconds) else -1
     if n >= 1 and abs(seconds / bin_size - n) < 1e-4: return n
     raise ParameterError(f"{name} is not a whole number of bins", found=f"{seconds:g} s",
                          expected=f"a multiple of {bin_size:g} s, from {bin_size:g} s")
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #d167a003
+# %% ../../../nbs/recordings/spikes/counts.ipynb #0cbfdc26
 def rebin(
     x,                               # counts, or a recording  # … time unit
     factor: int | None = None,       # how many bins become one
@@ -98,32 +88,22 @@ def rebin(
                 "how wide the bins shall be is not given", expected="`factor` or `bin_size`",
                 found="neither")
             factor = whole_bins("bin_size", bin_size, x.attrs["bin_size"])
-        return _rebin_recording(x, _factor(factor))
-    x, axis, factor = np.asarray(x), max(0, np.ndim(x) - 2), _factor(factor)
+        return _rebin_recording(x, within("factor", factor, 1, whole=True))
+    x, axis = np.asarray(x), max(0, np.ndim(x) - 2)
+    factor = within("factor", factor, 1, whole=True)
     if rest := x.shape[axis] % factor:
         raise ParameterError("the bins do not divide evenly", expected=f"a multiple of {factor}",
                              found=x.shape[axis], fix=f"Leave the last {rest} out")
     return _groups(x, axis, factor, np.sum)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #0278bce2
-def _factor(factor):
-    "A whole number of bins."
-    good = isinstance(factor, numbers.Integral) and not isinstance(factor, bool) and factor >= 1
-    if good: return int(factor)
-    raise ParameterError("factor is out of range", expected="a whole number from 1",
-                         found=repr(factor))
-
-
+# %% ../../../nbs/recordings/spikes/counts.ipynb #121a22b7
 def _groups(x, axis, factor, how):
     "Groups of `factor` samples along `axis`, each made one by `how`."
     n = x.shape[axis] // factor
     x = np.take(x, np.arange(n * factor), axis)
     return how(x.reshape(*x.shape[:axis], n, factor, *x.shape[axis + 1:]), axis=axis + 1)
 
-
-def _first(x, axis): return np.take(x, 0, axis)
-
-# %% ../../../nbs/recordings/spikes/counts.ipynb #ac0c3cc3
+# %% ../../../nbs/recordings/spikes/counts.ipynb #b2533e51
 def _rebin_recording(ds, factor):
     "A recording with wider bins."
     T, out = ds.sizes["time"], {}
@@ -134,7 +114,7 @@ def _rebin_recording(ds, factor):
         if "time" not in v.dims: continue
         rate = name != "spikes" and v.dtype.kind == "f" and name != "time"
         per_bin = name == "spikes" or name == "rate" and "bin" in str(v.attrs.get("units"))
-        how = np.sum if per_bin else np.mean if rate else _first
+        how = np.sum if per_bin else np.mean if rate else lambda x, axis: np.take(x, 0, axis)
         x = _groups(v.values, v.dims.index("time"), factor, how).astype(
             v.dtype if v.dtype.kind == "f" else None, copy=False)
         if name == "spikes" and x.dtype.kind in "iu":
@@ -143,9 +123,11 @@ def _rebin_recording(ds, factor):
     size, rest = ds.attrs["bin_size"] * factor, T % factor
     last = [{"time": f"last {rest} of {T} bins", "action": "dropped",
              "reason": f"they do not fill a bin of {size:g} s"}] if rest else []
-    return _noted(_replaced(ds, out), last, bin_size=size, sampling_rate=1 / size)
+    coords = {k: out.pop(k) for k in [*out] if k in ds.coords}
+    wide = ds.drop_vars([*out, *coords]).assign_coords(coords).assign(out)[list(ds.data_vars)]
+    return _noted(wide, last, bin_size=size, sampling_rate=1 / size)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #068b7d9a
+# %% ../../../nbs/recordings/spikes/counts.ipynb #3fd7d028
 def _name(ds): return f"spikes of {ds.attrs.get('subject', 'an unnamed subject')}"
 
 
@@ -156,32 +138,22 @@ def _spiking(ds):
                          "neurocompanion.recordings.standard.spikes made", found=type(ds).__name__)
 
 
-def _replaced(ds, variables):
-    "A recording with other variables in place of those that have time."
-    old = [k for k, v in ds.variables.items() if "time" in v.dims]
-    new = ds.drop_vars(old)
-    coords = {k: v for k, v in variables.items() if k in ds.coords}
-    data = {k: variables[k] for k in ds.data_vars if k in variables}
-    return new.assign_coords(coords).assign(data)[list(ds.data_vars)]
-
-
 def _noted(ds, entries, **attrs):
     "A recording with more entries in its report."
     out = ds.assign_attrs(attrs)
     out.attrs["report"] = [*ds.attrs.get("report", []), *entries]
     return out
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #15f44491
+# %% ../../../nbs/recordings/spikes/counts.ipynb #f2b27df3
 def kernel(
     width_ms: float,        # standard deviation, milliseconds; 0 leaves everything as it is
     bin_size: float,        # seconds
     causal: bool = False,   # look back only
 ) -> np.ndarray:            # weights of the bins, oldest first, with sum one
     "A Gaussian, or half of one that ends with the present bin."
-    above("bin_size", bin_size)
-    if not (isinstance(width_ms, numbers.Real) and 0 <= width_ms < np.inf):
-        raise ParameterError("width_ms is out of range", expected="milliseconds from 0",
-                             found=repr(width_ms))
+    within("bin_size", bin_size, above=True)
+    need(isinstance(width_ms, numbers.Real) and 0 <= width_ms < np.inf, "width_ms",
+         "milliseconds from 0", width_ms)
     sd = width_ms / 1000 / bin_size
     reach = int(np.ceil(4 * sd))
     j = np.arange(-reach, 1 if causal else reach + 1)
@@ -225,17 +197,12 @@ def _weigh(x, k, axis, causal):
     origin = (len(k) - 1) // 2 if causal else 0    # the kernel ends at the present
     return correlate1d(x, k.astype(x.dtype), axis, mode="constant", origin=origin)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #048e44b8
-def correlations(
-    counts: np.ndarray,   # … time unit
-    lag: int = 0,         # also shift one against the other by up to so many bins
-) -> np.ndarray:          # the largest correlation of each pair, zeros on the diagonal  # unit unit
-    "Pearson correlations of all pairs of units; 0 for units that never change."
+# %% ../../../nbs/recordings/spikes/counts.ipynb #535d4ccd
+def correlations(counts, lag: int = 0) -> np.ndarray:   # … time unit → unit unit
+    "Pearson's of all pairs, the largest of shifts by up to `lag` bins; 0 for what never changes."
     x = np.asarray(counts, np.float32)
     x = x[None] if x.ndim == 2 else x
-    if not (isinstance(lag, numbers.Integral) and 0 <= lag < x.shape[1]):
-        raise ParameterError("lag is out of range", found=repr(lag),
-                             expected=f"a whole number from 0 to {x.shape[1] - 1}")
+    lag = within("lag", lag, 0, x.shape[1] - 1, whole=True)
     x = np.nan_to_num(x - _mean(x).astype(np.float32), copy=False)  # not observed: no part in it
     sd = np.sqrt(np.sum(x * x, (0, 1), dtype=float))
     sd[sd == 0] = np.inf
@@ -247,7 +214,7 @@ def correlations(
     np.fill_diagonal(best, 0)
     return best
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #ab727909
+# %% ../../../nbs/recordings/spikes/counts.ipynb #c7b933bb
 def _mean(x):
     "The mean of each unit over what was observed of it."
     x = x.reshape(-1, x.shape[-1])
@@ -260,12 +227,12 @@ def _culprits(c, rate, threshold, by):
     pair = c > threshold
     while pair.any():
         count = pair.sum(0)
-        key = (count, rate) if by == "pairs" else (count > 0, rate)
-        worst = int(np.lexsort((np.arange(len(count)), key[1], key[0]))[-1])
+        first = count if by == "pairs" else count > 0
+        worst = int(np.lexsort((np.arange(len(count)), rate, first))[-1])
         yield worst, np.flatnonzero(pair[worst])
         pair[worst] = pair[:, worst] = False
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #d6b8da9b
+# %% ../../../nbs/recordings/spikes/counts.ipynb #a78c8b4b
 def remove_correlated(
     ds: xr.Dataset,                # a recording of kind spikes
     threshold: float = 0.2,        # a pair above it shares an artefact
@@ -278,8 +245,7 @@ def remove_correlated(
     v = _spiking(ds)["spikes"]
     if by not in ("pairs", "rate"): raise ParameterError(
         "`by` is not known", expected='"pairs" or "rate"', found=repr(by))
-    if not (isinstance(threshold, numbers.Real) and 0 < threshold <= 1): raise ParameterError(
-        "threshold is out of range", expected="a number above 0, to 1", found=repr(threshold))
+    within("threshold", threshold, 0, 1, above=True)
     bins = v.sizes["time"] if seconds is None else whole_bins("seconds", seconds, ds.bin_size)
     x = v.transpose(..., "time", "unit").values[..., :bins, :]
     c, rate = correlations(x, lag), _mean(x)
@@ -292,7 +258,7 @@ def remove_correlated(
                        f"correlates above {threshold:g} with unit {listed}{more}"})
     return _noted(ds.isel(unit=np.setdiff1d(np.arange(len(names)), gone)), report)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #13f0dc5f
+# %% ../../../nbs/recordings/spikes/counts.ipynb #1b4358ff
 def align(
     ds: xr.Dataset,    # a recording of kind spikes, with or without trials
     events,            # name of a variable with event times, or the times in seconds
@@ -309,8 +275,10 @@ def align(
                                          expected="seconds before and after with a sum above 0")
     dim, ids = _events_of(ds, when, len(t))
     at = np.floor((np.nan_to_num(t) - float(ds["time"][0])) / size + EDGE).astype(int)
-    fits = np.isfinite(t) & (at >= nb) & (at + na <= T)
-    blank = fits & _blank(ds["spikes"], at, nb, na, fits)
+    fits, wanted = np.isfinite(t) & (at >= nb) & (at + na <= T), np.arange(-nb, na)
+    x = _window(ds.variables["spikes"], at[fits][:, None] + wanted, np.flatnonzero(fits), dim)
+    blank = np.zeros(len(t), bool)
+    blank[fits] = np.isnan(x.values).all((1, 2))
     report = [{"trial": str(ids[i]), "action": "dropped", "reason": "nothing was observed in its "
                "window" if blank[i] else _misfit(t[i], at[i], nb, T)}
               for i in np.flatnonzero(~fits | blank)]
@@ -319,16 +287,16 @@ def align(
         "no event has a window that fits", where=_name(ds), found=f"{len(t)} that do not",
         expected=f"{before:g} s before and {after:g} s after within {T * size:g} s",
         fix="Make the window smaller, or look at the units of the event times")
-    keep, rows = np.flatnonzero(fits), at[fits][:, None] + np.arange(-nb, na)   # trial time
+    keep, rows = np.flatnonzero(fits), at[fits][:, None] + wanted   # trial time
     out = {k: _window(v, rows, keep, dim) for k, v in ds.variables.items() if k != "time"}
     out["event_time"] = xr.Variable("trial", t[fits], {"units": "s"})
-    time = xr.Variable("time", np.arange(-nb, na) * size, ds["time"].attrs)
+    time = xr.Variable("time", wanted * size, ds["time"].attrs)
     coords = {k: v for k, v in out.items() if k in ds.coords and k not in ("trial", dim)}
     data = {k: v for k, v in out.items() if k not in coords and k not in ("trial", dim)}
     coords |= {"time": time, "trial": ("trial", ids[keep])}
     return _noted(xr.Dataset(data, coords, ds.attrs), report)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #bb3ef28f
+# %% ../../../nbs/recordings/spikes/counts.ipynb #56bf3c8a
 def _events_of(ds, when, n):
     "The dimension that counts the events, and what they are called."
     dim = "trial" if "trial" in ds.sizes else when.dims[0] if when is not None else None
@@ -338,16 +306,6 @@ def _events_of(ds, when, n):
                              if dim == "trial" else "a variable with one dimension")
     ids = ds[dim].values if dim in ds.coords else np.arange(n)
     return dim, ids
-
-
-def _blank(v, at, nb, na, fits):
-    "Events in whose window no unit was observed."
-    out = np.zeros(len(at), bool)
-    if v.dtype.kind != "f": return out
-    x = v.transpose(..., "time", "unit").values
-    for i in np.flatnonzero(fits):
-        out[i] = np.isnan((x if x.ndim == 2 else x[i])[at[i] - nb:at[i] + na]).all()
-    return out
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #3991869c
 def _misfit(t, at, nb, T):
@@ -367,7 +325,7 @@ def _window(v, rows, keep, dim):
     x = v.values[keep[:, None], rows] if len(lead) == 2 else v.values[rows]
     return xr.Variable(("trial", "time", *v.dims[len(lead):]), x, v.attrs)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #a1c4ebd0
+# %% ../../../nbs/recordings/spikes/counts.ipynb #26f520d2
 def chop(
     x,                     # counts, or anything else over time: NumPy or PyTorch  # time …
     length: int,           # samples in a chop
@@ -378,7 +336,7 @@ def chop(
 ):                         # chops, copied  # chop length …
     "Cut continuous data into chops of one length that overlap."
     x = x if hasattr(x, "shape") and hasattr(x, "device") else np.asarray(x)
-    T = _chopped(x, length, overlap, offset, tail) - offset
+    T = _chopped(x, length, overlap, offset, tail)
     step = length - overlap
     k = (T - length) // step + 1 if tail == "drop" else max(0, -(-(T - length) // step)) + 1
     at = np.arange(k)[:, None] * step + np.arange(length)       # chop length
@@ -388,39 +346,26 @@ def chop(
     import torch
     return x[torch.as_tensor(at, device=x.device)]
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #ca0d8cc0
-def _count(name, value, low, high=np.inf):
-    "A whole number in a range."
-    good = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-    if good and low <= value <= high: return
-    span = f"from {low}" + (f" to {high}" if high < np.inf else "")
-    raise ParameterError(f"{name} is out of range", expected=f"a whole number {span}",
-                         found=repr(value))
-
-
+# %% ../../../nbs/recordings/spikes/counts.ipynb #fd7d8f6a
 def _chopped(x, length, overlap, offset, tail):
     "How many samples there are to chop; or what is wrong with the arguments."
-    _count("length", length, 1)
-    _count("overlap", overlap, 0, length - 1)
+    within("length", length, 1, whole=True)
+    within("overlap", overlap, 0, length - 1, whole=True)
     if x.ndim < 1 or not x.shape[0]: raise ParameterError(
         "there is nothing to chop", expected="an array over time", found=tuple(x.shape))
-    _count("offset", offset, 0, x.shape[0] - 1)
+    within("offset", offset, 0, x.shape[0] - 1, whole=True)
     if tail not in ("mirror", "drop"): raise ParameterError(
         "tail is not known", expected='"mirror" or "drop"', found=repr(tail))
-    if tail == "drop" and x.shape[0] - offset < length: raise ParameterError(
-        "the recording is shorter than one chop", expected=f"{length} samples",
-        found=x.shape[0] - offset, fix='Choose shorter chops, or tail="mirror"')
-    return x.shape[0]
+    T = x.shape[0] - offset
+    if tail == "drop" and T < length: raise ParameterError(
+        "the recording is shorter than one chop", expected=f"{length} samples", found=T,
+        fix='Choose shorter chops, or tail="mirror"')
+    return T
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #8023ad24
-def first_offset(
-    most: int,      # largest offset, in samples
-    seed: int = 0,  # a whole number
-    trial: int = 0, # which trial: each has its own
-) -> int:           # samples to leave out before the first chop
+# %% ../../../nbs/recordings/spikes/counts.ipynb #16cb5ced
+def first_offset(most: int, seed: int = 0, trial: int = 0) -> int:   # samples
     "A random first offset, from 0 to `most`, the same for the same seed and trial."
-    from neurocompanion.recordings.simulate import generator
-    _count("most", most, 0)
+    within("most", most, whole=True)
     return int(generator(seed, "offset", trial).integers(most + 1))
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #803885ce
@@ -436,7 +381,7 @@ def ramp(
     if overlap < 2: return np.full(overlap, 0.5**power)
     return np.linspace(1 / overlap, 1 - 1 / overlap, overlap) ** power
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #67a1af60
+# %% ../../../nbs/recordings/spikes/counts.ipynb #dc952603
 def merge(
     chops,                     # NumPy or PyTorch  # chop length …
     overlap: int,              # samples that neighbours share
@@ -449,9 +394,9 @@ def merge(
     c = chops if hasattr(chops, "shape") and hasattr(chops, "device") else np.asarray(chops)
     if c.ndim < 2 or not (c.shape[0] and c.shape[1]): raise ParameterError(
         "these are no chops", expected="an array of chop × length …", found=tuple(c.shape))
-    _count("overlap", overlap, 0, c.shape[1] - 1)
-    _count("offset", offset, 0)
-    if total is not None: _count("total", total, 1)
+    within("overlap", overlap, 0, c.shape[1] - 1, whole=True)
+    within("offset", offset, whole=True)
+    if total is not None: within("total", total, 1, whole=True)
     if isinstance(c, np.ndarray): return _merged(c, overlap, weighting, total, offset, np)
     import torch
     return _merged(c, overlap, weighting, total, offset, torch)

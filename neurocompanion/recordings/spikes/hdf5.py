@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['counted', 'made', 'assumed', 'read_lfads', 'read_nlb', 'read_steinmetz']
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #ad6f5c96
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #94b83cdf
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ...core import RecordingError, sha256
+from ...core import sha256
 from ..guard import opened, refuse, values
-from ..standard import spikes
+from ..standard import parts_of, spikes
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #83e63084
-def counted(
-    x,               # counts of any type
-) -> np.ndarray:     # whole numbers; float32 where there are gaps; as they were if not counts
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #94a4cb02
+def counted(x) -> np.ndarray:   # float32 where there are gaps; as it was if these are no counts
     "Counts in the smallest type that holds them."
     x = np.asarray(x)
     if x.dtype.kind == "b": return x.astype(np.uint8)
@@ -31,30 +29,18 @@ def counted(
         if x.max() == np.inf: return x
     return x if x.min() < 0 else x.astype(np.min_scalar_type(int(x.max())))
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #802bdbe4
-def made(
-    path: Path,   # the file
-    counts,       # trial time unit, or time unit
-    *,
-    report=(),    # what was dropped, changed or assumed
-    **about,      # as for `standard.spikes`
-):                # a recording of kind spikes
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #46614bd9
+def made(path: Path, counts, **about):   # about: as for `standard.spikes`
     "A recording read from `path`, checked."
     about = {"sha256": sha256(path), "file": path.name, "licence": "not stated", **about}
-    try: return spikes(counted(counts), report=list(report), **about)
-    except RecordingError as e:
-        detail = str(e.where or "").partition(", ")[2]
-        refuse(f"{path}, {detail}" if detail else path, e.what, e.expected, e.found, e.fix)
+    with parts_of(path): return spikes(counted(counts), **about)
 
 
-def assumed(
-    what: str,    # which part of the recording
-    reason: str,  # what stood in for it
-) -> dict:
+def assumed(what: str, reason: str) -> dict:
     "An entry of the report for what the file does not say."
     return {what: "not in the file", "action": "assumed", "reason": reason}
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #7c2731e3
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #be80f5f7
 def bin_seconds(given, default, path):
     "The bin size given by the user, or the one assumed, with its entry for the report."
     if given is None: return default, [assumed("bin_size", f"{default:g} s; pass bin_size=")]
@@ -71,16 +57,12 @@ def _contents(group):
 def text_of(v):
     "Bytes and text of HDF5 as text; numbers as they are."
     v = np.asarray(v)
-    if v.dtype.kind == "S" or v.dtype.kind == "O":
-        flat = [s.decode("utf-8", "replace") if isinstance(s, bytes) else str(s) for s in v.ravel()]
-        return np.array(flat, str).reshape(v.shape)
-    return v
+    if v.dtype.kind not in "SO": return v
+    flat = [s.decode("utf-8", "replace") if isinstance(s, bytes) else str(s) for s in v.ravel()]
+    return np.array(flat, str).reshape(v.shape)
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #049ea93f
-def over(
-    arrays: dict,   # variables by name  # trial …, or trial time …
-    T: int,         # steps in a trial
-) -> dict:          # each with the names of its dimensions
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #8604740f
+def over(arrays: dict, T: int) -> dict:   # by name: trial …, or trial time … with T steps
     "Variables of trials with named dimensions; those that have them keep them."
     def dims(name, v):
         lead = ("trial", "time") if v.ndim > 1 and v.shape[1] == T else ("trial",)
@@ -92,16 +74,14 @@ def not_taken(names, reason):
     "An entry for each variable that is not read."
     return [{"variable": str(n), "action": "left out", "reason": reason} for n in names]
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #b58e09b1
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #6de2f7c7
 def _stacked(parts, sizes):
     "Arrays of several splits one after the other; None for one that has none: NaN."
     there = [p for p in parts if p is not None]
     if len(there) == len(parts) and len({p.shape[1:] for p in parts}) == 1:
         return np.concatenate(parts)
     tail = tuple(np.max([p.shape[1:] for p in there], axis=0)) if there[0].ndim > 1 else ()
-    kind = np.result_type(np.float32, *there)
-    out = np.full((sum(sizes), *tail), np.nan, kind)
-    row = 0
+    out, row = np.full((sum(sizes), *tail), np.nan, np.result_type(np.float32, *there)), 0
     for p, n in zip(parts, sizes):
         if p is not None: out[(slice(row, row + n), *map(slice, p.shape[1:]))] = p
         row += n
@@ -138,9 +118,9 @@ def _rates(truth, counts, bin_size, factor):
                                   f"spikes a bin, where {seen:.4g} are counted"
     return None, f"neither Hz nor spikes per bin at {bin_size:g} s: kept as `truth`"
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #39add6fc
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #ed507d09
 _RENAMED = {"lowd": "latent", "latents": "latent", "behavior": "behaviour", "ext_input": "external",
-            "inds": "index", "truth": "truth"}
+            "inds": "index"}
 
 
 def _further_of(d, splits, sizes):
@@ -156,13 +136,9 @@ def _further_of(d, splits, sizes):
         else: odd.append(name)
     return out, not_taken(odd, "it has not one entry for each trial")
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #5a56cedc
-def read_lfads(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds; the file does not say; None: 0.01
-) -> list:                           # one recording: trial × time × unit, with `split`
-    "Read a file of LFADS, in its first or its newer layout."
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #a8566b73
+def read_lfads(path, *, bin_size=None) -> list:   # seconds; the file does not say; None: 0.01
+    "Read a file of LFADS, in its first or its newer layout; `split` says which part a trial is of."
     path = Path(path)
     with opened(path) as f: d, groups = _contents(f)
     size, report = bin_seconds(bin_size, 0.01, path)
@@ -209,14 +185,12 @@ def _conditions(d, trial):
     if trial is None or not n * each or sorted(trial) != list(range(n * each)): return {}
     return {"condition": ("trial", trial // each)}
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #c6f9cd50
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #8e0875b0
 _NLB = ("train", "eval")
 _FIELDS = ("spikes_heldin", "spikes_heldout", "spikes_heldin_forward", "spikes_heldout_forward")
 
 
-def is_nlb(
-    names,    # in a file and in its groups
-) -> bool:
+def is_nlb(names) -> bool:   # in a file and in its groups
     "Whether a file, or a group in it, has the benchmark's fields."
     return bool({f"{s}_{k}" for s in _NLB for k in _FIELDS} & {k.split("/")[-1] for k in names})
 
@@ -236,46 +210,40 @@ def _nlb_tables(paths):
                 d |= own
     return d, task, groups
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #b6049627
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #94f6a238
 def _nlb_split(d, s, path):
-    "Neurons side by side, later steps after earlier ones; what is missing is NaN."
-    p = {k: d.get(f"{s}_{k}") for k in _FIELDS}
-    if all(v is None for v in p.values()): return None
-    sizes = {len(v) for v in p.values() if v is not None}
+    "The fields of one split that are there."
+    p = {k: d[f"{s}_{k}"] for k in _FIELDS if f"{s}_{k}" in d}
     for k, v in p.items():
-        if v is not None and (v.ndim != 3 or len(sizes) > 1):
+        if v.ndim != 3 or len({*map(len, p.values())}) > 1:
             refuse(path, f"`{s}_{k}` does not fit", "trial × time × neuron, as many trials as the "
                    "other fields", " × ".join(map(str, v.shape)),
                    "Give files of one task and phase")
     return p
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #d2f7b5e8
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #5598db5c
 def _nlb_counts(parts):
-    "The counts of all splits, and how many neurons are held in and steps not forward."
+    "Neurons side by side, later steps after earlier ones, with NaN where nothing is shown."
     def most(axis, *keys):
-        return max((p[k].shape[axis] for p in parts for k in keys if p[k] is not None), default=0)
+        return max((p[k].shape[axis] for p in parts for k in keys if k in p), default=0)
     n, m = most(2, _FIELDS[0], _FIELDS[2]), most(2, _FIELDS[1], _FIELDS[3])
     t, later = most(1, *_FIELDS[:2]), most(1, *_FIELDS[2:])
-    rows = [next(len(v) for v in p.values() if v is not None) for p in parts]
-    out, row = np.full((sum(rows), t + later, n + m), np.nan, np.float32), 0
+    rows, row = [len(next(iter(p.values()))) for p in parts], 0
+    out = np.full((sum(rows), t + later, n + m), np.nan, np.float32)
     for p, k in zip(parts, rows):
         for field, at, step in zip(_FIELDS, (0, n, 0, n), (0, 0, t, t)):
-            if (x := p[field]) is None: continue
+            x = p.get(field, np.empty((k, 0, 0)))
             out[row:row + k, step:step + x.shape[1], at:at + x.shape[2]] = x
         row += k
     return out, rows, n, t
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #8c3a2de1
-def read_nlb(
-    path,                            # the file; or a list of those that belong together
-    *,
-    bin_size: float | None = None,   # seconds; None: by the name of the task, 5 or 20 ms
-) -> list:                           # one recording: trial × time × unit, with `split`
-    "Read HDF5 files of the Neural Latents Benchmark."
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #d15cf457
+def read_nlb(path, *, bin_size=None) -> list:   # seconds; None: by the task's name, 5 or 20 ms
+    "Read a file of the Neural Latents Benchmark, or a list of those that belong together."
     paths = [Path(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
     d, task, groups = _nlb_tables(paths)
     size, report = bin_seconds(bin_size, 0.02 if task.endswith("_20") else 0.005, paths[0])
-    parts = {s: p for s in _NLB if (p := _nlb_split(d, s, paths[0])) is not None}
+    parts = {s: p for s in _NLB if (p := _nlb_split(d, s, paths[0]))}
     if not parts: refuse(paths[0], "there are no spikes",
                          ", ".join(f"train_{k}" for k in _FIELDS[:2]),
                          ", ".join(sorted(d)) or "nothing", "Give the input file beside the target")
@@ -297,18 +265,15 @@ def read_nlb(
                  behaviour=over(more, counts.shape[1]), report=report,
                  citation="Pei et al. 2021, arXiv:2109.04463")]
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #d65a10b3
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #2a79028c
 def _longer(v, t, T):
     "Behaviour over the steps that are not forward, with NaN for those that are."
     if isinstance(v, tuple) or v.ndim < 2 or v.shape[1] != t: return v
-    out = np.full((len(v), T, *v.shape[2:]), np.nan, np.result_type(v.dtype, np.float32))
-    out[:, :t] = v
-    return out
+    gap = np.full((len(v), T - t, *v.shape[2:]), np.nan, np.float32)
+    return np.concatenate([v, gap], axis=1)
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #6ed1b927
-def read_steinmetz(
-    path: str | Path,  # the file
-) -> list:             # one recording: trial × time × unit
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #b3fba00f
+def read_steinmetz(path) -> list:
     "Read a session of Steinmetz et al. 2019 in trials."
     path = Path(path)
     with opened(path) as f:
@@ -320,11 +285,11 @@ def read_steinmetz(
     if x.ndim != 3 or not size: refuse(path, "the session is not laid out as its fields promise",
                                        "spikes (trial, time, unit) and attribute bin_size_s",
                                        f"{x.ndim} axes, bin_size_s {size}", "Download it again")
-    of_unit = {k.replace("brain_", ""): text_of(v) for k, v in d.items()
-               if v.shape == x.shape[2:] and (v.dtype.kind in "SO" or x.shape[0] != x.shape[2])}
-    of_trial = {k: text_of(v) for k, v in d.items() if v.shape == x.shape[:1]
-                and k.replace("brain_", "") not in of_unit}
-    odd = [k for k in d if k.replace("brain_", "") not in of_unit and k not in of_trial]
+    d = {k.replace("brain_", ""): text_of(v) for k, v in d.items()}
+    of_unit = {k: v for k, v in d.items() if v.shape == x.shape[2:]
+               and (v.dtype.kind == "U" or x.shape[0] != x.shape[2])}
+    of_trial = {k: v for k, v in d.items() if v.shape == x.shape[:1] and k not in of_unit}
+    odd = [k for k in d if k not in of_unit and k not in of_trial]
     return [made(path, x, bin_size=float(size), subject=f"{a.get('mouse', '')} {path.stem}".strip(),
                  source="steinmetz2019", doi="10.1038/s41586-019-1787-x", unit_info=of_unit,
                  trial_info=of_trial, report=not_taken(odd + groups, "not one entry for each trial "

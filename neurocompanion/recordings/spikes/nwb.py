@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_nwb']
 
-# %% ../../../nbs/recordings/spikes/nwb.ipynb #dc8ec1bc
+# %% ../../../nbs/recordings/spikes/nwb.ipynb #c3fade43
 import re
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from ...core import ParameterError
 from .hdf5 import made, not_taken, text_of
-from .counts import EDGE, above, spike_counts, whole_bins
 from ..guard import AGAIN, opened, refuse, values
+from ..simulate import within
+from .counts import EDGE, spike_counts, whole_bins
 from ..standard import KINDS
 
 # %% ../../../nbs/recordings/spikes/nwb.ipynb #385e4ec4
@@ -40,9 +41,10 @@ def _table(group):
                               f"{v.file.filename}, {k}")
     return out, odd
 
-# %% ../../../nbs/recordings/spikes/nwb.ipynb #fd868817
-def _flat(table, n, taken):
-    "Columns with one number or text for each row, under names that are free."
+# %% ../../../nbs/recordings/spikes/nwb.ipynb #61df8766
+def _flat(table, n, taken, skip):
+    "Columns with one number or text for each row, under names that are free; the others' names."
+    table = {k: v for k, v in table.items() if k not in skip}
     own = {k: v for k, v in table.items() if isinstance(v, np.ndarray) and v.ndim == 1
            and len(v) == n and v.dtype.kind in "biufU"}
     return {_free(k, taken): v for k, v in own.items()}, [k for k in table if k not in own]
@@ -129,7 +131,7 @@ def _hide(counts, units, starts, bin_size):
             f"in which they were observed; {lost} spikes lie there"}
     return counts, [note] if hidden else []
 
-# %% ../../../nbs/recordings/spikes/nwb.ipynb #0b5ea408
+# %% ../../../nbs/recordings/spikes/nwb.ipynb #a88c7316
 def read_nwb(
     path: str | Path,           # the file
     *,
@@ -141,7 +143,7 @@ def read_nwb(
 ) -> list:                      # one recording
     "Read spikes, trials and behaviour of an NWB file."
     path = Path(path)
-    above("bin_size", bin_size)
+    within("bin_size", bin_size, above=True)
     with opened(path) as f:
         if "units" not in f or "spike_times" not in f["units"]:
             refuse(path, "the file has no sorted spikes", "units with spike_times", ", ".join(f),
@@ -206,15 +208,14 @@ def _about(f):
             "session": text("identifier"), "source": "nlb" if held else "nwb",
             "description": text("session_description"), "doi": doi[0] if doi else ""}
 
-# %% ../../../nbs/recordings/spikes/nwb.ipynb #781294e6
+# %% ../../../nbs/recordings/spikes/nwb.ipynb #702d93d1
 def _assembled(path, counts, units, trials, moves, starts, keep, report, *, align, before,
                bin_size, **about):
     "The parts of a file as a recording."
     n, rows = counts.shape[1], len(trials.get("id", ()))
-    of_unit, odd = _flat({k: v for k, v in units.items() if k not in (
-        "id", "spike_times", "obs_intervals")}, counts.shape[2], _TAKEN | {*moves})
-    of_trial, odd_trials = _flat({k: v for k, v in trials.items() if k != "id"}, rows,
-                                 _TAKEN | {*moves, *of_unit})
+    of_unit, odd = _flat(units, counts.shape[2], _TAKEN | {*moves},
+                         ("id", "spike_times", "obs_intervals"))
+    of_trial, odd_trials = _flat(trials, rows, _TAKEN | {*moves, *of_unit}, ("id",))
     report += not_taken(odd + odd_trials, "not one number or text in each row")
     ids = np.unique(units["id"]).size == counts.shape[2]
     common = dict(bin_size=bin_size, unit=units["id"] if ids else None, unit_info=of_unit, **about)

@@ -20,20 +20,16 @@ from neurocompanion.recordings.spikes.hdf5 import (
 from .nwb import read_nwb
 from .counts import spike_counts
 
-
-# %% ../../../nbs/recordings/spikes/reader.ipynb #4367b8e9
-def _mat(path): return mat5(path, struct_as_record=False)
-
-
+# %% ../../../nbs/recordings/spikes/reader.ipynb #77252365
 def _one(v):
     "What lies in arrays of one object."
     while isinstance(v, np.ndarray) and v.size == 1: v = v.item()
     return v
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #0d95f713
-def _trials(path, structs, field):
-    "The counts of each trial, time first, and its struct."
-    rows, out = [_one(s) for s in np.ravel(structs)], []
+# %% ../../../nbs/recordings/spikes/reader.ipynb #04345299
+def _trials(path, name, field):
+    "The struct of each trial, and its counts, time first."
+    rows, out = [_one(s) for s in np.ravel(mat5(path, struct_as_record=False)[name])], []
     for i, s in enumerate(rows):
         x = getattr(s, field, None)
         if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype.kind not in "biuf" or not x.size:
@@ -65,15 +61,11 @@ def _named(values):
     if any(isinstance(v, str) for v in values): return [str(v) for v in values]
     return [int(v) for v in values] if all(v == int(v) for v in values) else None
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #2cca0d41
-def read_datahigh(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds; None: 0.001, as its readme says
-) -> list:                           # one recording
+# %% ../../../nbs/recordings/spikes/reader.ipynb #ac253e49
+def read_datahigh(path, *, bin_size=None) -> list:   # seconds; None: 0.001, as its readme says
     "Read raw spike trains of DataHigh."
     path = Path(path)
-    rows, trials = _trials(path, _mat(path)["D"], "data")
+    rows, trials = _trials(path, "D", "data")
     size, report = bin_seconds(bin_size, 0.001, path)
     counts, padded = _padded(trials)
     condition = [str(_one(getattr(s, "condition", ""))) or "none" for s in rows]
@@ -101,15 +93,11 @@ def _resampled(rows, trials, size):
             out[name] = _padded(made_of)[0].astype(np.float32)
     return out, clocks
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #ab9ae7f5
-def read_neuraltraj(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds; None: 0.001, as its readme says
-) -> list:                           # one recording
+# %% ../../../nbs/recordings/spikes/reader.ipynb #5469688a
+def read_neuraltraj(path, *, bin_size=None) -> list:   # seconds; None: 0.001, as its readme says
     "Read trials of NeuralTraj."
     path = Path(path)
-    rows, trials = _trials(path, _mat(path)["dat"], "spikes")
+    rows, trials = _trials(path, "dat", "spikes")
     size, report = bin_seconds(bin_size, 0.001, path)
     counts, padded = _padded(trials)
     moves, clocks = _resampled(rows, trials, size)
@@ -144,15 +132,11 @@ def _pieces(target):
         if not whole: odd.append((int(a), int(b)))
     return length, np.array(starts, int), odd
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #e3fac4b7
-def read_dad(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds from one time step to the next; None: 0.02, assumed
-) -> list:                           # one recording: trial × time × unit, with `split`
-    "Read reaches of DAD."
+# %% ../../../nbs/recordings/spikes/reader.ipynb #cc26ced2
+def read_dad(path, *, bin_size=None) -> list:   # seconds from step to step; None: 0.02, assumed
+    "Read reaches of DAD, with `split`."
     path, parts, report = Path(path), [], []
-    m, (size, note) = _mat(path), bin_seconds(bin_size, 0.02, path)
+    m, (size, note) = mat5(path), bin_seconds(bin_size, 0.02, path)
     cut = {s: _pieces(np.ravel(m[f"T{s}"]).astype(int)) for s in ("tr", "te") if f"T{s}" in m}
     if not cut: refuse(path, "there are no trials", "Ytr, Xtr, Ttr", ", ".join(m), AGAIN)
     length = Counter([v[0] for v in cut.values()]).most_common(1)[0][0]
@@ -161,8 +145,8 @@ def read_dad(
         y, x, t = (np.asarray(m[k + s]) for k in "YXT")
         if not len(y) == len(x) == t.size or cut[s][0] != length or len(y) < length:
             refuse(f"{path}, {split}", "activity, velocity and targets do not fit",
-                   f"{t.size} steps "
-                   f"in trials of {length}", f"{len(y)}, {len(x)} in trials of {cut[s][0]}", AGAIN)
+                   f"{t.size} steps in trials of {length}",
+                   f"{len(y)}, {len(x)} in trials of {cut[s][0]}", AGAIN)
         at = cut[s][1][:, None] + np.arange(length)                                 # trial time
         parts.append((y[at], x[at].astype(np.float32), t.ravel()[at[:, 0]], split))
         report += [{"time": f"{split} {a} … {b - 1}", "action": "dropped", "reason":
@@ -174,15 +158,11 @@ def read_dad(
                  doi="10.1038/s41551-017-0169-7", trial_info={"condition": target, "split": split},
                  behaviour=over({"velocity": vel}, length))]
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #68050f25
-def read_aplysia(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds; None: 0.01
-) -> list:                           # one recording: time × unit, without trials
-    "Read a recording of Bruno et al. 2017."
+# %% ../../../nbs/recordings/spikes/reader.ipynb #76c83e6e
+def read_aplysia(path, *, bin_size=None) -> list:   # seconds; None: 0.01
+    "Read a recording of Bruno et al. 2017, which has no trials."
     path = Path(path)
-    s = np.asarray(_mat(path)["spks"])
+    s = np.asarray(mat5(path)["spks"])
     if s.ndim != 2 or s.shape[1] != 2 or not len(s) or not np.isfinite(s.astype(float)).all():
         refuse(path, "`spks` is no list of spikes", "rows of unit and second", " × ".join(
                map(str, s.shape)), AGAIN)
@@ -243,14 +223,9 @@ def _column(name, v, n, T):
     except ValueError: return "odd", None
     return (kind, x) if x.dtype.kind in "biufU" else ("odd", None)
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #45654062
-def read_ibl(
-    path,                            # a .parquet or .arrow file, or a list of them
-    *,
-    bin_size: float | None = None,   # seconds; None: the file's own, else 0.02
-    bad: list | None = None,         # takes sessions that cannot be read; None: one is an error
-) -> list:                           # a recording for each session (eid)
-    "Read trials of the International Brain Laboratory."
+# %% ../../../nbs/recordings/spikes/reader.ipynb #e4be266b
+def read_ibl(path, *, bin_size=None, bad=None) -> list:   # seconds; None: the file's own, or 0.02
+    "Read trials of the International Brain Laboratory, a recording for each session (eid)."
     paths = [Path(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
     sessions = {}
     for p in paths:
@@ -287,13 +262,9 @@ def _session(eid, rows, bin_size):
                 behaviour=over({**found["time"], **found["trial"]}, T), report=report + note,
                 **extra)
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #82b9b554
-def read_csv(
-    path: str | Path,                # the file
-    *,
-    bin_size: float | None = None,   # seconds; None: the step of the timestamps
-) -> list:                           # one recording: time × unit, without trials
-    "Read a table with a row for each bin."
+# %% ../../../nbs/recordings/spikes/reader.ipynb #c82cb5ef
+def read_csv(path, *, bin_size=None) -> list:   # seconds; None: the step of the timestamps
+    "Read a table with a row for each bin, which has no trials."
     path = Path(path)
     with open(path, encoding="utf-8-sig") as f: head = [k.strip() for k in f.readline().split(",")]
     try: x = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
@@ -308,8 +279,7 @@ def read_csv(
     if (gap := np.abs(steps - step) > 0.1 * abs(step)).any() or step <= 0:
         i = int(gap.argmax()) if gap.any() else 0
         refuse(f"{path}, row {i + 2}", "the timestamps are not evenly spaced",
-               f"{step:g} s after the "
-               "row before", f"{steps[i]:g} s", "Split the table at the gap")
+               f"{step:g} s after the row before", f"{steps[i]:g} s", "Split the table at the gap")
     groups = {}
     for i, k in enumerate(head[1:], 1):
         if i not in units: groups.setdefault(re.sub(r"_[xyz]$", "", k), []).append(i)
@@ -320,13 +290,11 @@ def read_csv(
     return [made(path, x[:, units], bin_size=bin_size or step, unit=names, time=t, behaviour=moves,
                  subject=path.stem, source="table of bins", report=[])]
 
-# %% ../../../nbs/recordings/spikes/reader.ipynb #a842fef2
+# %% ../../../nbs/recordings/spikes/reader.ipynb #ee4dac8a
 _MATLAB = {"D": "datahigh", "dat": "neuraltraj", "Ytr": "dad", "Yte": "dad", "spks": "aplysia"}
 
 
-def kind_of(
-    seen: Look,   # a file or folder from outside
-) -> str | None:  # a key of `READERS`
+def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of spikes it has, by its contents; None if it is none of ours."
     names, top = seen.names, " ".join(k for k in seen.names if "/" not in k)
     if seen.container == "matlab5": return next((_MATLAB[k] for k in _MATLAB if k in names), None)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['local_correlation', 'segment', 'match_masks', 'suite2p_masks', 'read_clusters', 'read_suite2p']
 
-# %% ../../../nbs/recordings/video/masks.ipynb #0896c304
+# %% ../../../nbs/recordings/video/masks.ipynb #ae4ccd3b
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import xarray as xr
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ...core import ParameterError, RecordingError, checksum
+from ...core import ParameterError, checksum
+from ..guard import npy, npz, refuse, room_for
 from ..standard import traces
-from ..guard import npy, npz, room_for
 
 # %% ../../../nbs/recordings/video/masks.ipynb #572ed5c5
 def local_correlation(
@@ -39,7 +39,7 @@ def local_correlation(
                 count[at] += 1
     return (total / np.maximum(count, 1)).astype(np.float32)
 
-# %% ../../../nbs/recordings/video/masks.ipynb #fbf2db5d
+# %% ../../../nbs/recordings/video/masks.ipynb #284dd0ad
 def segment(
     picture,                # mean brightness, or local correlation  # z y x
     radius: float,          # of a cell, µm
@@ -51,7 +51,9 @@ def segment(
     "Masks of the bright blobs in a picture."
     if radius <= 0: raise ParameterError("a cell has a size", found=radius, expected="µm above 0")
     size = np.asarray(voxel_size, float)
-    blob = _band(np.asarray(picture, np.float64), radius / size)
+    small, large = (ndimage.gaussian_filter(np.asarray(picture, np.float64), k * (radius / size))
+                    for k in (0.4, 1.6))
+    blob = small - large                      # structure of about a cell's size
     spread = 1.4826 * np.median(np.abs(blob - np.median(blob)))
     near = _ball(radius / size)
     peak = (blob == ndimage.maximum_filter(blob, footprint=near)) & (
@@ -63,14 +65,11 @@ def segment(
     ours = np.isfinite(far)
     where, owner = where[ours], owner[ours]
     bright = blob[tuple(where.T)] >= 0.5 * blob[tuple(at[owner].T)]
-    return _numbered(blob.shape, where[bright], owner[bright], least)
-
-
-def _band(picture, sigma):
-    "Structure of about a cell's size."
-    small, large = ndimage.gaussian_filter(picture, 0.4 * sigma), \
-        ndimage.gaussian_filter(picture, 1.6 * sigma)
-    return small - large
+    where, owner = where[bright], owner[bright]
+    large = np.bincount(owner) >= least
+    out = np.zeros(blob.shape, np.int32)
+    out[tuple(where.T)] = np.where(large, np.cumsum(large), 0)[owner]
+    return out
 
 
 def _ball(reach):
@@ -78,15 +77,6 @@ def _ball(reach):
     n = np.floor(reach).astype(int)
     at = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in n), indexing="ij"))
     return ((at / np.maximum(reach, 1e-9).reshape(3, 1, 1, 1)) ** 2).sum(0) <= 1
-
-
-def _numbered(shape, where, owner, least):
-    "Masks of the cells that are large enough, numbered from 1."
-    size = np.bincount(owner)
-    new = np.where(size >= least, np.cumsum(size >= least), 0)
-    out = np.zeros(shape, np.int32)
-    out[tuple(where.T)] = new[owner]
-    return out
 
 # %% ../../../nbs/recordings/video/masks.ipynb #f51a60ff
 def match_masks(
@@ -106,7 +96,7 @@ def match_masks(
     cells = lambda n: max(int((n[1:] > 0).sum()), 1)
     return {"recall": len(pairs) / cells(nt), "precision": len(pairs) / cells(nf), "pairs": pairs}
 
-# %% ../../../nbs/recordings/video/masks.ipynb #0deb8524
+# %% ../../../nbs/recordings/video/masks.ipynb #ca58f50f
 def suite2p_masks(
     path,           # an .npz file with ypix, xpix, roi and, where there is one, lam
     shape=None,     # of the plane, y and x; None: as large as the pixels need
@@ -119,20 +109,17 @@ def suite2p_masks(
     keep = np.ones(len(n), bool) if iscell is None else np.asarray(iscell, bool)[n]
     order = np.argsort(roi.get("lam", np.ones(len(n)))[keep], kind="stable")
     shape = shape or (int(y.max()) + 1, int(x.max()) + 1)
-    if min(y.min(),
-        x.min()) < 0 or y.max() >= shape[0] or x.max() >= shape[1]: raise RecordingError(
-        "a region leaves the plane", where=path, found=f"pixels from {y.min()}, {x.min()} to "
-        f"{y.max()}, {x.max()}", expected=f"from 0, 0 and below {shape[0]}, {shape[1]}",
-        fix="Give the shape of the plane: shape=")
+    if min(y.min(), x.min()) < 0 or y.max() >= shape[0] or x.max() >= shape[1]:
+        refuse(path, "a region leaves the plane", f"from 0, 0 and below {shape[0]}, {shape[1]}",
+               f"pixels from {y.min()}, {x.min()} to {y.max()}, {x.max()}",
+               "Give the shape of the plane: shape=")
     room_for((1, *shape), np.int32, path)
     out = np.zeros((1, *shape), np.int32)
     out[0, y[keep][order], x[keep][order]] = n[keep][order] + 1    # the last one written stays
     return out
 
-# %% ../../../nbs/recordings/video/masks.ipynb #4b758b52
-def read_clusters(
-    path,               # an .npz file with traces, region_names, cluster_ids, sampling_rate_hz
-) -> list:              # a recording of kind traces
+# %% ../../../nbs/recordings/video/masks.ipynb #d734a72e
+def read_clusters(path) -> list:   # of an .npz file
     "Traces of functional clusters of a larval zebrafish."
     got = npz(path, ["traces", "region_names", "cluster_ids", "sampling_rate_hz"])
     x, names = got["traces"].T, got["region_names"]
@@ -148,17 +135,13 @@ def read_clusters(
                   labelled=np.ones(fine.sum(), bool), report=report, sha256=checksum(path),
                   behaviour={"region": ("neuron", names[fine].astype(str)), **more})]
 
-# %% ../../../nbs/recordings/video/masks.ipynb #b3242e4f
-def read_suite2p(
-    folder: str | Path,      # with F.npy, and where it is there iscell.npy
-    *,
-    sampling_rate: float | None = None,  # frames a second; None: 1, assumed
-) -> list:                   # a recording of kind traces
+# %% ../../../nbs/recordings/video/masks.ipynb #0f088630
+def read_suite2p(folder, *, sampling_rate=None) -> list:   # frames a second; None: 1, assumed
     "Traces of suite2p's regions."
     folder = Path(folder)
     x, rate = npy(folder / "F.npy"), sampling_rate or 1.0
-    if x.ndim != 2: raise RecordingError("F.npy is no matrix", where=folder, found=f"{x.ndim} axes",
-                                         expected="region × frame", fix="Save suite2p's F.npy")
+    if x.ndim != 2: refuse(folder, "F.npy is no matrix", "region × frame", f"{x.ndim} axes",
+                           "Save suite2p's F.npy")
     note = [] if sampling_rate else [{"sampling_rate": "not in the files", "action": "assumed",
                                       "reason": "1 Hz; pass sampling_rate="}]
     more, sure = {}, folder / "iscell.npy"

@@ -6,7 +6,7 @@
 __all__ = ['ZAPBENCH', 'ZAPBENCH_PARTS', 'READERS', 'View', 'open_zarr', 'open_zapbench', 'open_hdf5', 'arrays_in', 'Tiffs',
            'Series', 'open_video', 'read_film', 'kind_of', 'beside']
 
-# %% ../../../nbs/recordings/video/reader.ipynb #8de96ab1
+# %% ../../../nbs/recordings/video/reader.ipynb #adb4c17f
 import json
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ...core import RecordingError, mirror_dir
-from ..guard import (AGAIN, Look, hdf5, intact, look, opened, room_for,
-                                             start_of)
+from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
+                                             room_for, start_of)
 from ..standard import video
 from .masks import read_clusters, read_suite2p
 
@@ -71,10 +71,10 @@ class View:
         mine = [a for a, p in zip(self.axes, parts) if isinstance(p, slice)]
         return out.transpose([left.index(a) for a in mine])
 
-# %% ../../../nbs/recordings/video/reader.ipynb #00818e5e
+# %% ../../../nbs/recordings/video/reader.ipynb #d8c56edd
 def _lacking(package, where):
-    return RecordingError(f"{package} is not installed", where=where, expected="the extra `video`",
-                          found="none", fix="pip install 'neurocompanion[video]'")
+    refuse(where, f"{package} is not installed", "the extra `video`", "none",
+           "pip install 'neurocompanion[video]'")
 
 
 def open_zarr(
@@ -91,17 +91,16 @@ def open_zarr(
 def _local(path):
     "A Zarr array in a folder."
     try: import zarr
-    except ImportError: raise _lacking("zarr", path) from None
+    except ImportError: _lacking("zarr", path)
     try: found = zarr.open(path, mode="r")
-    except Exception as e: raise RecordingError(
-        "this is not a Zarr array", where=path, expected="a folder with zarr.json or .zarray",
-        found="a folder without" if path.is_dir() else "nothing there") from e
+    except Exception:
+        refuse(path, "this is not a Zarr array", "a folder with zarr.json or .zarray",
+               "a folder without" if path.is_dir() else "nothing there")
     if hasattr(found, "shape"): return found
-    raise RecordingError("this is a group of Zarr arrays", where=path, found="arrays "
-                         + ", ".join(k for k, _ in found.arrays()), expected="one array",
-                         fix="Add the array's name to the path")
+    refuse(path, "this is a group of Zarr arrays", "one array", "arrays "
+           + ", ".join(k for k, _ in found.arrays()), "Add the array's name to the path")
 
-# %% ../../../nbs/recordings/video/reader.ipynb #6df50b94
+# %% ../../../nbs/recordings/video/reader.ipynb #0e925344
 ZAPBENCH = "https://storage.googleapis.com/zapbench-release/volumes/20240930/"
 ZAPBENCH_PARTS = {  # name → path below, and the file's axes in our order
     "traces": ("traces", None),                               # time cell
@@ -111,9 +110,7 @@ ZAPBENCH_PARTS = {  # name → path below, and the file's axes in our order
     "cells": ("segmentation", (2, 1, 0))}                     # z y x
 
 
-def open_zapbench(
-    name: str,  # one of `ZAPBENCH_PARTS`
-):
+def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
     "A part of the public benchmark; nothing is read before it is sliced."
     if name not in ZAPBENCH_PARTS: raise RecordingError(
         "ZAPBench has no such part", found=repr(name), expected=", ".join(ZAPBENCH_PARTS))
@@ -121,19 +118,19 @@ def open_zapbench(
     local = mirror_dir() and mirror_dir() / "zapbench" / place
     return open_zarr(local if local and local.is_dir() else ZAPBENCH + place, axes)
 
-# %% ../../../nbs/recordings/video/reader.ipynb #c425da0f
+# %% ../../../nbs/recordings/video/reader.ipynb #e822ffe5
 def _remote(address, cache):
     "A Zarr array at an address, version 3 or else 2."
     try: import tensorstore as ts
-    except ImportError: raise _lacking("tensorstore", address) from None
+    except ImportError: _lacking("tensorstore", address)
     store = _bucket(address)
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
     for driver in ("zarr3", "zarr"):
         try: return _Slices(ts.open({"driver": driver, "kvstore": store}, read=True,
                                     context=context).result())
         except Exception as e: why = e
-    raise RecordingError("this array cannot be opened", where=address, found=str(why)[:160],
-                         expected="a Zarr array", fix="Look at the address and the network")
+    refuse(address, "this array cannot be opened", "a Zarr array", str(why)[:160],
+           "Look at the address and the network")
 
 
 def _bucket(address):
@@ -154,7 +151,7 @@ class _Slices:
 
     def __getitem__(self, key): return self.store[key].read().result()
 
-# %% ../../../nbs/recordings/video/reader.ipynb #4fbf73fb
+# %% ../../../nbs/recordings/video/reader.ipynb #d4f5b404
 def open_hdf5(
     path,                    # an HDF5 file
     name: str | None = None, # of the array in it
@@ -167,20 +164,18 @@ def open_hdf5(
         name = large[0] if len(large) == 1 else f"{len(large)} arrays with four axes"
     if name in found: return View(found[name], where=path)
     file.close()
-    raise RecordingError("it is not clear which array is the video", where=path, found=name,
-                         expected="one of " + ", ".join(found), fix="Give its name: name=")
+    refuse(path, "it is not clear which array is the video", "one of " + ", ".join(found), name,
+           "Give its name: name=")
 
 
-def arrays_in(
-    f,       # an open HDF5 file
-) -> dict:   # datasets by name
-    "The arrays of a file and of its groups."
+def arrays_in(f) -> dict:   # an open HDF5 file
+    "The arrays of a file and of its groups, by name."
     import h5py
     found = {}
     f.visititems(lambda k, v: found.update({k: v}) if isinstance(v, h5py.Dataset) else None)
     return found
 
-# %% ../../../nbs/recordings/video/reader.ipynb #91a82743
+# %% ../../../nbs/recordings/video/reader.ipynb #bfbd80e9
 class Tiffs:
     "TIFF files as an array of time, z, y, x."
     ndim = 4
@@ -189,11 +184,11 @@ class Tiffs:
         self.paths = [Path(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
         self.where = self.paths[0]
         pages, plane = self._pages(self.paths[0], None)
-        if planes and len(self.paths) == 1: frames, self.planes = divmod(pages, planes)[0], planes
+        if planes and len(self.paths) == 1: frames, self.planes = pages // planes, planes
         else: frames, self.planes = len(self.paths), pages
-        if planes and pages % planes: raise RecordingError(
-            "the pages do not make whole volumes", where=self.paths[0], found=f"{pages} pages",
-            expected=f"a multiple of {planes}", fix="Give the number of planes: planes=")
+        if planes and pages % planes:
+            refuse(self.where, "the pages do not make whole volumes", f"a multiple of {planes}",
+                   f"{pages} pages", "Give the number of planes: planes=")
         self.shape, self.dtype = (frames, self.planes, *plane.shape), plane.dtype
 
     def __len__(self): return self.shape[0]
@@ -218,11 +213,10 @@ class Tiffs:
 
     def _volume(self, i, planes):
         one = len(self.paths) == 1
-        pages = planes + i * self.planes * one
-        got = self._pages(self.paths[0 if one else i], pages.tolist())
-        if any(p.shape != self.shape[2:] for p in got): raise RecordingError(
-            "frames differ in size", where=self.paths[0 if one else i], found=got[0].shape,
-            expected=self.shape[2:])
+        path, pages = self.paths[0 if one else i], planes + i * self.planes * one
+        got = self._pages(path, pages.tolist())
+        if any(p.shape != self.shape[2:] for p in got):
+            refuse(path, "frames differ in size", self.shape[2:], got[0].shape)
         return np.array(got)
 
 # %% ../../../nbs/recordings/video/reader.ipynb #a19453f3
@@ -236,15 +230,14 @@ def _series_format(folder):
         return shape, kind, np.dtype([("key", keys.newbyteorder("<"), 3),
                                       ("value", kind.newbyteorder("<"), T)])
 
-# %% ../../../nbs/recordings/video/reader.ipynb #2c6c3971
+# %% ../../../nbs/recordings/video/reader.ipynb #20e2e22b
 def _records(folder, record):
     "All files' records, where they lie."
     made = []
     for path in sorted(folder.glob("*.bin")):
-        if path.stat().st_size % record.itemsize: raise RecordingError(
-            "the file does not hold whole records", where=path,
-            found=f"{path.stat().st_size} bytes", expected=f"a multiple of {record.itemsize}",
-            fix=AGAIN)
+        if path.stat().st_size % record.itemsize:
+            refuse(path, "the file does not hold whole records", f"a multiple of {record.itemsize}",
+                   f"{path.stat().st_size} bytes", AGAIN)
         with intact(path): made.append(np.memmap(path, record, "r"))
     return made
 
@@ -256,14 +249,13 @@ def _places(records, shape, folder):
     for i, part in enumerate(records):
         y, x, z = part["key"].T
         if any(k.min(initial=0) < 0 or k.max(initial=0) >= n for k, n in zip((z, y, x), shape)):
-            raise RecordingError("a voxel lies outside of the volume", where=folder, fix=AGAIN,
-                                 expected=f"{' × '.join(map(str, shape))} voxels")
+            refuse(folder, "a voxel lies outside of the volume",
+                   f"{' × '.join(map(str, shape))} voxels", fix=AGAIN)
         rows[z, y, x] = np.stack([np.full(len(part), i), np.arange(len(part))], 1)
     lost = int((rows[..., 0] < 0).sum())
     if not lost and total == rows[..., 0].size: return rows
-    raise RecordingError("voxels are missing" if lost else "voxels are there twice", where=folder,
-                         found=f"{lost or total - rows[..., 0].size} of them", fix=AGAIN,
-                         expected=f"{rows[..., 0].size} records")
+    refuse(folder, "voxels are missing" if lost else "voxels are there twice",
+           f"{rows[..., 0].size} records", f"{lost or total - rows[..., 0].size} of them", AGAIN)
 
 # %% ../../../nbs/recordings/video/reader.ipynb #febdde64
 class Series:
@@ -288,7 +280,7 @@ class Series:
             out[here] = part["value"][rows[here, 1]][:, t]
         return np.moveaxis(out, -1, 0) if isinstance(t, slice) else out
 
-# %% ../../../nbs/recordings/video/reader.ipynb #e577cc38
+# %% ../../../nbs/recordings/video/reader.ipynb #096c70d4
 def open_video(
     path,                # a file, a folder or an address
     name=None,           # of the array in an HDF5 file
@@ -305,10 +297,9 @@ def open_video(
         elif tiffs: array = Tiffs(tiffs)
         elif seen.container == "tiff": array = Tiffs(place, planes)
         elif seen.container == "hdf5": array = open_hdf5(place, name)
-        else: raise RecordingError(
-            "this is no video that we know", where=path, found=seen.container or "another file",
-            expected="a Zarr array, HDF5, TIFF files, or a folder with conf.json and *.bin",
-            fix="Make a recording of it: standard.video, then save")
+        else: refuse(path, "this is no video that we know", "a Zarr array, HDF5, TIFF files, or a "
+                     "folder with conf.json and *.bin", seen.container or "another file",
+                     "Make a recording of it: standard.video, then save")
     return View(array, axes) if axes else array
 
 
@@ -317,15 +308,12 @@ def _tiffs(seen):
     return sorted(seen.path / k for k in seen.names if k.lower().endswith((".tif", ".tiff"))
                   and k[0] != ".") if seen.container == "folder" else []
 
-# %% ../../../nbs/recordings/video/reader.ipynb #e9dd8d83
+# %% ../../../nbs/recordings/video/reader.ipynb #90541317
 def read_film(
-    path: str | Path,              # a file or a folder
-    *,
-    name: str | None = None,       # of the array in an HDF5 file
-    planes: int | None = None,     # pages that make a volume, where a single TIFF file holds all
-    axes=None,                     # the file's axes in the order t, z, y, x; None leaves them
-    sampling_rate: float | None = None,  # volumes a second; None: 1, assumed
-) -> list:                         # a recording of kind video, lazy
+    path, *,
+    name=None, planes=None, axes=None,   # as for `open_video`
+    sampling_rate=None,                  # volumes a second; None: 1, assumed
+) -> list:                               # a recording of kind video, lazy
     "Read a film in one of the raw formats."
     path = Path(path)
     array = open_video(path, name, planes, axes)
@@ -338,13 +326,11 @@ def read_film(
 
 READERS = {"film": read_film, "clusters": read_clusters, "suite2p": read_suite2p}
 
-# %% ../../../nbs/recordings/video/reader.ipynb #62501cf6
+# %% ../../../nbs/recordings/video/reader.ipynb #14c84c8b
 _CLUSTERS = {"traces", "region_names", "cluster_ids", "sampling_rate_hz"}
 
 
-def kind_of(
-    seen: Look,   # a file or folder from outside
-) -> str | None:  # a key of `READERS`
+def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of film or of traces of cells it has; None if it is none of ours."
     names = seen.names
     if seen.container == "npz": return "clusters" if _CLUSTERS <= names else None
@@ -359,8 +345,6 @@ def kind_of(
     return "film" if seen.container == "tiff" else None
 
 
-def beside(
-    seen: Look,   # a file from outside
-) -> bool:
+def beside(seen: Look) -> bool:
     "Whether a file holds the masks of traces."
     return seen.container == "npz" and {"ypix", "xpix", "roi"} <= seen.names

@@ -16,13 +16,8 @@ from ...core import ParameterError
 from ..simulate import calcium, generator, provenance, with_truth, within
 from ..standard import video
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #d040c679
-def place(
-    cells: int,                # how many
-    size: np.ndarray,          # of the volume, µm  # z y x
-    radius: float,             # of a cell, µm
-    rng: np.random.Generator,  # where they come from
-) -> np.ndarray:               # centres, µm  # cell 3
+# %% ../../../nbs/recordings/video/simulate.ipynb #83c97d9b
+def place(cells: int, size, radius: float, rng) -> np.ndarray:   # µm  # z y x → cell 3
     "Centres of cells that do not overlap and lie inside the volume, as far as it is thick enough."
     margin = np.minimum(radius, np.asarray(size) / 2)
     centres = np.empty((0, 3))
@@ -36,27 +31,15 @@ def place(
                              fix="Ask for fewer or smaller cells, or a larger shape")
     return centres
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #189ba7c5
-def masks(
-    centres: np.ndarray,   # µm  # cell 3
-    shape: tuple,          # voxels  # z y x
-    voxel_size: tuple,     # µm  # z y x
-    radius: float,         # µm
-) -> np.ndarray:           # cell that each voxel belongs to, 0 = none
-    "Which voxel belongs to which cell."
+# %% ../../../nbs/recordings/video/simulate.ipynb #e1daf520
+def masks(centres, shape: tuple, voxel_size: tuple, radius: float) -> np.ndarray:   # lengths in µm
+    "Which cell each voxel belongs to, 0 = none."   # z y x
     at = (np.indices(shape).reshape(3, -1).T + 0.5) * voxel_size
     _, nearest = cKDTree(centres).query(at, distance_upper_bound=radius)
     return np.where(nearest == len(centres), 0, nearest + 1).reshape(shape).astype(np.int32)
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #1136b551
-def wiring(
-    centres: np.ndarray,       # µm  # cell 3
-    rng: np.random.Generator,  # where partners, weights and delays come from
-    coupling: float = 0.6,     # sum of the weights that a cell hears
-    near: int = 3,             # neighbours
-    far: int = 2,              # distant partners
-    longest: int = 5,          # longest delay, frames
-) -> tuple[np.ndarray, np.ndarray]:  # weights and delays  # to from
+# %% ../../../nbs/recordings/video/simulate.ipynb #14965e5f
+def wiring(centres, rng, coupling=0.6, near=3, far=2, longest=5) -> tuple:   # each: to from
     "A matrix of weights and one of delays in frames; 0 where there is no connection."
     n = len(centres)
     order = np.argsort(((centres[:, None] - centres) ** 2).sum(-1), axis=1, kind="stable")
@@ -70,13 +53,8 @@ def wiring(
     return coupling * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12), delay
 
 
-def propagate(
-    drive: np.ndarray,   # what reaches each cell from outside  # time cell
-    weight: np.ndarray,  # to from
-    delay: np.ndarray,   # frames; 0 where there is no connection
-    memory: float = 0.2,  # of a cell for itself, per frame
-) -> np.ndarray:         # activity  # time cell
-    "Activity that travels from cell to cell."
+def propagate(drive, weight, delay, memory: float = 0.2) -> np.ndarray:   # time cell
+    "Activity that travels from cell to cell; `drive` is what reaches them from outside."
     n, longest = len(weight), max(1, int(delay.max(initial=1)))
     to, source = np.nonzero(weight)
     W = csr_array((weight[to, source], (to, (delay[to, source] - 1) * n + source)),
@@ -87,15 +65,9 @@ def propagate(
         a[t] = memory * past[:n] + W @ past + drive[t - longest]
     return a[longest:]
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #6f6747ab
-def footprints(
-    centres: np.ndarray,   # µm  # cell 3
-    sigma: np.ndarray,     # of the blurred ball, µm  # 3
-    shape: tuple,          # voxels  # z y x
-    voxel_size: tuple,     # µm
-    light: float = 1.0,    # in all of a cell's voxels together
-) -> csr_array:            # cell × voxel
-    "How much of each cell's light falls on each voxel."
+# %% ../../../nbs/recordings/video/simulate.ipynb #3a15ac2d
+def footprints(centres, sigma, shape, voxel_size, light: float = 1.0) -> csr_array:   # cell × voxel
+    "How much of each cell's light falls on each voxel; all of it is `light`."
     flat, weight = np.zeros((len(centres), 1), np.int64), np.full((len(centres), 1), light)
     for c, s, n, v in zip(centres.T, sigma, shape, voxel_size):
         reach = math.ceil(3 * s / v) + 1
@@ -143,12 +115,10 @@ class Frames:
         "Pairs of a first frame's number and a block of frames, all through the film."
         for t in range(0, len(self), size): yield t, self[t:t + size]
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #e12e3ac3
+# %% ../../../nbs/recordings/video/simulate.ipynb #8b74acf7
 CONDITIONS = {"dark": (100, 0), "flash": (100, 20), "dots": (100, 12)}  # frames, period in frames
 
-def show(
-    conditions: dict,          # name: (frames, period of the stimulus in frames, 0 for none)
-) -> tuple[np.ndarray, np.ndarray]:  # condition of each frame; stimulus  # time, time covariate
+def show(conditions: dict) -> tuple:   # condition of each frame; stimulus  # time, time covariate
     "The stimuli, condition after condition; each lasts two frames."
     if not conditions or any(np.shape(v) != (2,) for v in conditions.values()):
         raise ParameterError("there is nothing to show", where="conditions", found=conditions,
@@ -165,13 +135,7 @@ def show(
     on = (period > 0) & (since % np.maximum(period, 1) < 2)
     return which.astype(np.int8), np.eye(len(frames), dtype=np.float32)[which] * on[:, None]
 
-# %% ../../../nbs/recordings/video/simulate.ipynb #32ceb791
-def _arriving(drive, late):
-    "What reaches each cell so many frames later."  # time cell
-    at = np.arange(len(drive))[:, None] - late
-    return np.where(at < 0, 0, np.take_along_axis(drive, at.clip(0), axis=0))
-
-
+# %% ../../../nbs/recordings/video/simulate.ipynb #a53409d9
 def _brain(which, stimulus, p):
     "Where the cells are, how they are wired, and what they do."
     stream = lambda name: generator(p["seed"], name)
@@ -183,8 +147,10 @@ def _brain(which, stimulus, p):
     sensory *= rng.random((n, kinds)) < p["responding"]
     shape, skip = (len(which) + 50, n), 50
     events = (rng.random(shape) < 0.05) * rng.exponential(1.0, shape)
-    late = np.rint(p["travel"] * centres[:, 2] / size[2]).astype(int)
-    events[skip:] += _arriving(stimulus @ sensory.T, late)
+    late = np.rint(p["travel"] * centres[:, 2] / size[2]).astype(int)   # frames
+    at = np.arange(len(which))[:, None] - late
+    arriving = np.take_along_axis(stimulus @ sensory.T, at.clip(0), axis=0)
+    events[skip:] += np.where(at < 0, 0, arriving)
     activity = propagate(events, weight, delay)
     rate = p["frame_rate"]
     bright = np.exp(0.3 * stream("brightness").standard_normal(n))

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FRAMES', 'PERIOD', 'nine_conditions', 'benchmark_fish', 'specimens']
 
-# %% ../../../nbs/recordings/video/simulate_fish.ipynb #128aecdc
+# %% ../../../nbs/recordings/video/simulate_fish.ipynb #d56fb4b1
 import xarray as xr
 
-from ...core import ParameterError
+from ..simulate import within
 from .simulate import fish
 
-# %% ../../../nbs/recordings/video/simulate_fish.ipynb #90b460ce
+# %% ../../../nbs/recordings/video/simulate_fish.ipynb #8147d51f
 FRAMES = {"gain": 649, "dots": 1773, "flash": 656, "taxis": 657, "turning": 1312, "position": 591,
           "open_loop": 985, "rotation": 656, "dark": 600}
 PERIOD = {"gain": 64, "dots": 48, "flash": 32, "taxis": 56, "turning": 64, "position": 64,
@@ -23,10 +23,8 @@ def nine_conditions(
     pace: float = 1.0,   # of the public recording's periods
 ) -> dict:               # name → (frames, period), as `fish` takes them
     "The benchmark's conditions, shorter."
-    if not 0 < scale <= 1: raise ParameterError("the scale is out of range", found=scale,
-                                                expected="above 0, at most 1")
-    if not 0 < pace <= 1: raise ParameterError("the pace is out of range", found=pace,
-                                               expected="above 0, at most 1")
+    for name, share in {"the scale": scale, "the pace": pace}.items():
+        within(name, share, 0, 1, above=True)
     return {k: (max(2, round(n * scale)), round(PERIOD[k] * pace)) for k, n in FRAMES.items()}
 
 

@@ -49,23 +49,20 @@ def _over_time(given, T):
         else: kept[name] = v
     return kept, report
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #2ecb607d
-def _stamps(time, frames, times, where):
-    "The first time stamps, where there are more than frames and that is asked for."
-    if times == "first" and len(time) > frames:
-        note = {"time": f"{len(time) - frames} of {len(time)} time stamps", "action": "dropped",
-                "reason": f"there are {frames} frames; the first are taken"}
-        return time[:frames], [note]
-    refuse(where, f"{frames} frames but {len(time)} time stamps", fix='times="first" takes the '
-           "first ones" if len(time) > frames else "Download the file again")
-
-
+# %% ../../../nbs/recordings/worm/flavell.ipynb #a8c11ab6
 def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
     "A worm from what either container holds; time begins at its first frame."
     time, x = np.ravel(np.asarray(time, float)), np.asarray(x, float)
     if x.ndim != 2: refuse(where, "`trace_array` is not a matrix", "neurons × time",
                            " × ".join(map(str, x.shape)), "Download the file again")
-    time, cut = (time, []) if len(time) in x.shape else _stamps(time, max(x.shape), times, where)
+    cut, frames, stamps = [], max(x.shape), len(time)
+    if stamps not in x.shape:
+        if times != "first" or stamps < frames:
+            refuse(where, f"{frames} frames but {stamps} time stamps", fix='times="first" takes '
+                   "the first ones" if stamps > frames else "Download the file again")
+        cut = [{"time": f"{stamps - frames} of {stamps} time stamps", "action": "dropped",
+                "reason": f"there are {frames} frames; the first are taken"}]
+        time = time[:frames]
     N = x.shape[0] if x.shape[1] == len(time) else x.shape[1]
     names, sure = _column_labels(labels, N, where)
     kept, report = _over_time(behaviour, len(time))
@@ -75,16 +72,11 @@ def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
                      clock_start=float(time[0]) if len(time) else 0.0, licence="not stated",
                      **about)
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #85cebf70
+# %% ../../../nbs/recordings/worm/flavell.ipynb #ea82fb34
 JSON = ("timestamp_confocal", "trace_array", "labeled")
 
 
-def read_flavell_json(
-    path: str | Path,         # the file
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    times: str = "",          # "first": cut time stamps to as many as there are frames
-) -> list:                    # one recording
+def read_flavell_json(path, *, uncertain=False, times="") -> list:   # "first": cut time stamps
     "Read a worm of Atanas 2023 from JSON."
     path, again = Path(path), "Download the file again from its source"
     with intact(path, again): d = json.loads(raw := path.read_bytes())
@@ -103,12 +95,9 @@ def read_flavell_json(
                   **simulated, doi="10.1016/j.cell.2023.07.035",
                   sha256=hashlib.sha256(raw).hexdigest())]
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #5c71a1f0
-def labels_in(
-    path: Path,   # a file of labels: JSON, or the laboratory's own JLD2
-    uid: str,     # name of the worm
-):                # labels by trace column; None if the file has none of this worm
-    "The labels of one worm among many."
+# %% ../../../nbs/recordings/worm/flavell.ipynb #694c2be1
+def labels_in(path: Path, uid: str):   # a file of labels: JSON, or the laboratory's own JLD2
+    "The labels of one worm among many, by trace column; None if it is not in the file."
     with intact(path, "Download the file again"):
         if path.suffix != ".jld2":
             found = json.loads(path.read_bytes()).get(uid)
@@ -134,32 +123,22 @@ def _julia(f, v):
     return v.item() if hasattr(v, "item") else v
 
 
-def _labels_beside(path, uid, labels):
-    "The labels of a worm: given, or from a file beside its own; none if there are none."
-    for p in [Path(labels)] if labels else label_files(path.parent):
-        if found := labels_in(p, uid): return found, p.name
-    return {}, ""
-
-
-def label_files(
-    folder: Path,
-) -> list:   # JSON first
-    "The files of labels in a folder."
+def label_files(folder: Path) -> list:
+    "The files of labels in a folder, JSON first."
     named = [p for p in folder.iterdir() if "label" in p.name.lower()]
     return sorted((p for p in named if p.suffix in (".json", ".jld2")), key=lambda p: (
         p.suffix != ".json", p.name))
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #dd5e7bb4
+# %% ../../../nbs/recordings/worm/flavell.ipynb #69968b9f
 H5 = ("gcamp/trace_array", "timing/timestamp_confocal")
 
 
 def read_flavell_h5(
-    path: str | Path,         # the file
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    labels=None,              # a file of labels, JSON or JLD2; None looks beside the file
-    times: str = "",          # "first": cut time stamps to as many as there are frames
-) -> list:                    # one recording
+    path, *,
+    uncertain=False,  # take names marked with ?
+    labels=None,      # a file of labels, JSON or JLD2; None looks beside the file
+    times="",         # "first": cut time stamps to as many as there are frames
+) -> list:            # one recording
     "Read a worm of Dag 2023 or Atanas 2023 from HDF5."
     path = Path(path)
     uid, again = path.stem.removesuffix("-data"), "Download the file again from its source"
@@ -170,7 +149,8 @@ def read_flavell_h5(
         behaviour = {k: values(d) for k, d in f.get("behavior", {}).items()
                      if d.shape and d.shape[0] in (*x.shape, len(time))}
         simulated = {"simulated": True} if "simulated" in f.attrs else {}
-    found, name = _labels_beside(path, uid, labels)
+    files = [Path(labels)] if labels else label_files(path.parent)
+    found, name = next(((d, p.name) for p in files if (d := labels_in(p, uid))), ({}, ""))
     return [_worm(x, time, found, behaviour, f"{path}, worm {uid}", uncertain, times, subject=uid,
                   file=path.name, **simulated, labels_file=name, doi="10.1016/j.cell.2023.04.023",
                   sha256=sha256(path))]

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['GAPS', 'SOURCES', 'clean_names', 'fill_gaps', 'recording']
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #a3dc4dd7
+# %% ../../../nbs/recordings/worm/labels.ipynb #efe46a19
 import re
 from collections import Counter
 
 import numpy as np
 
-from ...core import RecordingError
 from ..guard import refuse
-from ..standard import NEURONS, traces
+from ..standard import NEURONS, parts_of, traces
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #8fb65953
-def _clean(label, uncertain, awc_on):
+# %% ../../../nbs/recordings/worm/labels.ipynb #c42c02e7
+def _clean(label, uncertain):
     "One label: its canonical name or None, and the reason where it was not taken as it stands."
     if isinstance(label, (list, tuple, np.ndarray)):
         given = [v for v in label if str(v).strip()] or [""]
-        name, reason = _clean(given[0], uncertain, awc_on)
+        name, reason = _clean(given[0], uncertain)
         return name, reason or (None if len(given) == 1 else "the first name of a list")
     if label in _ROW: return label, None
     text = "" if label is None else str(label).strip().upper()
@@ -28,9 +27,7 @@ def _clean(label, uncertain, awc_on):
         return None, "a number, no name" if re.search(r"\d", text) else "no name in the file"
     if "?" in text and not uncertain: return None, "uncertain in the file"
     name = re.sub(r"^([A-Z]+)0+(?=[1-9])", r"\1", text.replace("?", "").strip())
-    if name in ("AWCON", "AWCOFF"):
-        if awc_on is None: return None, "the file does not say on which side"
-        name = "AWC" + (awc_on if name == "AWCON" else "LR".replace(awc_on, ""))
+    if name in ("AWCON", "AWCOFF"): return None, "the file does not say on which side"
     if name in _ROW: return name, None if name == label else f"written {str(label).strip()}"
     members = [n for n in NEURONS if re.fullmatch(re.escape(name) + r"([LR]|[DV][LR]?|\d+)", n)]
     return None, f"a class: {', '.join(members)}" if members else "not one of the 302 neurons"
@@ -38,15 +35,10 @@ def _clean(label, uncertain, awc_on):
 
 _ROW = frozenset(NEURONS)
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #a9afe4b7
-def clean_names(
-    raw,                       # labels as they are in the file, one for each neuron
-    *,
-    uncertain: bool = False,   # take names that the file marks with ?
-    awc_on: str | None = None, # "L" or "R": the side of AWC-ON, where the file gives it
-) -> tuple[list, list]:        # a distinct name for each neuron, and a report
+# %% ../../../nbs/recordings/worm/labels.ipynb #0065b553
+def clean_names(raw, *, uncertain: bool = False) -> tuple[list, list]:   # labels as in the file
     "Canonical names, `?` and a number where there is none, and an entry for every change."
-    cleaned = [_clean(label, uncertain, awc_on) for label in raw]
+    cleaned = [_clean(label, uncertain) for label in raw]
     count = Counter(name for name, _ in cleaned if name)
     names, report, width = [], [], max(3, len(str(len(cleaned) - 1)))
     for i, (label, (name, reason)) in enumerate(zip(raw, cleaned)):
@@ -64,41 +56,31 @@ def _shown(label):
     many = isinstance(label, (list, tuple, np.ndarray))
     return ", ".join(map(str, label)) if many else str(label)
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #3fe46b31
+# %% ../../../nbs/recordings/worm/labels.ipynb #b19f8119
 GAPS = 0.05  # share of frames that a neuron may miss
 
 
-def fill_gaps(
-    x: np.ndarray,          # traces  # time neuron
-    limit: float = GAPS,    # share of frames that a neuron may miss
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # traces from the start, who is kept, missing
+def fill_gaps(x) -> tuple:   # traces  # time neuron; from the start, who is kept, missing frames
     "Hold the last value through short gaps; drop neurons with long ones, and frames before all."
     N = x.shape[1]
     with np.errstate(all="ignore"):
         if np.isfinite(x.sum()): return x, np.ones(N, bool), np.zeros(N, int)
     bad = ~np.isfinite(x)                                       # t n
     missing = bad.sum(0)
-    keep = missing <= limit * len(x)
+    keep = missing <= GAPS * len(x)
     x, bad = x[:, keep], bad[:, keep]
     start = bad.argmin(0).max(initial=0)                        # by then all have been seen
     missing[keep] = bad[start:].sum(0)
     last = np.maximum.accumulate(np.where(bad, 0, np.arange(len(x))[:, None]), axis=0)
     return np.take_along_axis(x, last[start:], 0), keep, missing
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #364d1eec
+# %% ../../../nbs/recordings/worm/labels.ipynb #c35296c1
 def time_first(x, T, where):
     "Traces with time first: the side that is as long as the time vector."
     if x.ndim == 2 and x.shape[1] == T: return x.T
     if x.ndim == 2 and x.shape[0] == T: return x
     refuse(where, "traces and time vector do not match", f"a side of {T} frames",
            " × ".join(map(str, x.shape)), "Correct the file")
-
-
-def _late(x, names, keep, start):
-    "An entry for the frames left out at the beginning."
-    unseen = ~np.isfinite(x[:start]).any(0) & keep
-    return {"neuron": "", "label": "", "action": "frames dropped", "reason": f"the first {start} "
-            f"of {len(x)}: {names[unseen.argmax()]} has no value in them"}
 
 
 def _gap_report(names, labels, missing, keep, T):
@@ -109,19 +91,15 @@ def _gap_report(names, labels, missing, keep, T):
         yield {"neuron": n, "label": _shown(label), "action": "filled" if kept else "dropped",
                "reason": reason + ("; the last value before is held" if kept else "")}
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #18b6d953
+# %% ../../../nbs/recordings/worm/labels.ipynb #4e436a75
 def recording(
-    x,                       # traces, either way round
-    labels,                  # as they are in the file, one for each neuron
-    time,                    # seconds of each frame
-    *,
+    x, labels, time, *,      # traces either way round; labels as they are in the file
     where: str,              # file and worm, for messages
     uncertain: bool = False, # take names that the file marks with ?
-    of_neurons=None,         # further variables, one value for each neuron
-    behaviour=None,          # further variables by name  # time …
+    of_neurons=None, behaviour=None,   # further variables by name
     derivative=None,         # of the traces, as the file has it, either way round
     report=(),               # what the reader has already changed
-    **about,                 # subject, source, state, doi …, as for `traces`
+    **about,                 # as for `traces`
 ):                           # a recording of kind traces
     "One worm from its parts: names cleaned, gaps filled, checked."
     time = np.ravel(np.asarray(time, float))
@@ -133,7 +111,10 @@ def recording(
     filled, keep, missing = fill_gaps(x if x.dtype.kind == "f" else x.astype(float))
     changes += _gap_report(names, labels, missing, keep, len(time))
     if start := len(x) - len(filled):
-        changes.insert(0, _late(x, names, keep, start))
+        unseen = ~np.isfinite(x[:start]).any(0) & keep
+        changes.insert(0, {"neuron": "", "label": "", "action": "frames dropped", "reason":
+                           f"the first {start} of {len(x)}: {names[unseen.argmax()]} has no value "
+                           "in them"})
         if "state" in about: about["state"] = np.asarray(about["state"])[start:]
         behaviour = {k: np.asarray(v)[start:] for k, v in (behaviour or {}).items()}
     if not keep.any():
@@ -144,15 +125,9 @@ def recording(
     if x.shape in (slope.shape, slope.T.shape):
         slope = slope if slope.shape == x.shape else slope.T
         own["derivative"] = (("time", "neuron"), slope[start:, keep])
-    try: return traces(filled, [n for n, k in zip(names, keep) if k], time[start:],
-                       behaviour={**(behaviour or {}), **own}, report=[*report, *changes], **about)
-    except RecordingError as e: refuse(_place(where, e.where), e.what, e.expected, e.found, e.fix)
-
-
-def _place(where, at):
-    "File and worm, with the frame or neuron that an error of the standard adds."
-    detail = str(at or "").partition(", ")[2]
-    return f"{where}, {detail}" if detail else where
+    with parts_of(where):
+        return traces(filled, [n for n, k in zip(names, keep) if k], time[start:],
+                      behaviour={**(behaviour or {}), **own}, report=[*report, *changes], **about)
 
 # %% ../../../nbs/recordings/worm/labels.ipynb #1a526aeb
 SOURCES = {  # name → doi

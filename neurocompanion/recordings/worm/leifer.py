@@ -33,33 +33,25 @@ def _numbers(raw, where):
                f"{len(lines[row].split())} in row {row + 1}", "Download it again from its source")
     return v.reshape(len(lines), width)
 
-# %% ../../../nbs/recordings/worm/leifer.ipynb #31800742
-def _parse(part, raw, where):
-    "The content of one of the three files of a worm."
-    if part == "labels": return raw.decode(errors="replace").splitlines()
-    x = _numbers(raw, where)
-    return x if part == "gcamp" else x[:, 0]
-
-
+# %% ../../../nbs/recordings/worm/leifer.ipynb #6aeec2d0
 def _one(parts, key, path, uncertain, **about):
     "A worm from its three files."
-    where, x, labels = f"{path}, worm {key}", parts["gcamp"], parts["labels"]
-    if len(x) != len(parts["t"]):
-        refuse(where, "traces and time vector do not match", f"{len(x)} times", len(parts["t"]),
+    where, (x, labels, t) = f"{path}, worm {key}", (parts[k] for k in ("gcamp", "labels", "t"))
+    if len(x) != len(t):
+        refuse(where, "traces and time vector do not match", f"{len(x)} times", len(t),
                "Download it again from its source")
     if len(labels) < x.shape[1]:
         refuse(where, "traces and names do not match", f"{x.shape[1]} lines in the labels",
                len(labels), "Download it again from its source")
-    spare = [s for s in labels[x.shape[1]:] if s.strip()]
     report = [{"neuron": "", "label": s, "action": "dropped", "reason": "a label without a trace"}
-              for s in spare]
+              for s in labels[x.shape[1]:] if s.strip()]
     # time × neuron is certain here, so a square table is not turned
-    return recording(x.T if x.shape[1] == len(x) else x, labels[:x.shape[1]], parts["t"],
+    return recording(x.T if x.shape[1] == len(x) else x, labels[:x.shape[1]], t[:, 0],
                      where=where, uncertain=uncertain, subject=f"leifer-{key}", report=report,
                      units="fluorescence", source="leifer2023", doi=SOURCES["leifer2023"],
                      licence="not stated", file=path.name, **about)
 
-# %% ../../../nbs/recordings/worm/leifer.ipynb #b528b71b
+# %% ../../../nbs/recordings/worm/leifer.ipynb #1d5894a1
 class _Hashed(io.RawIOBase):
     "A file that is hashed while it is read."
     def __init__(self, f): self.f, self.sha = f, hashlib.sha256()
@@ -80,7 +72,9 @@ def _collect(files, path, uncertain, digest, bad):
         key, part = found[1] or "0", found[2]
         if part in waiting.setdefault(key, {}) or key in made:
             refuse(path, f"`{key}_{part}.txt` is there twice", "one of it", name, "Remove one")
-        waiting[key][part] = _parse(part, read(), f"{path}, {key}_{part}.txt")
+        raw = read()
+        waiting[key][part] = raw.decode(errors="replace").splitlines() if part == "labels" else \
+            _numbers(raw, f"{path}, {key}_{part}.txt")
         if len(waiting[key]) == 3:
             made[key] = each_of(lambda k: _one(waiting.pop(k), k, path, uncertain), [key], bad)
     each_of(lambda left: _complete(*left, path), waiting.items(), bad)
@@ -119,13 +113,8 @@ def leifer_files(folder):
     "The worms' files in a folder, if it holds any."
     return [p for p in sorted(folder.glob("*.txt")) if _PART.match(p.name)]
 
-# %% ../../../nbs/recordings/worm/leifer.ipynb #0e09d741
-def read_leifer(
-    path: str | Path,         # the archive, or a folder that it was unpacked into
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    bad: list | None = None,  # takes the worms that cannot be read; None: the first one is an error
-) -> list:                    # a recording for each worm
+# %% ../../../nbs/recordings/worm/leifer.ipynb #3735dcf8
+def read_leifer(path, *, uncertain=False, bad=None) -> list:   # a recording for each worm
     "Read the worms of Randi 2023 from their archive or its folder."
     path = Path(path)
     if path.is_dir():

@@ -15,10 +15,8 @@ from .leifer import leifer_files, read_leifer
 from .yemini import read_yemini
 from .zimmer import read_zimmer, zimmer_root
 
-# %% ../../../nbs/recordings/worm/reader.ipynb #6ebcac5d
-def kind_of(
-    seen: Look,   # a file or folder from outside
-) -> str | None:  # a key of `READERS`
+# %% ../../../nbs/recordings/worm/reader.ipynb #d1939d6b
+def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of worms it has, by its contents; None if it is none of ours."
     names = seen.names
     if seen.container == "folder": return "leifer" if leifer_files(seen.path) else None
@@ -32,17 +30,13 @@ def kind_of(
     return "zimmer" if zimmer_root(names) else None
 
 
-def beside(
-    seen: Look,   # a file from outside
-) -> bool:
+def beside(seen: Look) -> bool:
     "Whether a file holds labels, which are read with the worms beside it."
     return "label" in seen.path.name.lower() and seen.path.suffix in (".json", ".jld2")
 
 
-def side_files(
-    path: Path,   # a file of worms
-) -> list:
-    "The files beside it that are read with it."
+def side_files(path: Path) -> list:
+    "The files beside a file of worms that are read with it."
     return label_files(path.parent) if path.suffix == ".h5" else []
 
 # %% ../../../nbs/recordings/worm/reader.ipynb #2006406e

@@ -22,14 +22,9 @@ CYCLE = {  # state: median seconds, spread of the log, direction of its pull in 
     "turn": (6.9, 0.35, 270.0),
 }
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #cf037108
-def command(
-    frames: int,                # how many frames
-    frame_rate: float,          # frames per second
-    rng: np.random.Generator,   # where the durations come from
-    cycle: dict = CYCLE,        # the ring of states
-) -> np.ndarray:                # the state of each frame, a number into `list(cycle)`
-    "A walk round the ring of states, which begins at a random one."
+# %% ../../../nbs/recordings/worm/simulate.ipynb #9d1c8185
+def command(frames: int, frame_rate: float, rng, cycle=CYCLE) -> np.ndarray:
+    "A walk round the ring from a random state: of each frame the place of its state in `cycle`."
     bouts, names, k = [], list(cycle), int(rng.integers(len(cycle)))
     total = 0
     while total < frames:
@@ -48,12 +43,8 @@ TUNED = {  # the neurons that are known to follow a state, by the first letters 
 SHARED = ("AIBL", "AIBR", "ALA", "AVAL", "AVAR", "AVBL", "AVER", "RID", "RIML", "RIMR",
           "RMED", "RMEL", "RMER", "VB1", "VB2")  # 15 of those named in all worms of Kato et al.
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #1c56e0c5
-def anatomy(
-    rng: np.random.Generator,  # whose brain
-    latents: int = 10,         # how many latent variables, the first two are the command's
-    cycle: dict = CYCLE,       # the states that neurons may follow
-) -> dict:                     # arrays over the 302 neurons, in standard units
+# %% ../../../nbs/recordings/worm/simulate.ipynb #6d99c34c
+def anatomy(rng, latents: int = 10, cycle=CYCLE) -> dict:   # over the 302, in standard units
     "One brain, drawn at random."
     n, pull = len(NEURONS), np.deg2rad([angle for *_, angle in cycle.values()])
     follows = rng.integers(len(cycle), size=n)
@@ -67,15 +58,8 @@ def anatomy(
     return {"coupling": rng.standard_normal((n, n)), "loading": loading,            # i j
             **{k: rng.standard_normal(n) for k in ("bias", "brightness", "decay")}}         # i
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #d743d186
-def individual(
-    species: dict,      # the brain that all share
-    own: dict,          # the brain this worm would have by itself
-    wired: np.ndarray,  # which pairs are coupled at all  # i j
-    variation: float,   # 0: a clone of the species, 1: a stranger
-    coupling: float,    # gain of the loop through the coupling
-    kinetics: float = 0.0,  # spread of the calcium decay, of its logarithm
-) -> dict:
+# %% ../../../nbs/recordings/worm/simulate.ipynb #5235c851
+def individual(species, own, wired, variation, coupling, kinetics=0.0) -> dict:   # as for `worms`
     "The brain of one worm, in the units of the model."
     keep = math.sqrt(1 - variation**2)
     mix = {k: keep * species[k] + variation * own[k] for k in species}
@@ -84,14 +68,8 @@ def individual(
             "bias": 0.7 * mix["bias"] - 2.0, "brightness": 0.35 * np.exp(0.95 * mix["brightness"]),
             "decay": 2.0 * np.exp(kinetics * np.clip(mix["decay"], -2, 2))}
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #33405b74
-def latent_walk(
-    state: np.ndarray,          # the command  # t
-    frame_rate: float,          # frames per second
-    rng: np.random.Generator,   # where the noise comes from
-    latents: int = 10,          # how many
-    cycle: dict = CYCLE,        # gives each state's direction
-) -> np.ndarray:                # t d
+# %% ../../../nbs/recordings/worm/simulate.ipynb #f55ca550
+def latent_walk(state, frame_rate: float, rng, latents: int = 10, cycle=CYCLE):   # t → t d
     "Latents that follow the command (the first two) or wander (the others)."
     pull = np.deg2rad([angle for *_, angle in cycle.values()])[state]
     mean = np.zeros((len(state), latents))
@@ -104,13 +82,8 @@ def latent_walk(
     z = [lfilter([0, 1], [1, -r], drive[:, d], zi=[start[d]])[0] for d, r in enumerate(rho)]
     return np.stack(z, axis=1)
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #f7d1b95f
-def rates(
-    z: np.ndarray,       # latents  # t d
-    brain: dict,         # from `individual`
-    frame_rate: float,   # frames per second
-    kicks: np.ndarray,   # the process noise, already scaled  # t i
-) -> np.ndarray:         # t i
+# %% ../../../nbs/recordings/worm/simulate.ipynb #d090f052
+def rates(z, brain: dict, frame_rate: float, kicks) -> np.ndarray:   # t d, …, noise  # t i → t i
     "The activity of all neurons, driven by latents, one another, and noise."
     W, a = brain["coupling"].astype(np.float32), math.exp(-1 / frame_rate)
     r = np.asarray(z @ brain["loading"].T + brain["bias"], np.float32)  # what each hears  # t i

@@ -59,7 +59,7 @@ POOL = {  # worms, labelled and recorded neurons: Table 1 of the paper
     "leifer2023": Source({"exported_data": 103},
                          69, 122, 2.0, 20, 8, jitter=0.05, pace=1.0, lag=0, noise=0.04)}
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #d4916fbd
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #726968d2
 def _shifts(n, rng, spread=0.1):
     "`n` relative shifts, in pairs that cancel; the last of an odd number is none."
     shift = np.repeat(spread * rng.uniform(-1, 1, (n + 1) // 2), 2)
@@ -67,12 +67,7 @@ def _shifts(n, rng, spread=0.1):
     if n % 2: shift[n - 1] = 0
     return shift[:n]
 
-
-def _seed(seed, *path):
-    "A seed of its own for a file."
-    return int(generator(seed, "pool", *path).integers(2**31))
-
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #5462d199
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #139957a7
 def plan(
     sources=None,            # names of sources, None for all
     *,
@@ -98,11 +93,12 @@ def _file(source, file, n, kept, minutes, seed):
     each = {k: (mean + np.rint(shift * mean)).astype(int).tolist()
             for k, mean in [("labelled", s.labelled), ("neurons", s.recorded)]}
     each["frame_rate"] = (s.rate * (1 + jitter)).round(3 if s.jitter else 9).tolist()
-    return {"source": source, "file": file, "n": kept, "seed": _seed(seed, source, file),
-            "species": seed, "duration": 60 * (minutes or s.minutes),
+    own = int(generator(seed, "pool", source, file).integers(2**31))
+    return {"source": source, "file": file, "n": kept, "seed": own, "species": seed,
+            "duration": 60 * (minutes or s.minutes),
             **{k: v[:kept] for k, v in each.items()}}
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #f519f40e
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #9fd0a962
 def _simulate(f):
     "The worms of a file, with true names in `identity`, as recordings."
     pace = POOL[f["source"]].pace
@@ -116,30 +112,28 @@ def _habits(ds, f, i):
     "What the laboratory's microscope sees of a worm, and when."
     rng, s = generator(f["seed"], "habits", i), POOL[f["source"]]
     x, time, fps = ds["trace"].values, ds["time"].values, ds.attrs["sampling_rate"]
-    if s.lag: x = _held_back(x, s.lag * fps)
+    if s.lag:                                 # an exponential filter that starts in balance
+        g = np.exp(-1 / (s.lag * fps))
+        start = g * x[: round(2 * s.lag * fps)].mean(0, keepdims=True)
+        x = lfilter([1 - g], [1, -g], x, axis=0, zi=start)[0].astype(x.dtype)
     x = x + np.float32(s.noise) * rng.standard_normal(x.shape, np.float32)
     if s.jitter: time = time + np.r_[0, 0.1 * rng.uniform(-1, 1, len(time) - 1)] / fps
     identity = ds["identity"]
     ds = observed(ds).assign(trace=(("time", "neuron"), x, ds["trace"].attrs))
     ds = ds.assign_coords(time=("time", time, ds["time"].attrs), identity=identity)
-    return ds.assign_attrs(subject=_subject(f, i))
+    subject = f"{f['file']}-{i + 1}"
+    if f["source"] == "flavell2023":          # dates from before there were such recordings
+        subject = f"2001-{1 if f['file'] == 'json' else 2:02d}-{i + 1:02d}-01"
+    return ds.assign_attrs(subject=subject)
+
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #8804fd83
+def _odd(f, made, *style):
+    "Raw labels of a file's worms, some of them odd."
+    return [_labels(ds, generator(f["seed"], "odd", i), *style) for i, ds in enumerate(made)]
 
 
-def _held_back(x, frames):
-    "An exponential filter along the first axis that starts in balance."
-    g = np.exp(-1 / frames)
-    start = g * x[: round(2 * frames)].mean(0, keepdims=True)
-    return lfilter([1 - g], [1, -g], x, axis=0, zi=start)[0].astype(x.dtype)
-
-
-def _subject(f, i):
-    "A name for a worm; dates from before there were such recordings."
-    if f["source"] != "flavell2023": return f"{f['file']}-{i + 1}"
-    return f"2001-{1 if f['file'] == 'json' else 2:02d}-{i + 1:02d}-01"
-
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #4ef05bbb
-def _odd(ds, rng, none="", padded=False, lists=False):
-    "Raw labels of one worm, some of them odd."
+def _labels(ds, rng, none="", padded=False, lists=False):
+    "Raw labels of one worm."
     known, true = ds["labelled"].values, ds["identity"].values.tolist()
     raw = [raw_name(n, k, none, padded) for n, k in zip(true, known)]
     spare, named = rng.permutation(np.flatnonzero(~known)), np.flatnonzero(known)
@@ -150,13 +144,12 @@ def _odd(ds, rng, none="", padded=False, lists=False):
     if lists: raw[named[0]] = [raw[named[0]], true[named[-1]]]
     return raw
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #9fd09836
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #de408a7f
 def _write_zimmer(folder, f, made):
     "A MATLAB 7.3 file; `WT_NoStim` names its fields as no other does."
     source, name = f["source"], f["file"]
     plain = name == "WT_NoStim"
-    raw = [_odd(ds, generator(f["seed"], "odd", i), "---", True, not plain)
-           for i, ds in enumerate(made)]
+    raw = _odd(f, made, "---", True, not plain)
     layout = "kato2015_stim" if source == "kato2015" and not plain else source
     stem, root = (f"Neuron2019_Data_{name}", f"{name}_Neuron2019") if source == "kaplan2020" else (
         name, name)
@@ -180,10 +173,10 @@ def _write_yemini(folder, f, made):
     labels = [c + "?" * (c in doubtful) for c in classes]
     return [write_yemini(folder / f"{f['file']}.mat", everyone, labels)]
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #d00b1a00
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #617312c5
 def _write_flavell(folder, f, made):
     "A file for each worm: JSON with its labels, or HDF5 with the labels of all beside them."
-    raw = [_odd(ds, generator(f["seed"], "odd", i)) for i, ds in enumerate(made)]
+    raw = _odd(f, made)
     made = [_behaving(ds, generator(f["seed"], "velocity", i)) for i, ds in enumerate(made)]
     if f["file"] == "json":
         return [write_flavell_json(folder / f"{ds.subject}.json", ds, r)
@@ -199,10 +192,10 @@ def _behaving(ds, rng):
     z = (x - x.mean("time")) / x.std("time")
     return ds.assign(trace=z.astype(x.dtype), velocity=("time", velocity))
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #3644f532
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #92eed26d
 def _write_leifer(folder, f, made):
     "One archive of text for all worms."
-    raw = [[*_odd(ds, generator(f["seed"], "odd", i)), ""] for i, ds in enumerate(made)]
+    raw = [[*labels, ""] for labels in _odd(f, made)]
     worms = [_gappy(ds, generator(f["seed"], "gaps", i)) for i, ds in enumerate(made)]
     return [write_leifer(folder / f"{f['file']}.tar.gz", worms, raw)]
 
@@ -219,14 +212,12 @@ def _gappy(ds, rng, gaps=5):
     x[:, -1] = np.nan
     return ds.assign(trace=(("time", "neuron"), x, ds["trace"].attrs))
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #de71e450
-_WRITE = {"yemini2021": _write_yemini, "flavell2023": _write_flavell, "leifer2023": _write_leifer}
-
-
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #df488877
 def _write(folder, f):
     "Simulate and write one file, or one worm after the other where each has its own."
-    made = _simulate(f)
-    return _WRITE.get(f["source"], _write_zimmer)(folder / f["source"], f, made)
+    write = {"yemini2021": _write_yemini, "flavell2023": _write_flavell,
+             "leifer2023": _write_leifer}.get(f["source"], _write_zimmer)
+    return write(folder / f["source"], f, _simulate(f))
 
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #f4ca9215
 def _parallel(do, jobs, cost, workers, desc):
@@ -294,7 +285,7 @@ def write_pool(
     written = _parallel(partial(_write, folder), files, cost, workers, "writing")
     return [path for paths in written for path in paths]
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #df4c9f4a
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #94576f98
 def _read(then, uncertain, path):
     "What `then` makes of the worms of one path."
     try: found = [ds for p in places_of(path) for ds in load(p, {"uncertain": uncertain})]
@@ -310,14 +301,14 @@ def _next(then, ds, path):
     where = f"{path}, {ds.attrs['subject']}"
     try: return then(ds)
     except NeurocompanionError as e:
-        more = "" if e.where is None else str(e.where).removeprefix(ds.attrs["subject"])
+        more = str(e.where or "").removeprefix(ds.attrs["subject"])
         raise type(e)(e.what, where=where + more, expected=e.expected, found=e.found,
                       fix=e.fix) from e
     except Exception as e:
         raise RecordingError("what follows reading fails", where=where,
                              found=f"{type(e).__name__}: {e}") from e
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #ef8b2ea1
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #c3dae5f3
 def read_pool(
     paths,                    # files or folders, as for `read`
     *,
@@ -327,7 +318,13 @@ def read_pool(
 ) -> list:                    # the recordings, or what `then` gives for each, in order
     "Read the worms of many files, several files at a time."
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if workers != 1 and len(paths) > 1: _may_travel(then)
+    if workers != 1 and len(paths) > 1:
+        try: pickle.dumps(then)
+        except Exception as e:
+            raise ParameterError("`then` cannot be sent to another process",
+                                 found=getattr(then, "__name__", type(then).__name__),
+                                 expected="a function with a name, or functools.partial of one",
+                                 fix="Define it with def, or use workers=1") from e
     do = partial(_read, then, uncertain)
     found = _parallel(do, paths, [_bytes(p) for p in paths], workers, "reading")
     return [worm for worms in found for worm in worms]
@@ -335,15 +332,4 @@ def read_pool(
 
 def _bytes(path):
     "The size of a file, or of all in a folder."
-    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
-    return sum(p.stat().st_size for p in files if p.is_file())
-
-
-def _may_travel(then):
-    "Complain about a function that cannot be sent to another process."
-    try: pickle.dumps(then)
-    except Exception as e:
-        raise ParameterError("`then` cannot be sent to another process",
-                             found=getattr(then, "__name__", type(then).__name__),
-                             expected="a function with a name, or functools.partial of one",
-                             fix="Define it with def, or use workers=1") from e
+    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())

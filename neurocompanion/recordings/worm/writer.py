@@ -6,7 +6,7 @@
 __all__ = ['WRITERS', 'write_zimmer', 'write_kato', 'write_yemini', 'write_flavell_json', 'write_flavell_h5',
            'write_flavell_labels', 'write_leifer', 'expected', 'write_worms']
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #caf43086
+# %% ../../../nbs/recordings/worm/writer.ipynb #d9187d17
 import gzip, io, json, re, tarfile
 from pathlib import Path
 
@@ -16,6 +16,9 @@ import xarray as xr
 
 from ...core import ParameterError, atomic_path
 from ..standard import NEURONS, state_names
+
+from .yemini import FIELDS, SKIP
+from .zimmer import FOUR, ZIMMER
 
 # %% ../../../nbs/recordings/worm/writer.ipynb #dbc948c6
 def raw_name(name, labelled, none="---", padded=True):
@@ -67,88 +70,62 @@ class _Matlab:
         d.attrs["MATLAB_class"] = np.bytes_(kind)
         return d.ref
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #7192218b
+# %% ../../../nbs/recordings/worm/writer.ipynb #313444d0
+def _states(ds):
+    "The name of each frame's state."
+    return state_names(ds) if "state" in ds else np.full(ds.sizes["time"], "nostate")
+
+
 def _one_hot(ds):
     "A vector for each state, 1 where the worm is in it."
-    codes = state_names(ds) if "state" in ds else np.full(ds.sizes["time"], "nostate")
     known = ds["state"].attrs.get("flag_meanings", "").split() if "state" in ds else []
-    return {s: codes == s for s in known or sorted(set(codes.tolist()))}
-
-
-def _numbered(ds, names):
-    "Whole numbers from 1 into `names`; 0 where a state is none of them."
-    if "state" not in ds: return np.zeros(ds.sizes["time"])
-    return np.array([names.index(s) + 1 if s in names else 0 for s in state_names(ds)], float)
+    return {s: _states(ds) == s for s in known or sorted({*_states(ds).tolist()})}
 
 
 def _cells(raw):
     "Labels as cells of cells of text; an empty cell where there is none."
     return [([] if s == "---" else [s]) if isinstance(s, str) else s for s in raw]
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #d9d0543f
-FOUR = ["reversal", "forward", "quiescence", "turn"]   # Nichols's FourStates, from 1
-ZIMMER = {  # source → root, the fields for names, traces, time, and for states
-    "kato2015": ("WT_NoStim", "NeuronNames", "deltaFOverF_bc", "tv", "States"),
-    "kato2015_stim": ("WT_Stim", "IDs", "traces", "timeVectorSeconds", "States"),
-    "nichols2017": ("n2_let", "IDs", "traces", "timeVectorSeconds", "FourStates"),
-    "skora2018": ("WT_fasted", "IDs", "traces", "timeVectorSeconds", None),
-    "uzel2022": ("Uzel_WT", "IDs", "traces", "tv", None),
-    "kaplan2020": ("RIShisCl_Neuron2019", "neuron_ID", "traces_bleach_corrected", "time_vector",
-                   None)}
-
-# %% ../../../nbs/recordings/worm/writer.ipynb #15b177c0
+# %% ../../../nbs/recordings/worm/writer.ipynb #febac0e4
 def _struct(source, worms, raw, turned):
     "The fields of a file, each with an entry for each worm."
     _, names, traces, time, states = ZIMMER[source]
-    known = sorted({s for ds in worms if "state" in ds for s in state_names(ds).tolist()})
-    text = source == "kato2015"
+    text, known = source == "kato2015", FOUR
+    if states == "States": known = sorted({s for ds in worms for s in _states(ds)} - {"nostate"})
+    number = {s: i for i, s in enumerate(known, 1)}   # 0 for a state that is none of them
     out = {names: [r if text else _cells(r) for r in raw],
            traces: [ds["trace"].values if turned else ds["trace"].values.T for ds in worms],
            time: [ds["time"].values for ds in worms],
            "fps": [ds.attrs["sampling_rate"] for ds in worms]}
-    if text: out |= {states: [_one_hot(ds) for ds in worms]}
-    elif states == "States":
-        out |= {states: [_numbered(ds, known) for ds in worms], "StatesKey": known}
-    elif states: out |= {states: [_numbered(ds, FOUR) for ds in worms]}
-    return out | ({"dataset": [ds.attrs["subject"] for ds in worms]} if text else {})
+    if text: return out | {states: [_one_hot(ds) for ds in worms],
+                           "dataset": [ds.attrs["subject"] for ds in worms]}
+    if states: out[states] = [[number.get(s, 0) for s in _states(ds)] for ds in worms]
+    return out | ({"StatesKey": known} if states == "States" else {})
 
-
-def _mat73(path, struct, worms):
-    "Write structs by name as a MATLAB 7.3 file; one of simulated worms says so."
-    with atomic_path(path) as tmp:
-        with h5py.File(tmp, "w", userblock_size=512) as f:
-            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
-            for name, fields in struct.items(): _Matlab(f).put(fields, name)
-        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
-    return Path(path)
-
-# %% ../../../nbs/recordings/worm/writer.ipynb #999f6314
+# %% ../../../nbs/recordings/worm/writer.ipynb #20b3059a
 def write_zimmer(
-    path: str | Path,     # the file
-    worms: list,          # recordings of kind traces
-    source: str = "kato2015",  # whose layout
-    labels=None,          # a list of raw labels for each worm; None makes them from the names
-    *,
+    path, worms: list, source: str = "kato2015", labels=None, *,
     root: str | None = None,   # the struct's name; None takes the source's
     turned: bool = False,      # write the traces the other way round
-) -> Path:                # the file
+) -> Path:
     "Write worms as MATLAB 7.3, in a layout of the Zimmer laboratory."
     if source not in ZIMMER:
         raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
     worms = list(worms)
     struct = _struct(source, worms, _labels(worms, labels), turned)
-    return _mat73(path, {root or ZIMMER[source][0]: struct}, worms)
+    with atomic_path(path) as tmp:
+        with h5py.File(tmp, "w", userblock_size=512) as f:
+            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
+            _Matlab(f).put(struct, root or ZIMMER[source][0])
+        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+    return Path(path)
 
 
-def write_kato(
-    path: str | Path,   # the file; its stem names the struct
-    worms: list,        # recordings of kind traces
-    labels=None,        # a list of raw labels for each worm; None makes them from the names
-) -> Path:              # the file
-    "Write worms in the layout of Kato 2015's `WT_NoStim.mat`."
+def write_kato(path, worms: list, labels=None) -> Path:
+    "Write worms in the layout of Kato 2015's `WT_NoStim.mat`; the file's stem names the struct."
     return write_zimmer(path, worms, "kato2015", labels, root=Path(path).stem)
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #49a927b1
+# %% ../../../nbs/recordings/worm/writer.ipynb #5469f56d
 def classes_of(names):
     "Classes of named neurons in order: pairs by their common name, the others by their own."
     def stem(n): return n[:-1] if n[-1] in "LR" and {n[:-1] + "L", n[:-1] + "R"} <= _ALL else n
@@ -158,13 +135,13 @@ def classes_of(names):
 _ALL = set(NEURONS)
 
 
-def _boxed(values, shape):
+def _boxed(values):
     "A cell array."
-    out = np.empty(len(values), object)
-    out[:] = values
-    return out.reshape(shape)
+    out = np.empty((len(values), 1), object)
+    out[:, 0] = values
+    return out
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #ee2a249d
+# %% ../../../nbs/recordings/worm/writer.ipynb #52fb6080
 def _class_entries(c, worms):
     "The sides and traces of one class over all worms; a left block, then a right one."
     sides = [("L", 1.0), ("R", 0.0)] if c + "L" in _ALL and c + "R" in _ALL else [("", np.nan)]
@@ -175,16 +152,12 @@ def _class_entries(c, worms):
             seen = c + side in names
             x = ds["trace"].values[:, names.index(c + side)] if seen else []
             is_left.append(mark)
-            traces.append(np.r_[np.zeros(4), x].reshape(-1, 1) if seen else np.zeros((0, 0)))
-    return np.array(is_left)[:, None], _boxed(traces, (-1, 1))
+            traces.append(np.r_[np.zeros(SKIP), x].reshape(-1, 1) if seen else np.zeros((0, 0)))
+    return np.array(is_left)[:, None], _boxed(traces)
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #0617b9fd
-def write_yemini(
-    path: str | Path,    # the file
-    worms: list,         # recordings of one sampling rate; their labelled neurons are written
-    labels=None,         # classes as they are written; None: their names
-) -> Path:               # the file
-    "Write worms in the layout of Yemini 2021's `Head_Activity_OH16230.mat`."
+# %% ../../../nbs/recordings/worm/writer.ipynb #d95fc1c1
+def write_yemini(path, worms: list, labels=None) -> Path:   # labels: of classes; None: their names
+    "Write worms of one rate as Yemini 2021's `Head_Activity_OH16230.mat`, their labelled neurons."
     from scipy.io import savemat
     worms = [ds.isel(neuron=ds["labelled"].values) for ds in worms]
     rates = {float(ds.attrs["sampling_rate"]) for ds in worms}
@@ -192,9 +165,8 @@ def write_yemini(
     classes = classes_of({n for ds in worms for n in ds["neuron"].values.tolist()})
     is_left, traces = zip(*[_class_entries(c, worms) for c in classes])
     files = [f"{ds.attrs['subject']}.mat" for ds in worms]
-    content = {"fps": rates.pop(), "files": _boxed(files, (-1, 1)),
-               "neurons": _boxed(labels or classes, (-1, 1)),
-               "is_L": _boxed(is_left, (-1, 1)), "norm_traces": _boxed(traces, (-1, 1))}
+    cells = map(_boxed, (files, labels or classes, is_left, traces))
+    content = dict(zip(FIELDS, [rates.pop(), *cells]))
     with atomic_path(path) as tmp:
         with open(tmp, "wb") as f: savemat(f, content, do_compression=True)
         with open(tmp, "r+b") as f:  # the header has the hour in it: the same worms, the same bytes
@@ -213,12 +185,8 @@ def _behaviour(ds):
     return {k: v.values for k, v in ds.data_vars.items()
             if v.dims[:1] == ("time",) and k not in ("trace", "state") and "neuron" not in v.dims}
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #97db6b56
-def write_flavell_json(
-    path: str | Path,     # the file
-    ds: xr.Dataset,       # a recording
-    labels=None,          # raw labels; None makes them from the names
-) -> Path:                # the file
+# %% ../../../nbs/recordings/worm/writer.ipynb #1279fcf5
+def write_flavell_json(path, ds: xr.Dataset, labels=None) -> Path:
     "Write a worm in the layout of Atanas 2023's JSON files."
     raw, = _labels([ds], None if labels is None else [labels], none="", padded=False)
     x = ds["trace"].values
@@ -231,10 +199,7 @@ def write_flavell_json(
     return Path(path)
 
 
-def write_flavell_h5(
-    path: str | Path,     # the file
-    ds: xr.Dataset,       # a recording
-) -> Path:                # the file
+def write_flavell_h5(path, ds: xr.Dataset) -> Path:
     "Write a worm in the layout of the Flavell laboratory's HDF5 files; labels go elsewhere."
     x = ds["trace"].values.astype(float)
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
@@ -245,12 +210,8 @@ def write_flavell_h5(
         for k, v in _behaviour(ds).items(): f[f"behavior/{k}"] = v
     return Path(path)
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #3169a122
-def write_flavell_labels(
-    path: str | Path,     # the file
-    worms: list,          # recordings
-    labels=None,          # a list of raw labels for each worm; None makes them from the names
-) -> Path:                # the file
+# %% ../../../nbs/recordings/worm/writer.ipynb #df14f154
+def write_flavell_labels(path, worms: list, labels=None) -> Path:
     "Write the labels of many worms: for each, its labels by column, and by class."
     raw = _labels(worms, labels, none="", padded=False)
     content = {ds.attrs["subject"]: [_labelled(ds, r), {}] for ds, r in zip(worms, raw)}
@@ -272,12 +233,8 @@ def _leifer_files(worms, raw):
         yield f"{i}_labels.txt", "".join(f"{s}\n" for s in names).encode()
         yield f"{i}_t.txt", _text(ds["time"].values)
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #29a395d3
-def write_leifer(
-    path: str | Path,     # an archive, such as exported_data.tar.gz; or a folder
-    worms: list,          # recordings
-    labels=None,          # a list of raw labels for each worm; None makes them from the names
-) -> Path:                # the archive or folder
+# %% ../../../nbs/recordings/worm/writer.ipynb #8f19047d
+def write_leifer(path, worms: list, labels=None) -> Path:   # such as exported_data.tar.gz; a folder
     "Write worms in the layout of Randi 2023: text, in a `.tar.gz` or as loose files."
     path = Path(path)
     files = _leifer_files(worms, _labels(worms, labels, none="", padded=False))
@@ -295,7 +252,7 @@ def write_leifer(
         if packed is not f: packed.close()
     return path
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #a45f7f25
+# %% ../../../nbs/recordings/worm/writer.ipynb #11282277
 WRITERS = {  # source → the layouts in which its files come
     "kato2015": ("kato2015", "kato2015_stim"), "nichols2017": ("nichols2017",),
     "skora2018": ("skora2018",), "uzel2022": ("uzel2022",), "kaplan2020": ("kaplan2020",),
@@ -303,17 +260,14 @@ WRITERS = {  # source → the layouts in which its files come
     "leifer2023": ("leifer2023", "leifer2023_folder")}
 
 
-def expected(
-    ds: xr.Dataset,   # a recording that was written
-    layout: str,      # in which layout
-) -> xr.Dataset:      # trace, names and time, and the state where the layout has it
-    "What a reader must find of a worm in a file of this layout."
+def expected(ds: xr.Dataset, layout: str) -> xr.Dataset:
+    "What a reader must find of a worm in a file: traces, names, time, state where it is there."
     ds = ds[["trace", *(["state"] if "state" in ds and layout in _STATES else [])]]
     if layout == "yemini2021":
         ds = ds.isel(neuron=ds["labelled"].values)
         order = [n for c in classes_of(ds["neuron"].values.tolist()) for n in (c, c + "L", c + "R")]
         ds = ds.sel(neuron=[n for n in order if n in ds["neuron"].values])
-        time = (np.arange(ds.sizes["time"]) + 4) / ds.attrs["sampling_rate"]
+        time = (np.arange(ds.sizes["time"]) + SKIP) / ds.attrs["sampling_rate"]
     elif layout.startswith("flavell"): time = ds["time"].values - ds["time"].values[0]
     else: time = ds["time"].values
     named = zip(ds["neuron"].values.tolist(), ds["labelled"].values)

@@ -49,15 +49,7 @@ def _seen(d, worm, path):
             traces.append(x)
     return names, traces
 
-# %% ../../../nbs/recordings/worm/yemini.ipynb #f8f2b027
-def _stimuli(d):
-    "Names and times of the stimuli, where the file has them."
-    names, times = [_word(s) for s in d.get("stim_names", [])], d.get("stim_times")
-    if times is None or np.shape(times) != (len(names), 2): return {}
-    return {"stimuli": [{"name": n, "on": float(a), "off": float(b)}
-                        for n, (a, b) in zip(names, times)]}
-
-
+# %% ../../../nbs/recordings/worm/yemini.ipynb #82d881d8
 def _one(d, i, path, uncertain, **about):
     "One worm of the file."
     subject = _word(d["files"][i]).removesuffix(".mat") or f"worm{i + 1}"
@@ -66,9 +58,9 @@ def _one(d, i, path, uncertain, **about):
     if not names: refuse(where, "no neuron was seen", "a trace", "empty ones", "Leave the worm out")
     T = max(map(len, traces))
     for n, x in zip(names, traces):
-        if len(x) != T: refuse(f"{where}, neuron {n}",
-                               "the trace differs in length from the others",
-                               f"{T} samples", len(x), "Download the file again from its source")
+        if len(x) != T: refuse(
+            f"{where}, neuron {n}", "the trace differs in length from the others", f"{T} samples",
+            len(x), "Download the file again from its source")
     if T <= SKIP + 1: refuse(where, "the traces are too short", f"more than {SKIP + 1} samples", T,
                              "Leave the worm out")
     if not 0 < fps < np.inf: refuse(path, "`fps` is not a rate", "a number above 0", fps,
@@ -78,21 +70,20 @@ def _one(d, i, path, uncertain, **about):
                      uncertain=uncertain, sampling_rate=fps, units="normalised fluorescence",
                      **about)
 
-# %% ../../../nbs/recordings/worm/yemini.ipynb #21a9a1e4
-def read_yemini(
-    path: str | Path,         # the file
-    *,
-    uncertain: bool = False,  # take names marked with ?
-    bad: list | None = None,  # takes the worms that cannot be read; None: the first one is an error
-) -> list:                    # a recording for each worm
+# %% ../../../nbs/recordings/worm/yemini.ipynb #628482d8
+def read_yemini(path, *, uncertain=False, bad=None) -> list:   # a recording for each worm
     "Read the worms of a file of Yemini 2021."
     path = Path(path)
     d = _load(path)
     about = {"source": "yemini2021", "doi": SOURCES["yemini2021"], "licence": "not stated",
-             "sha256": sha256(path), "file": path.name, **_stimuli(d)}
+             "sha256": sha256(path), "file": path.name}
+    names, times = [_word(s) for s in d.get("stim_names", [])], d.get("stim_times")
+    if np.shape(times) == (len(names), 2):
+        about["stimuli"] = [{"name": n, "on": float(a), "off": float(b)}
+                            for n, (a, b) in zip(names, times)]
     if not len(d["neurons"]) == len(d["is_L"]) == len(d["norm_traces"]):
         refuse(path, "fields disagree on the number of classes", "one entry for each class",
-               ", ".join(
-               f"{k} {len(d[k])}" for k in FIELDS[2:]), "Download it again from its source")
+               ", ".join(f"{k} {len(d[k])}" for k in FIELDS[2:]),
+               "Download it again from its source")
     with intact(path):
         return each_of(lambda i: _one(d, i, path, uncertain, **about), range(len(d["files"])), bad)

@@ -2,12 +2,11 @@
 import h5py
 import numpy as np
 import pytest
-import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurocompanion.autolfads.data import (
-    Pair, Spikes, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
+    Pair, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
     withhold)
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate import worms
@@ -27,13 +26,9 @@ def test_halves_are_disjoint_and_whole(n, valid, seed, how):
     assert abs(len(pair.valid) - valid * n) <= (3 if how in ("random", "blocks") else n / 4)
 
 
-def test_blocks_of_three_touch_training_only_at_their_ends():
-    pair = split(1321, how="blocks", seed=3)
-    held = np.isin(np.arange(1321), pair.valid)
-    runs = np.diff(np.flatnonzero(np.diff(np.r_[0, held, 0])))[::2]
-    assert len(pair.valid) == 264 and (runs % 3 == 0).all()
-    apart = split(1321, how="blocks", gap=1, seed=3)
-    assert (apart.valid == pair.valid).all()
+def test_a_gap_leaves_neighbours_of_blocks_out():
+    pair, apart = (split(1321, how="blocks", gap=gap, seed=3) for gap in (0, 1))
+    assert (apart.valid == pair.valid).all() and len(apart.train) < len(pair.train)
     assert np.abs(apart.train[:, None] - apart.valid).min() == 2
 
 
@@ -120,10 +115,7 @@ def test_test_trials_of_a_benchmark_are_left_out_even_where_they_are_not_numbers
         split=("trial", ["train"] * 6 + ["val"] * 2 + ["test"] * 2),
         forward=("time", np.arange(8) >= 6))
     ds = ds.assign_coords(heldout=("unit", [False, False, True, True]))
-    try: d = from_recording(ds)
-    except RecordingError as e:
-        if "NaN" in str(e) or "not finite" in str(e): pytest.skip(f"the standard refuses NaN: {e}")
-        raise
+    d = from_recording(ds)
     assert d.rows.valid.tolist() == [6, 7] and d.withheld == 2 and d.forward == 2
     assert d.part().x.shape == (6, 6, 2) and d.part().y.shape == (6, 8, 4)
 
@@ -205,22 +197,12 @@ def test_choosing_trials_and_units_keeps_count_of_them():
     assert set(d.rows.train) | set(d.rows.valid) == {20, 3, 7, 9, 11, 28}
 
 
-def test_subsets_lie_inside_one_another_and_keep_the_share():
+def test_subsets_of_any_size():
     d = from_arrays(np.arange(2000.0).reshape(200, 5, 2), split(200), 0.01)
-    rows = [set(subset(d, n, 5).rows.train) for n in (20, 50, 100, 200)]
-    assert all(a < b for a, b in zip(rows, rows[1:]))
-    assert [len(r) for r in rows] == [16, 40, 80, 160]
     assert len(subset(d, 2).train) == len(subset(d, 2).valid) == 1
+    assert (subset(d, 200).train == d.train).all()
     part = subset(d, 0.3, 1)
     assert (part.train[:, 0, 0] == part.rows.train * 10).all()
-
-
-def test_withheld_units_and_steps():
-    d = from_recording(recording())
-    w = withhold(d, ["b", "d"], steps=4)
-    assert w.units == ("a", "c", "e", "b", "d")
-    assert (w.part().y[..., 3:] == d.train[..., [1, 3]]).all() and w.part().x.shape[1:] == (8, 3)
-    assert sorted(withhold(d, 2, seed=4).units) == sorted(d.units)
 
 
 def test_bounds():
@@ -256,5 +238,4 @@ def test_bad_input_is_named(call, words):
 
 def test_a_data_set_is_not_copied_into_its_parts():
     d = from_recording(recording())
-    assert isinstance(d, Spikes) and np.shares_memory(d.part().x, d.train)
-    assert not isinstance(d.train, xr.DataArray)
+    assert type(d.train) is np.ndarray and np.shares_memory(d.part().x, d.train)

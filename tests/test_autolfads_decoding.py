@@ -9,7 +9,7 @@ from sklearn.model_selection import GridSearchCV
 
 from neurocompanion.autolfads import decoding as D
 from neurocompanion.core import ParameterError
-from neurocompanion.training.metrics import bits_per_spike, pseudo_r2, relative_pseudo_r2
+from neurocompanion.training.metrics import pseudo_r2, relative_pseudo_r2
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,6 @@ def test_golden_speed(gold):
     assert r(hidden, bdm[:, -1], bdm[:, 0]) == pytest.approx(out, abs=1e-10)
 
 
-def test_golden_bits(gold):
-    for key in ("", "_nan"):
-        spikes = gold["sp_nan" if key else "spikes"]
-        want = pytest.approx(gold["out_bps" + key], abs=1e-10)
-        assert bits_per_spike(gold["pred"], spikes) == want
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("bins, units", [(211, 8), (60, 45), (30, 60)])
 def test_velocity_is_scikit_learns(seed, bins, units):
@@ -105,13 +98,6 @@ def test_finds_the_delay(lead):
     assert d.scores.shape == (13, 9)
 
 
-def test_every_delay_is_scored_on_the_same_bins():
-    "Behaviour that is easy at the trial's start favours no delay that keeps those bins."
-    x = np.zeros((6, 9, 1))
-    ok = D._known(x, x, None, [-2, 0, 3])
-    assert ok[:, 3:7].all() and ok.sum() == 6 * 4
-
-
 def test_folds_hold_whole_trials(data):
     "Trials that are exact copies of themselves would be told apart only if they were cut."
     rng = np.random.default_rng(2)
@@ -147,31 +133,6 @@ def test_mask_and_nan_leave_bins_out(data):
 ])
 def test_errors(data, call, words):
     with pytest.raises(ParameterError, match=words): call(*data)
-
-
-# ---------------------------------------------------------------- test trials stay out
-def test_test_trials_cannot_touch_a_fit(data):
-    "Whatever the test trials hold, decoders, penalties and delays come out the same."
-    rates, behaviour = data
-    wild = rates.copy(), behaviour.copy()
-    for x in wild: x[20:] = 1e3 * np.random.default_rng(5).standard_normal(x[20:].shape)
-    how = dict(sizes=(8, 20), seeds=range(2), delay=[0, 3], alpha=[1e-2, 1, 100])
-    a, b = (D.size_curve(*pair, slice(20, None), **how) for pair in (data, wild))
-    keep = lambda rows: [(r["trials"], r["seed"], r["alpha"], r["delay"]) for r in rows]
-    assert keep(a) == keep(b) and a[0]["r2"] != b[0]["r2"]
-
-
-def test_method_sees_training_spikes_and_test_spikes_apart(data):
-    rates, behaviour = data
-    seen = []
-    def method(train, test):
-        seen.append((train.shape, test.shape))
-        return train, test
-    rows = D.size_curve(rates, behaviour, [28, 29], [4, 8], method=method, seeds=[0], alpha=1,
-                        delay=3)
-    assert seen == [((4, 40, 12), (2, 40, 12)), ((8, 40, 12), (2, 40, 12))]
-    assert [r["trials"] for r in rows] == [4, 8]
-    assert rows == D.size_curve(rates, behaviour, [28, 29], [4, 8], seeds=[0], alpha=1, delay=3)
 
 
 def test_cross_decode_scores_trials_that_were_left_out():
@@ -249,19 +210,6 @@ def test_speed_correlation_conditions():
     assert np.isnan(D.speed_interval_correlation(x, t, alone, average="each")[-1])
     assert np.isfinite(D.speed_interval_correlation(x, t, alone))
     assert np.isnan(D.speed_interval_correlation(x[:1], t[:1]))
-
-
-# ---------------------------------------------------------------- real recordings
-def test_reaches_of_a_monkey(mirror):
-    "DAD: velocity from 71 neurons of motor cortex, on the part that was not fitted."
-    from scipy.io import loadmat
-    from scipy.ndimage import gaussian_filter1d
-    m = loadmat(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")
-    smooth = lambda x: gaussian_filter1d(x.astype(float), 1.0, axis=0)
-    d = D.fit_decoder(smooth(m["Ytr"]), m["Xtr"], alpha=np.logspace(-1, 4, 11), delay=range(-2, 3))
-    score = d.score(smooth(m["Yte"]), m["Xte"])
-    bench = D.velocity_r2(smooth(m["Ytr"]), m["Xtr"], smooth(m["Yte"]), m["Xte"])
-    assert 0.3 < score < 1 and 0.3 < bench < 1
 
 
 # ---------------------------------------------------------------- what may be given

@@ -39,13 +39,8 @@ def test_golden_outputs(loops):
     for name, value in expected.items():
         assert out[name].shape == value.shape
         torch.testing.assert_close(getattr(out, name), value, atol=1e-5, rtol=0)
-
-
-def test_golden_by_keyword():
-    model, (x, external), expected = M.load_reference(str(GOLDEN))
-    with torch.no_grad(): out = model(x=x, external=external)
-    torch.testing.assert_close(out.log_rates, expected["output_params"][..., 0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.rates, out.log_rates.exp())
+    with torch.no_grad(): named = model(x=inputs[0], external=inputs[1])
+    assert torch.equal(named.rates, out.log_rates.exp())
 
 
 def test_golden_coordinated_dropout(monkeypatch):
@@ -266,17 +261,6 @@ def test_training_step_in_single_precision(monkeypatch, loops):
         torch.testing.assert_close(fast[2][name], g, rtol=1e-3, atol=2e-5 * g.norm().item())
 
 
-def test_states_beyond_the_clamp(loops):
-    net, h0 = cells.GRU(2, 3), torch.tensor([[90.0, -90, 0.5]])
-    with torch.no_grad():                                    # a network that remembers
-        net.w_h *= 0.01
-        net.bias += 3
-    x = torch.randn(5, 1, 2)
-    fast, plain = (f(x, h0, net.weights())[0] for f in (cells.read, cells.read_plain))
-    assert plain[0].abs().max() == cells.CLIP
-    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
-
-
 def test_backward_twice(loops):
     x = torch.randn(3, 2, 2, requires_grad=True)
     total = cells.read(x, torch.zeros(2, 3), cells.GRU(2, 3).weights())[0].sum()
@@ -330,24 +314,14 @@ def test_coordinated_dropout_learns_from_hidden_elements_only():
     finally: M._mean_nll = _mean_nll
 
 
-def test_parts_and_ramp():
-    model = M.LFADS(5, 6, **CONTROLLED).eval()
-    x, hyper = counts(4, 6, 5), M.Hyper(kl_co=0.1, kl_ic=0.2, l2_gen=3, l2_con=4)
-    draw = lambda: torch.Generator().manual_seed(0)
-    free, parts = M.loss(model, x, x, hyper=hyper, ramp=0.0, generator=draw())
-    full, same = M.loss(model, x, x, hyper=hyper, ramp=1.0, generator=draw())
-    assert set(parts) == {"nll", "kl_ic", "kl_co", "l2"}
-    assert all(parts[k] == same[k] and not parts[k].requires_grad for k in parts)
-    torch.testing.assert_close(free.detach(), 1e4 * parts["nll"])
-    penalty = 0.2 * parts["kl_ic"] + 0.1 * parts["kl_co"] + parts["l2"]
-    torch.testing.assert_close((full - free).detach(), 1e4 * penalty, rtol=1e-4, atol=1e-2)
-
-
-def test_hyperparameters_act_at_once():
-    model = M.LFADS(5, 6, **CONTROLLED)
-    x = counts(4, 6, 5)
-    grads = [gradients(model, x, x, hyper=M.Hyper(l2_gen=s))[2]["generator.w_h"] for s in (0.1, 10)]
-    assert (grads[0] - grads[1]).abs().max() > 0
+def test_seeds_and_hyperparameters_decide():
+    model, x = M.LFADS(5, 6, **CONTROLLED), counts(4, 6, 5)
+    one, two, other = (gradients(model, x, x, hyper=M.Hyper(l2_gen=s)) for s in (0.1, 0.1, 10))
+    assert one[0] == two[0] and set(one[1]) == {"nll", "kl_ic", "kl_co", "l2"}
+    assert not any(v.requires_grad for v in one[1].values())
+    assert (one[2]["generator.w_h"] != other[2]["generator.w_h"]).any()
+    assert one[0] != M.loss(model, x, x, generator=torch.Generator().manual_seed(4),
+                            hyper=M.Hyper(l2_gen=0.1))[0]
 
 
 def test_l2_counts_scaled_networks_only():
@@ -355,14 +329,6 @@ def test_l2_counts_scaled_networks_only():
     w = model.generator.w_h
     torch.testing.assert_close(M.l2(model, generator=2.0), w.square().mean())
     assert M.l2(model) == 0 and M.l2(M.LFADS(5, 6, **SMALL), controller=1.0) == 0
-
-
-def test_seeds_decide():
-    model = M.LFADS(5, 6, **CONTROLLED)
-    x = counts(4, 6, 5)
-    one, two = (gradients(model, x, x)[0] for _ in range(2))
-    assert one == two
-    assert one != M.loss(model, x, x, generator=torch.Generator().manual_seed(4))[0]
 
 
 def test_initial_weights():
@@ -469,12 +435,11 @@ def test_evaluation_has_no_dropout():
         assert not torch.equal(model.train()(x, dropout=0.5).factors, model(x).factors)
 
 
-@pytest.mark.parametrize("head", ["poisson", "gaussian"])
-def test_learns(head):
+def test_learns_traces():
     phase = 6.28 * torch.rand(40, 1, 1)
-    rates = (1.5 * torch.cos(torch.arange(20.0)[:, None] / 3 + phase + torch.arange(8.0) / 2)).exp()
-    y = torch.poisson(rates) if head == "poisson" else rates.log() + 0.1 * torch.randn(40, 20, 8)
-    model = M.LFADS(8, 20, head=head, ic_encoder=16, ic=8, generator=16, factors=4)
+    y = 1.5 * torch.cos(torch.arange(20.0)[:, None] / 3 + phase + torch.arange(8.0) / 2)
+    y = y + 0.1 * torch.randn(40, 20, 8)
+    model = M.LFADS(8, 20, head="gaussian", ic_encoder=16, ic=8, generator=16, factors=4)
     adam, hyper = torch.optim.Adam(model.parameters(), 1e-2), M.Hyper(dropout=0.0, cd_rate=0.2)
     before = M.nll(model, y, y, samples=0)
     for _ in range(150):
@@ -487,10 +452,9 @@ def test_learns(head):
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(neurons=0), "neurons is not a size"), (dict(steps=2.5), "steps is not a size"),
-    (dict(encoded=9), "more than it reconstructs"),
-    (dict(read_steps=9), "more than it reconstructs"), (dict(inputs=2), "ci_encoder is not a size"),
+    (dict(read_steps=9), "more than it reconstructs"),
+    (dict(external=-1), "external is not a size"),
     (dict(inputs=2, ci_encoder=3), "controller is not"),
-    (dict(head="laplace"), "no such head"), (dict(external=-1), "external is not a size"),
 ])
 def test_sizes_that_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message): M.LFADS(**dict(neurons=5, steps=6) | wrong)
@@ -500,18 +464,14 @@ def test_data_that_are_refused():
     model = M.LFADS(5, 6, external=1, **SMALL)
     x, ext = counts(3, 6, 5), torch.randn(3, 6, 1)
     for call, message in [
-        (lambda: model(x), "external inputs are missing"),
-        (lambda: model(x[..., :4], ext), "found \\(3, 6, 4\\)"),
         (lambda: model(x[0], ext), "found \\(6, 5\\)"),
         (lambda: model(x, ext[:2]), "external inputs of the wrong shape"),
-        (lambda: model(x, torch.randn(3, 7, 1)), "too long"),
         (lambda: model(x[:0], ext[:0]), "no trials"),
         (lambda: M.loss(model, x, x[:, :5], ext), "data to reconstruct"),
         (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(cd_rate=1.0)), "cd_rate is a share"),
         (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(dropout=-0.1)), "dropout is a share"),
         (lambda: M.average(model, x, ext, samples=-1), "samples is not a size"),
         (lambda: M.sample_mask((2, 3), 1.5), "share of held-out"),
-        (lambda: model(np.array([["a"]]), ext), "data are no numbers"),
         (lambda: model([[1, 2], [3]], ext), "data are no array"),
         (lambda: model(x, 3.0), "external inputs of the wrong shape"),
         (lambda: M.nll(model, x, x, ext, mask=np.ones((2, 6, 5))), "the mask does not fit"),

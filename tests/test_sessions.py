@@ -3,9 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import spearmanr
 
-from neurocompanion.core import NeurocompanionError, ParameterError, home
+from neurocompanion.core import NeurocompanionError, home
 from neurocompanion.recordings.standard import save as save_recording
 from neurocompanion.sessions import experiments as ex
 from neurocompanion.sessions import pools, selection as se, statistics as st
@@ -30,18 +29,11 @@ def few():
     return se.load(Setting(**TINY))
 
 
-def test_the_ranking_finds_the_nearest_sessions():
-    held, *rest = pools.pool("simulated", sessions=6)
-    t = se.rank_sessions(held, rest, seeds=2)
-    distance = [pools.true_distance(held, next(r for r in rest if r.name == n)) for n in t.session]
-    assert spearmanr(t["rank"], distance)[0] >= 0.8
-    assert t.score.is_monotonic_decreasing and (t.low < t.score).all() and (t.score < t.high).all()
-
-
 def test_the_order_of_the_pool_changes_nothing(few):
     held, rest = few
     a, b = (se.rank_sessions(held, pool, seeds=2, **QUICK) for pool in (rest, rest[::-1]))
-    assert a.session.tolist() == b.session.tolist()
+    assert a.session.tolist() == b.session.tolist() and a.score.is_monotonic_decreasing
+    assert (a.low < a.score).all() and (a.score < a.high).all()
     np.testing.assert_allclose(a.score, b.score, atol=1e-5)
 
 
@@ -82,16 +74,6 @@ def test_another_setting_is_another_body(few, change):
     assert a != b
 
 
-def test_a_frozen_body_stays_as_it_is(few):
-    held, rest = few
-    s, shelf = Setting(**QUICK), se.Shelf()
-    body, _ = se.pretrained(s, rest, 0, shelf)
-    before = [p.detach().clone() for p in body.parameters()]
-    se.tuned_scores(s, held, [rest], 0, shelf)
-    assert all(torch.equal(p, q) for p, q in zip(before, body.parameters()))
-    assert list(body.sessions) == sorted(r.name for r in rest)
-
-
 @pytest.mark.parametrize("model", ["linear", "gru", "ndt"])
 def test_every_body_goes_the_whole_way(model):
     rows = pd.DataFrame(ex.run("scaling", **TINY, model=model, width=8, heads=2, layers=1,
@@ -113,19 +95,14 @@ def test_a_laboratorys_own_files(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(model="lstm"), "no such model"), (dict(colour=1), "no parameter"),
-    (dict(held_out=99), "no such session"), (dict(by="mouse"), "no such by"),
-    (dict(source="mice"), "no such source"), (dict(sizes="1,x"), "no number of sessions"),
-    (dict(orders="best"), "no such order"), (dict(ranked_by="x"), "needs seeds"),
-    (dict(epochs=0), "out of range"), (dict(data="nowhere"), "no such data")])
+    (dict(by="mouse"), "no such by"), (dict(source="mice"), "no such source"),
+    (dict(data="nowhere"), "no such data")])
 def test_what_cannot_be(wrong, said):
     with pytest.raises(NeurocompanionError, match=said): ex.run("scaling", **{**TINY, **wrong})
 
 
 def test_what_cannot_be_ranked(few):
     held, rest = few
-    for bad, said in (([held], "nothing to rank"), ([3], "no session"), ([], "nothing to rank")):
-        with pytest.raises(ParameterError, match=said): se.rank_sessions(held, bad, **QUICK)
     with pytest.raises(NeurocompanionError, match="width of bins"):
         se.rank_sessions(held._replace(bin_size=0.1), rest, **QUICK)
 
@@ -139,17 +116,11 @@ def test_leaving_out_an_animal(monkeypatch):
         assert len(se.load(Setting(data="simulated", by=by))[1]) == n
 
 
-def test_sweeps_are_whole_and_one_is_the_headline():
-    specs = [load(p) for p in sorted((home() / "nbs/sessions/sweeps").glob("*.yaml"))]
-    assert sum(s.headline for s in specs) == 1
-    for spec in specs:
-        assert set(spec.scales) == {"tiny", "laptop", "paper"}
-        for scale in spec.scales:
-            assert expand(spec, scale)
+def test_sweeps_at_the_scale_of_the_paper():
+    for spec in map(load, (home() / "nbs/sessions/sweeps").glob("*.yaml")):
         assert all(p["data"] == "simulated" for p in expand(spec, "tiny"))
-        ndt = [p for p in expand(spec, "paper")]
         assert all((p["model"], p["token"], p["width"], p["layers"], p["epochs"], p["lr"])
-                   == ("ndt", 668, 512, 5, 1000, 1e-4) for p in ndt)
+                   == ("ndt", 668, 512, 5, 1000, 1e-4) for p in expand(spec, "paper"))
 
 
 @pytest.mark.parametrize("name", ["headline", "ranking", "worms", "models"])
@@ -163,14 +134,6 @@ def test_the_files_that_a_run_reads(mirror):
     assert len(ex.inputs(data="real", source="aplysia")) == 21
     assert all(k.startswith("steinmetz2019/") for k in ex.inputs(data="real"))
     assert ex.inputs("scaling", data="simulated") == {}
-
-
-def test_a_law_that_holds_is_found_and_the_whole_pool_is_not_fitted():
-    rows = pd.DataFrame([dict(what="scaling", held="A", order="ranked", size=n, seed=s,
-                              test=1 + 0.5 * np.log(n)) for n in (1, 2, 4) for s in (0, 1)]
-                        + [dict(what="scaling", held="A", order="all", size=8, seed=0, test=0.0)])
-    t, _ = st.laws(rows)
-    assert t.told[0] == pytest.approx(1 + 0.5 * np.log(8)) and t.measured[0] == 0
 
 
 def test_the_number_of_sessions_is_chosen_without_the_test_trials():

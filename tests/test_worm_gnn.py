@@ -3,10 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurocompanion.core import NeurocompanionError, ParameterError
-from neurocompanion.sweeps.paper import names, uses
+from neurocompanion.core import NeurocompanionError
 from neurocompanion.worm_gnn import experiments as ex
-from neurocompanion.worm_gnn.setting import Setting
 
 SMALL = dict(data="simulated", minutes=2, k=3, folds=1, epochs=5, lr=1e-2)
 
@@ -26,13 +24,6 @@ def test_a_row_for_each_training_set_and_worm(model):
     assert t.nll.isna().all() == (model == "svm")
 
 
-def test_no_column_has_a_parameters_name():
-    for experiment in ex.EXPERIMENTS:
-        how = SMALL | ({"hidden": 8, "norm": "none"} if experiment == "trajectory" else {})
-        asked = {k: v for k, v in how.items() if k in uses(Setting, experiment)}
-        assert not set(pd.DataFrame(ex.run(experiment, **asked))) & set(names(Setting))
-
-
 def test_the_same_again_and_another_with_another_seed():
     a, b, c = (states(model="mlp", seed=s) for s in (0, 0, 1))
     pd.testing.assert_frame_equal(a, b)
@@ -45,13 +36,6 @@ def test_what_is_not_trained_on_changes_nothing_for_what_is():
     assert more[more.part == "other"].worm.nunique() == 5
 
 
-def test_leaving_neurons_out():
-    own, _ = ex.worms(Setting(data="simulated", minutes=2, without="AVAL,AVAR"))
-    assert len(own[0].neurons) == own[0].x.shape[1] == 13
-    with pytest.raises(ParameterError, match="not there"):
-        ex.worms(Setting(data="simulated", neurons="shared3", without="RID"))
-
-
 @pytest.mark.parametrize("wrong, said", [
     (dict(model="transformer"), "no such model"), (dict(reading="mine"), "no such reading"),
     (dict(others="nichols"), "no such others"), (dict(colour=1), "no parameter"),
@@ -60,12 +44,6 @@ def test_leaving_neurons_out():
     (dict(data="none.mat"), "none.mat"), (dict(model="connectome", connectome="x"), "connectome")])
 def test_what_cannot_be(wrong, said):
     with pytest.raises(NeurocompanionError, match=said): states(**wrong)
-
-
-def test_blocks_show_what_neighbours_are_worth():
-    shuffled, blocks = (states(model="svm", k=5, folds=0, states=7, shuffled=s)
-                        for s in (True, False))
-    assert shuffled.nearest.mean() > blocks.nearest.mean() + 0.2
 
 
 def test_intervals_are_over_worms():

@@ -5,31 +5,13 @@ import torch
 
 from neurocompanion.core import ParameterError, RecordingError, home
 from neurocompanion.zebrafish.models import (
-    UNet3D, flops, hl_gauss, hl_loss, hl_mean, lead_embedding, load_reference, receptive_field)
+    UNet3D, flops, hl_gauss, hl_loss, load_reference, receptive_field)
 
 GOLDEN = home() / "tests" / "data" / "unet3d_golden.npz"
 SMALL = dict(width=8, groups=4, super_width=4)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def parameters(net): return sum(p.numel() for p in net.parameters())
-
-
-def test_reference_values():
-    model, x, lead, y = load_reference(GOLDEN)
-    with torch.no_grad(): found = model(x, lead)
-    assert found.shape == y.shape and (found - y).abs().max() < 1e-5
-    with np.load(GOLDEN) as saved:
-        np.testing.assert_allclose(lead_embedding([1, 2, 32]), saved["emb"], atol=1e-6)
-
-
-@pytest.mark.parametrize("how, n", [(dict(context=4, resample=4, super_resolve=2), 14_546_305),
-                                    (dict(context=256, resample=0, super_resolve=2), 4_689_793),
-                                    (dict(context=4, resample=2), 8_965_633)])
-def test_published_numbers_of_parameters(how, n):
-    with torch.device("meta"): assert parameters(UNet3D(**how)) == n
 
 
 @pytest.mark.parametrize("lacking", ["x", "y", "p/conv_in/kernel"])
@@ -88,34 +70,22 @@ def test_samples_do_not_mix_and_leads_belong_to_them():
         assert (net(x, 1) - whole)[1:].abs().max() > 1e-3
 
 
-def test_channels_last_and_bf16_say_nearly_the_same():
-    torch.manual_seed(0)
-    net = UNet3D(2, resample=1, **SMALL).eval()
-    x = torch.randn(1, 2, 8, 8, 2)
-    with torch.no_grad():
-        plain = net(x, 1)
-        turned = net.to(memory_format=torch.channels_last_3d)(
-            x.to(memory_format=torch.channels_last_3d), 1)
-        with torch.autocast("cpu", torch.bfloat16): rough = net(x, 1)
-    torch.testing.assert_close(turned, plain, atol=1e-5, rtol=1e-4)
-    assert (rough.float() - plain).abs().max() < 0.1 * plain.abs().max()
-
-
 def test_a_step_in_bf16_with_blocks_computed_again():
     "As on a GPU: features last, dropout, gradients that are those of a plain step."
     x = torch.randn(2, 2, 8, 8, 2)
 
-    def gradients(half, save):
+    def gradients(half, save, layout=torch.channels_last_3d):
         torch.manual_seed(0)
         net = UNet3D(2, resample=1, super_resolve=1, dropout=0.3, save_memory=save, **SMALL)
-        net.to(memory_format=torch.channels_last_3d)
+        net.to(memory_format=layout)
         with torch.autocast("cpu", torch.bfloat16, enabled=half): said = net(x, 2)
         said.float().square().mean().backward()
         assert all(p.grad.dtype == torch.float32 for p in net.parameters())
         return torch.cat([p.grad.flatten() for p in net.parameters()])
 
     plain, rough = gradients(False, False), gradients(True, False)
-    torch.testing.assert_close(gradients(False, True), plain)
+    for how in ((True,), (False, torch.contiguous_format)):
+        torch.testing.assert_close(gradients(False, *how), plain, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(gradients(True, True), rough)
     assert (rough - plain).norm() < 0.05 * plain.norm() and not torch.equal(rough, plain)
 
@@ -137,19 +107,12 @@ def test_published_field_of_view_and_equal_cost():
 
 
 @pytest.mark.parametrize("how, says", [
-    (dict(width=10, groups=4), "multiple"), (dict(context=0), "context"),
-    (dict(resample=((2, 2),)), "three factors"), (dict(embedding=5), "even"),
-    (dict(dropout=1.0), "share of features")])
+    (dict(context=0), "context"), (dict(embedding=5), "even"), (dict(dropout=1.0), "a share of")])
 def test_sizes_that_cannot_be(how, says):
     with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **how})
 
 
-def test_histograms_there_and_back():
-    y = torch.linspace(-0.2, 1.45, 50)
-    h = hl_gauss(y)
-    torch.testing.assert_close(h.sum(-1), torch.ones(50))
-    found = hl_mean(h.clamp_min(1e-30).log())
-    assert (found - y).abs().max() < 0.02 and (found - y)[5:-5].abs().max() < 2e-3
-    logits = torch.randn(50, 32, requires_grad=True)
+def test_the_gradient_of_histograms():
+    y, logits = torch.linspace(-0.2, 1.45, 50), torch.randn(50, 32, requires_grad=True)
     hl_loss(logits, y).sum().backward()
-    torch.testing.assert_close(logits.grad, logits.softmax(1).detach() - h)
+    torch.testing.assert_close(logits.grad, logits.softmax(1).detach() - hl_gauss(y))

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from neurocompanion.core import ParameterError
 from neurocompanion.recordings.video.simulate import fish
 from neurocompanion.recordings.standard import save
 from neurocompanion.zebrafish import distributed, sharding, training
-from neurocompanion.zebrafish.data import extract_traces, split_conditions, windows
 from neurocompanion.zebrafish.models import UNet3D
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = dict(width=4, groups=2, super_width=4)
-
-
-def test_cell_means_are_equation_one():
-    rng = np.random.default_rng(0)
-    cells, video = rng.choice([0, 1, 4, 9], (2, 5, 6)), rng.standard_normal((7, 2, 5, 6))
-    made = training.CellMeans(cells)(torch.from_numpy(video).float())
-    np.testing.assert_allclose(made, extract_traces(video, cells), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["trace", "voxel", "histogram", "direct"])
@@ -90,21 +81,6 @@ def test_forecasts_are_those_of_the_network():
     np.testing.assert_allclose(made[1, 1], want, atol=1e-5)
 
 
-def test_trained_network_resumes(tmp_path):
-    video = np.random.default_rng(0).standard_normal((60, 1, 4, 4))
-    w = windows(2, 2, splits=split_conditions((0, 60), ("a",), ()), longest=4)
-    def run(epochs, **how):
-        torch.manual_seed(0)
-        model = UNet3D(2, resample=0, **SMALL)
-        training.train_video(model, training.Samples(video, w["train"]["a"], 2, 2, batch=4),
-                             epochs=epochs, device=torch.device("cpu"), lr=1e-3, **how)
-        return torch.cat([p.flatten() for p in model.parameters()])
-    whole = run(2)
-    again = run(2, checkpoint=tmp_path / "a.pt")
-    torch.testing.assert_close(whole, again)
-    torch.testing.assert_close(run(2, checkpoint=tmp_path / "a.pt"), whole)
-
-
 # ---- a volume in parts
 
 @pytest.mark.parametrize("parts, how", [
@@ -117,11 +93,6 @@ def test_four_processes_equal_one(parts, how):
     "Forecasts, the loss of cells that lie in all parts, and the gradients of every weight."
     made = sharding.compare(parts, (2, 4 * parts[0], 4 * parts[1]), context=2, **SMALL, **how)
     assert max(made["forecast"], made["loss"]) < 1e-5 * made["scale"] and made["gradient"] < 1e-5
-
-
-def test_what_cannot_be_cut_is_told():
-    with pytest.raises(ParameterError, match="multiple of 4"):
-        sharding.Grid((2, 2), (3, 4), 0).cut(torch.zeros(1, 1, 2, 6, 8), (4, 4))
 
 
 def test_a_part_reads_its_own_chunks(tmp_path):

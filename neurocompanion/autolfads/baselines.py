@@ -18,11 +18,8 @@ from ..recordings.spikes.counts import kernel, smooth
 from ..training.metrics import r2
 
 # %% ../../nbs/autolfads/baselines.ipynb #c0a7d4e0
-def each_trial(
-    spikes,          # of all trials  # trial time unit, or list of time unit
-    units=None,      # how many a model was fitted to
-):                   # a list of (time, unit) arrays; what puts such a list in the form of `spikes`
-    "Trials of one length or of several, as a list."
+def each_trial(spikes, units=None):  # trial time unit, or a list of time unit; of a fitted model
+    "Trials of one length or of several as a list; and what puts a list in the form of `spikes`."
     if hasattr(spikes, "data_vars"): spikes = spikes["spikes"].values
     whole = not isinstance(spikes, (list, tuple)) and np.ndim(spikes) == 3
     try: x = [np.asarray(trial, float) for trial in spikes]
@@ -31,9 +28,8 @@ def each_trial(
         raise ParameterError("these are not trials", expected="(trial, time, unit), or a list of "
                              "(time, unit)", found=f"{np.shape(spikes) if whole else spikes!r:.60}")
     for i, v in enumerate(x):
-        if not np.isfinite(v).all():
-            raise ParameterError("spikes hold NaN or infinity", where=f"trial {i}",
-                                 fix="Cut the trial, or leave it out")
+        if not np.isfinite(v).all(): raise ParameterError(
+            "spikes hold NaN or infinity", where=f"trial {i}", fix="Cut the trial, or leave it out")
     if units not in (None, x[0].shape[1]):
         raise ParameterError("the model was fitted to other units", expected=f"{units} units",
                              found=x[0].shape[1])
@@ -332,7 +328,9 @@ class GPFA:
     def predict(self, spikes):
         "Rates given all spikes of the trial, in spikes per bin; not below 0.  # trial time unit"
         x, give = each_trial(self.transform(spikes))
-        return give([np.maximum(v @ self.counts[:, :-1].T + self.counts[:, -1], 0) for v in x])
+        return give([np.maximum(self.read_out(v), 0) for v in x])
+
+    def read_out(self, latents): return latents @ self.counts[:, :-1].T + self.counts[:, -1]
 
     def _parameters(self): return self.C, self.d, self.R, self.tau / self.bin_size, self.noise
 
@@ -353,8 +351,7 @@ def _foretell(self, counts):
         A = np.einsum("ats,sab->atbs", K, P).reshape(q * len(t), -1)
         A[np.diag_indices(len(A))] += 1
         b = np.einsum("ats,sa->at", K, (r / R) @ C).ravel()
-        z = np.linalg.solve(A, b).reshape(q, -1).T
-        out[i] = z @ self.counts[:, :-1].T + self.counts[:, -1]
+        out[i] = self.read_out(np.linalg.solve(A, b).reshape(q, -1).T)
     return np.maximum(out, 0) if self.root else out
 
 
@@ -387,16 +384,14 @@ GPFA.orthonormal = _orthonormal
 # %% ../../nbs/autolfads/baselines.ipynb #afc5d098
 def _halved(spikes, root, units=None):
     "All halves of the trials, and what puts them in the form in which they came."
-    x, give = each_trial(spikes, units)
-    if root:
-        for i, v in enumerate(x):
-            if v.min() < 0: raise ParameterError("counts are negative", where=f"trial {i}",
-                                                 expected="0 or more", fix="Or pass root=False")
-    where = {}
-    for i, v in enumerate(x): where.setdefault(len(v), []).append(i)
-    parts = [_split(np.stack([np.sqrt(x[i]) if root else x[i] for i in w]), w)
-             for w in where.values()]
-    return [g for pair in parts for g in pair], give
+    (x, give), where = each_trial(spikes, units), {}
+    for i, v in enumerate(x):
+        if root and v.min() < 0: raise ParameterError(
+            "counts are negative", where=f"trial {i}", expected="0 or more",
+            fix="Or pass root=False")
+        where.setdefault(len(v), []).append(i)
+    power = np.sqrt if root else np.array
+    return [g for w in where.values() for g in _split(power([x[i] for i in w]), w)], give
 
 # %% ../../nbs/autolfads/baselines.ipynb #326cd3a6
 def gpfa(
@@ -413,12 +408,11 @@ def gpfa(
     "Fit GPFA by maximum likelihood: EM to start, then quasi-Newton with the gradient that EM has."
     groups, _ = _halved(spikes, root)
     units = groups[0].y.shape[2]
-    good = latents == int(latents) and 1 <= latents <= units and iterations >= 1 and \
-        bin_size > 0 and tau > 0 and 0 < noise < 1
-    if not good:
-        raise ParameterError("GPFA cannot be fitted so", expected=f"1 to {units} latents, times "
-                             "above 0, 0 < noise < 1", found=f"{latents} latents, bins of "
-                             f"{bin_size} s, τ {tau} s, noise {noise}, {iterations} iterations")
+    if not (latents == int(latents) and 1 <= latents <= units and iterations >= 1 and
+            bin_size > 0 and tau > 0 and 0 < noise < 1): raise ParameterError(
+        "GPFA cannot be fitted so", expected=f"1 to {units} latents, times above 0, 0 < noise < 1",
+        found=f"{latents} latents, bins of {bin_size} s, τ {tau} s, noise {noise}, {iterations} "
+              "iterations")
     p, history = _learn(groups, tau / bin_size, int(latents), noise, iterations, tolerance)
     targets = _halved(spikes, False)[0]
     C, d, _ = _readout(_expect(groups, (*p, noise), targets)[1])

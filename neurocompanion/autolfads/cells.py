@@ -77,18 +77,13 @@ def chain_plain(
     return tuple(torch.stack(s) for s in zip(*seen))
 
 # %% ../../nbs/autolfads/cells.ipynb #7683176c
-def read(
-    x: Tensor,               # t b i
-    h0: Tensor,              # b h
-    weights: tuple,          # of a `GRU`
-    backwards: bool = False  # read from the last step to the first
-):  # states, t b h, and the last of them to be read, b h
-    "A network that reads a sequence."
+def read(x: Tensor, h0: Tensor, weights: tuple, backwards=False):  # t b i, b h -> t b h, b h
+    "What `read_plain` computes."
     if fast.on(): return lfads.read(x, h0, weights, CLIP, backwards)
     return read_plain(x, h0, weights, backwards)
 
 
 def chain(ci, ext, c0, g0, f0, con, gen, out, fac, noise=None, keeps=(None,) * 3, scale=1.0):
-    "Controller and generator in turn; arguments as for `chain_plain`."
+    "What `chain_plain` computes."
     given = ci, ext, c0, g0, f0, con, gen, out, fac, noise, keeps, scale
     return lfads.chain(*given, CLIP) if fast.on() else chain_plain(*given)

@@ -99,8 +99,7 @@ class DPCA(NamedTuple):
 # %% ../../nbs/autolfads/encoding.ipynb #c1e6fbe7
 def _parts(x):
     "What all conditions share, and the rest.  # condition time unit"
-    time = np.broadcast_to(x.mean(0), x.shape)
-    return {"time": time, "condition": x - time}
+    return {"time": np.broadcast_to(x.mean(0), x.shape), "condition": x - x.mean(0)}
 
 # %% ../../nbs/autolfads/encoding.ipynb #257df749
 def dpca(
@@ -121,11 +120,12 @@ def dpca(
     cov = flat.T @ flat
     lam, total = ridge * np.trace(cov) / units, np.trace(cov)
     decoder, encoder, share = {}, {}, {}
-    for name, part in _parts(x).items():
-        A = np.linalg.solve(cov + lam * np.eye(units), flat.T @ part.reshape(-1, units)).T
+    parts = {k: v.reshape(-1, units) for k, v in _parts(x).items()}
+    for name, part in parts.items():
+        A = np.linalg.solve(cov + lam * np.eye(units), flat.T @ part).T
         F = np.linalg.svd(np.c_[A @ flat.T, math.sqrt(lam) * A], full_matrices=False)[0]
         encoder[name] = F = F[:, :components]
         decoder[name] = A.T @ F
-        share[name] = np.stack([((p.reshape(-1, units) @ decoder[name])**2).sum(0) / total
-                                for p in _parts(x).values()], 1)
+        share[name] = np.stack([((p @ decoder[name])**2).sum(0) / total
+                                for p in parts.values()], 1)
     return DPCA(mean, decoder, encoder, share)

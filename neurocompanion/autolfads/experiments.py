@@ -17,16 +17,14 @@ from .encoding import dpca, glm
 from .pbt import SPACE, Range, draw
 from .subspaces import soft_normalise
 from .setting import Setting
-from .tasks import behaviour_of, chops, halves, study
+from .tasks import Study, behaviour_of, chops, halves, study
 from ..core import ParameterError, TrainingError
 from ..recordings.spikes.counts import smooth
 from ..sweeps import paper
 from ..training.metrics import r2
 
 # %% ../../nbs/autolfads/experiments.ipynb #bf9e8080
-def with_truth(
-    s: Setting,
-) -> ad.Spikes:
+def with_truth(s: Setting) -> ad.Spikes:
     "The halves of a task, whose true rates must be known."
     data = halves(s)
     if data.truth.valid is not None: return data
@@ -39,10 +37,8 @@ WIDE = {"lr": Range(2e-3, 2e-2, "log", 0.3), "dropout": Range(0.0, 0.6, "uniform
         **{k: Range(1e-4, 1.0, "log", 0.8) for k in ("l2_gen", "l2_con")}}
 
 
-def drawn(
-    s: Setting,    # its seed draws; its CD rate is kept
-) -> dict:
-    "Random hyperparameters of one network."
+def drawn(s: Setting) -> dict:
+    "Random hyperparameters of one network, drawn by the seed; the CD rate is the setting's."
     return {**draw(WIDE, 1, s.seed)[0], "cd_rate": s.cd_rate}
 
 
@@ -55,9 +51,7 @@ def _diagnosed(made):
     return {"verdict" if k == "sentence" else k: v for k, v in d.items()}
 
 # %% ../../nbs/autolfads/experiments.ipynb #d5c2bac1
-def overfitting(
-    s: Setting,
-) -> list:        # a row for the model; and rows of examples, where they are asked for
+def overfitting(s: Setting) -> list:  # a row for the model, and rows of examples, if asked for
     "One random network: its likelihood of spikes, and how well it finds the rates."
     data, hyper, start = with_truth(s), drawn(s), time.time()
     row = dict(what="model", **_named(hyper), **{f"nll_{k}": v for k, v in ad.bounds(data).items()})
@@ -80,13 +74,8 @@ def _examples(s, data, rates):
             for i in range(min(s.examples, len(rates))) for t in range(rates.shape[1])]
 
 # %% ../../nbs/autolfads/experiments.ipynb #12579b83
-def rank_correlation(
-    nll,                     # validation scores, lower is better  # model
-    quality,                 # such as R² of the true rates, higher is better  # model
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict:                   # rank, low, high, models
-    "Spearman's correlation over models, with a bootstrap interval."
+def rank_correlation(nll, quality, resamples: int = 1000, seed: int = 0) -> dict:  # model, model
+    "Spearman's correlation over models, `rank`, with a bootstrap interval, `low` to `high`."
     from scipy.stats import spearmanr
     a, b = (np.asarray(v, float) for v in (nll, quality))
     ok = np.isfinite(a) & np.isfinite(b)
@@ -102,14 +91,11 @@ def rank_correlation(
 def _space(s):
     "What a search varies: the learning rate starts at the setting's; CD only if it is on."
     space = {**SPACE, "lr": Range(1e-5, max(5e-3, 2 * s.lr), s.lr, 0.3, True)}
-    if not s.cd_rate: space.pop("cd_rate")
-    if not s.inputs: space = {k: v for k, v in space.items() if k not in ("kl_co", "l2_con")}
-    return space
+    off = (() if s.cd_rate else ("cd_rate",)) + (() if s.inputs else ("kl_co", "l2_con"))
+    return {k: v for k, v in space.items() if k not in off}
 
 
-def search(
-    s: Setting,
-) -> list:        # rows of three kinds
+def search(s: Setting) -> list:  # rows of three kinds
     "Population-based training, or random search."
     data, start = with_truth(s), time.time()
     m = me.population(data, s, s.out, _space(s))
@@ -129,28 +115,22 @@ def search(
                         **me.truth_scores(m.rates(data.valid), data))]
 
 # %% ../../nbs/autolfads/experiments.ipynb #65086cc9
-def accuracy(
-    s: Setting,
-) -> list:        # rows of two kinds
+def accuracy(s: Setting) -> list:  # rows of two kinds
     "One network beside methods that are no network, where the truth is known."
-    data = with_truth(s)
-    rows, size, start = [], data.bin_size, time.time()
+    data, start = with_truth(s), time.time()
     m = me.network(data, s, out=s.out)
-    seconds = time.time() - start
-    for r in m.trained.history.rename(columns=_HISTORY).to_dict("records"):
-        rows.append({"what": "epoch", **r})
-    mean = np.broadcast_to(data.train.mean((0, 1)), data.valid.shape)
-    found = [("lfads", m.rates(data.valid), m.facts | {"fit_seconds": seconds})]
+    m.facts["fit_seconds"] = time.time() - start
     few = me.apart(data)                    # what is judged must not have been fitted
-    for b in (me.smoother(few), me.linear("gpfa", few, s.latents)):
-        found.append((b.name, b.rates(data.valid), b.facts | me.hidden_score(b, data)))
-    found[0][2].update(me.hidden_score(m, data), **_diagnosed(m.trained))
-    found += [("truth", data.truth.valid * size, {}), ("mean", mean, {})]
-    return rows + [dict(what="end", by=name, **me.truth_scores(r, data), **_fresh(facts))
-                   for name, r, facts in found]
-
-
-_HISTORY = dict(lr="learning_rate", ramp="ramp_now", kl_ic="nats_ic", kl_co="nats_co")
+    found = [(v.name, v.rates(data.valid), v.facts | me.hidden_score(v, data))
+             for v in (m, me.smoother(few), me.linear("gpfa", few, s.latents))]
+    found[0][2].update(_diagnosed(m.trained))
+    found += [("truth", data.truth.valid * data.bin_size, {}),
+              ("mean", np.broadcast_to(data.train.mean((0, 1)), data.valid.shape), {})]
+    names = dict(lr="learning_rate", ramp="ramp_now", kl_ic="nats_ic", kl_co="nats_co")
+    epochs = m.trained.history.rename(columns=names).to_dict("records")
+    return [dict(what="epoch", **r) for r in epochs] + [
+        dict(what="end", by=name, **me.truth_scores(r, data), **_fresh(facts))
+        for name, r, facts in found]
 
 
 def _fresh(facts):
@@ -161,11 +141,7 @@ def _fresh(facts):
 _ALPHAS = np.logspace(-2, 5, 15)   # penalties, for rates of unit scale
 
 
-def decoded(
-    m: me.Fitted,
-    cut,             # a `tasks.Study`
-    s: Setting,
-) -> dict:           # r2, alpha, delay
+def decoded(m: me.Fitted, cut: Study, s: Setting) -> dict:  # r2, alpha, delay
     "R² of behaviour in test trials, read from rates by a decoder that training trials fitted."
     y = behaviour_of(cut.recording, s)
     a, b = (m.rates(cut.of("spikes", r)) for r in (cut.fit, cut.test))
@@ -183,9 +159,7 @@ def _delays(data):
     return sorted({0, most // 3, 2 * most // 3, most}), np.arange(data.train.shape[1]) >= most
 
 
-def decoding(
-    s: Setting,
-) -> list:        # a row; and, if examples are asked for, a row for each unit
+def decoding(s: Setting) -> list:  # a row, and, if examples are asked for, one for each unit
     "How well behaviour is read from the rates of one method, with so many training trials."
     cut, start = study(s), time.time()
     y = behaviour_of(cut.recording, s)
@@ -198,22 +172,16 @@ def decoding(
     return [dict(what="score", **row), *(beside_behaviour(told, cut, y) if s.examples else [])]
 
 # %% ../../nbs/autolfads/experiments.ipynb #831ae8ab
-def beside_behaviour(
-    m: me.Fitted,
-    cut,             # a `tasks.Study`
-    y,               # behaviour  # trial time output
-) -> list:           # a row for each unit
+def beside_behaviour(m: me.Fitted, cut: Study, y) -> list:  # a row for each unit
     "How well the rates of one method foretell each unit's spikes, beside a GLM on behaviour."
     before, after = (round(v / cut.data.bin_size) for v in (0.05, 0.12))
     z, known = _ahead(y, after), np.isfinite(y[cut.test]).all(-1)[..., None]
-    x = np.where(known, cut.of("spikes", cut.test), np.nan)
-    fit = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after)
-    line = fit.predict(cut.of("spikes", cut.test), z[cut.test])
-    share, whole = me.blend(m, cut.data), cut.of("spikes", cut.test).astype(float)
-    mix = lambda rates: me.mixed(rates, cut.data, share)
-    told, hidden = me.unseen(m, whole, 0.2, 0)
-    hidden, columns = np.where(known, hidden, np.nan), {}
-    for name, rates, spikes in (("seen", mix(m.rates(whole)), x), ("hidden", mix(told), hidden)):
+    x, columns = cut.of("spikes", cut.test), {}
+    line = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after).predict(x, z[cut.test])
+    share, whole = me.blend(m, cut.data), x.astype(float)
+    for name, (rates, spikes) in dict(seen=(m.rates(whole), x),
+                                      hidden=me.unseen(m, whole, 0.2, 0)).items():
+        rates, spikes = me.mixed(rates, cut.data, share), np.where(known, spikes, np.nan)
         rates, glms = (np.where(np.isfinite(spikes), v, np.nan) for v in (rates, line))
         own, other, ahead = (dec.bootstrap_pseudo_r2(*pair, reference=r) for *pair, r in (
             (rates, spikes, None), (glms, spikes, None), (rates, spikes, glms)))
@@ -237,9 +205,7 @@ def _ahead(y, bins):
     return np.stack([v[i[later]] for v, i in zip(y, near)])
 
 # %% ../../nbs/autolfads/experiments.ipynb #c1f1b0e6
-def psth(
-    s: Setting,
-) -> list:        # a row; and rows of examples, where they are asked for
+def psth(s: Setting) -> list:  # a row, rows of components, and rows of examples, if asked for
     "How well the rates of one method reproduce averages over trials that they have not seen."
     cut, start = study(s), time.time()
     _conditions(cut, s)
@@ -260,15 +226,18 @@ def _conditions(cut, s):
         expected="trials of each", found=f"{len(lost)} that are not", fix="Use more trials")
 
 
-def _psth_scores(m, cut, width_ms=30.0):
+def _smoothed(cut, rows):
+    "Spikes of some trials, smoothed for a PSTH."
+    size = cut.data.bin_size
+    return smooth(cut.of("spikes", rows).astype(float), max(30.0, 500 * size), size)
+
+
+def _psth_scores(m, cut):
     "R² of averages and of single trials, in trials that were not averaged."
-    size, label, part = cut.data.bin_size, cut.condition, {}
-    label = np.unique(label, return_inverse=True)[1]
-    for name, rows in (("fit", cut.fit), ("test", cut.test)):
-        x = cut.of("spikes", rows).astype(float)
-        slow = smooth(x, max(width_ms, 500 * size), size)
-        part[name] = label[rows], m.rates(x), slow, dec.psth(slow, label[rows])
-    (a, r, slow, mean), (b, q, _, other) = part["fit"], part["test"]
+    a, b = (cut.condition[rows] for rows in (cut.fit, cut.test))
+    r, q = (m.rates(cut.of("spikes", rows).astype(float)) for rows in (cut.fit, cut.test))
+    slow = _smoothed(cut, cut.fit)
+    mean, other = dec.psth(slow, a), dec.psth(_smoothed(cut, cut.test), b)
     return {"r2_fit": dec.psth_r2(r, other, a), "r2_test": dec.psth_r2(q, mean, b),
             "ceiling": dec.psth_r2(slow, other, a), "single": r2(q, mean[b])}
 
@@ -277,8 +246,7 @@ def _trials_of_one_unit(m, cut, s):
     "Single-trial rates of the unit whose PSTHs differ most, in Hz, beside the PSTH."
     if not s.examples: return []
     size, label = cut.data.bin_size, cut.condition
-    slow = smooth(cut.of("spikes", cut.fit).astype(float), max(30.0, 500 * size), size)
-    mean = dec.psth(slow, label[cut.fit]) / size
+    mean = dec.psth(_smoothed(cut, cut.fit), label[cut.fit]) / size
     unit, rows = int(mean.std(0).sum(0).argmax()), []
     for c in np.unique(label):
         for i in cut.test[label[cut.test] == c][:s.examples]:
@@ -288,12 +256,8 @@ def _trials_of_one_unit(m, cut, s):
     return rows
 
 # %% ../../nbs/autolfads/experiments.ipynb #5f55100d
-def demixed(
-    m: me.Fitted,
-    cut,              # a `tasks.Study`
-    examples=0,       # trials of each condition whose projections are kept
-) -> list:            # a row for each component; and rows of examples
-    "Single test trials along demixed axes of the averages of training trials."
+def demixed(m: me.Fitted, cut: Study, examples: int = 0) -> list:
+    "Single test trials along demixed axes of the averages of training trials; some examples."
     label, rates = cut.condition, [m.rates(cut.of("spikes", r)) for r in (cut.fit, cut.test)]
     mean, rows = dec.psth(rates[0], label[cut.fit]), []
     axes, mine = dpca(mean, 2, ridge=1e-3), label[cut.test]
@@ -308,9 +272,7 @@ def demixed(
                    for n in np.flatnonzero(mine == c)[:examples] for t in range(z.shape[1])]
 
 # %% ../../nbs/autolfads/experiments.ipynb #b1cd3d66
-def continuous(
-    s: Setting,
-) -> list:        # rows of several kinds
+def continuous(s: Setting) -> list:  # rows of several kinds
     "One method on overlapping chops of a recording without trials."
     cut, start = chops(s), time.time()
     m = me.method(cut.data, s, out=s.out)
@@ -348,9 +310,7 @@ def _merged(cut, rates, s):
             for u in units for t in range(len(whole))]
 
 # %% ../../nbs/autolfads/experiments.ipynb #996ff6dd
-def selection(
-    s: Setting,
-) -> list:        # one row
+def selection(s: Setting) -> list:  # one row
     "One random network, or AutoLFADS: scores that need behaviour, and scores that do not."
     if s.method not in ("lfads", "autolfads"): raise ParameterError(
         "selection is between networks", found=s.method, expected="lfads or autolfads")
@@ -368,30 +328,25 @@ def selection(
                  **_diagnosed(m.trained), fit_seconds=time.time() - start)]
 
 # %% ../../nbs/autolfads/experiments.ipynb #3aee164f
-def choices(
-    table,                   # a row for each model
-    criteria=None,           # column: whether more is better; None: the four of `selection`
-) -> list:                   # a row for each criterion and metric
+def choices(table) -> list:  # a row for each model -> a row for each criterion and metric
     "What selection by one criterion costs by the others."
-    criteria = criteria or dict(score=False, hidden=True, decoding_r2=True, psth_r2=True)
-    good = {k: np.asarray(table[k], float) * (1 if more else -1) for k, more in criteria.items()}
+    signs = dict(score=-1, hidden=1, decoding_r2=1, psth_r2=1)       # 1: more is better
+    good = {k: sign * np.asarray(table[k], float) for k, sign in signs.items()}
     ok = np.all([np.isfinite(v) for v in good.values()], 0)
     if ok.sum() < 2: raise ParameterError("there is nothing to choose from", found=int(ok.sum()),
                                           expected="at least 2 models")
     good, rows = {k: v[ok] for k, v in good.items()}, []
     for by, v in good.items():
-        taken = int(v.argmax())
         for metric, w in good.items():
-            span = w.max() - np.median(w)
-            rows.append({"selected_by": by, "metric": metric, "value": float(
-                np.asarray(table[metric], float)[ok][taken]), "rank": int((w > w[taken]).sum() + 1),
-                "reached": float((w[taken] - np.median(w)) / span) if span > 0 else math.nan})
+            value, middle = w[v.argmax()], np.median(w)
+            span = w.max() - middle
+            rows.append({"selected_by": by, "metric": metric,
+                         "value": float(signs[metric] * value), "rank": int((w > value).sum() + 1),
+                         "reached": float((value - middle) / span) if span > 0 else math.nan})
     return rows
 
 # %% ../../nbs/autolfads/experiments.ipynb #afb9f47b
-def calcium(
-    s: Setting,
-) -> list:        # rows of two kinds
+def calcium(s: Setting) -> list:  # rows of two kinds
     "Traces: hidden values and hidden neurons, by networks and without."
     cut, start = chops(s), time.time()
     if cut.data.kind != "traces": raise ParameterError("these are no traces", found=s.task,
@@ -418,18 +373,14 @@ def _unheard(s, cut, share=0.25):
                 hidden_neuron=r2(found, y, per_neuron=True), neurons=y.shape[2])
 
 # %% ../../nbs/autolfads/experiments.ipynb #7b265571
-def uncertainty(
-    s: Setting,
-) -> list:        # rows of two kinds
+def uncertainty(s: Setting) -> list:  # rows of two kinds
     "Whether the posterior's deviations are those from the truth."
     data = with_truth(s)
-    m = me.network(data, s, out=s.out)
-    a = m.trained.rates("valid", samples=s.samples)
+    a = me.network(data, s, out=s.out).trained.rates("valid", samples=s.samples)
     mean, sd = (v.cpu().numpy() / data.bin_size for v in (a.rates, a.rates_sd))
-    found = {"r2": r2(mean, data.truth.valid)}
-    return [*(dict(what="coverage", **r, **found) for r in me.coverage(mean, sd, data.truth.valid)),
-            *(dict(what="calibration", **r, **found) for r in
-              me.calibration(mean, sd, data.truth.valid))]
+    given, explained = (mean, sd, data.truth.valid), r2(mean, data.truth.valid)
+    return [dict(what=k, **row, r2=explained) for k, rows in dict(
+        coverage=me.coverage(*given), calibration=me.calibration(*given)).items() for row in rows]
 
 # %% ../../nbs/autolfads/experiments.ipynb #7f1eee8d
 EXPERIMENTS = dict(overfitting=overfitting, search=search, accuracy=accuracy, decoding=decoding,

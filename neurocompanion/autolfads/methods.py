@@ -33,13 +33,8 @@ class Fitted(NamedTuple):
     search: object = None  # of a population
 
 
-def unseen(
-    m: Fitted,
-    x,             # counts or traces  # trial time unit
-    share: float,  # of the elements, to hide
-    seed: int,     # which
-) -> tuple:        # what is said of them, and the elements; NaN where they were seen
-    "What a method says of elements that are hidden from it."
+def unseen(m: Fitted, x, share: float, seed: int) -> tuple:  # counts or traces  # trial time unit
+    "What a method says of a share of elements that is hidden from it, and these; NaN elsewhere."
     hidden = models.sample_mask(x.shape, share, seed).numpy()
     said = m.rates(np.where(hidden, np.nan, x))
     return np.where(hidden, said, np.nan), np.where(hidden, x, np.nan)
@@ -85,62 +80,44 @@ def linear(
     latents: int = 8,   # of GPFA; PCA takes as many as explain three quarters of the variance
 ) -> Fitted:
     "Principal components of smoothed spikes, or Gaussian-process factor analysis."
-    x, fill = _both(data), smoother(data)
-    below = (lambda v: v) if data.kind == "traces" else (lambda v: np.maximum(v, 0))
+    x, size, counts = _both(data), data.bin_size, data.kind == "spikes"
     if name == "pca":
-        p = baselines.pca(x, 0.75, bin_size=data.bin_size, width_ms=fill.facts["width"])
-        whole = lambda x: np.where(np.isnan(x), fill.rates(x), x)     # hidden counts: smoothed ones
-        rates = lambda x: below(np.asarray(p.transform(whole(x))) @ p.axes.T + p.mean)
-        return Fitted(name, rates, {"latents": p.axes.shape[1]})
-    latents = min(latents, x.shape[2])
-    g = baselines.gpfa(x, latents, data.bin_size, root=data.kind == "spikes",
-                       tau=5 * data.bin_size, iterations=60)
-    read = lambda x: np.asarray(g.transform(x)) @ g.counts[:, :-1].T + g.counts[:, -1]
-    rates = lambda x: below(g.foretell(x) if np.isnan(x).any() else read(x))
+        fill = smoother(data)                             # a hidden count is the smoothed one
+        p = baselines.pca(x, 0.75, bin_size=size, width_ms=fill.facts["width"])
+        latents, whole = p.axes.shape[1], lambda x: np.where(np.isnan(x), fill.rates(x), x)
+        found = lambda x: np.asarray(p.transform(whole(x))) @ p.axes.T + p.mean
+    else:
+        latents = min(latents, x.shape[2])
+        g = baselines.gpfa(x, latents, size, root=counts, tau=5 * size, iterations=60)
+        found = lambda x: g.foretell(x) if np.isnan(x).any() else g.read_out(g.transform(x))
+    rates = lambda x: np.maximum(found(x), 0) if counts else found(x)
     return Fitted(name, rates, {"latents": latents})
 
 # %% ../../nbs/autolfads/methods.ipynb #8aea8da2
-def kept(
-    member,          # of a search
-    kind: str,       # of search
-) -> Trained:
-    "A member of a population as it is; one of a random search with its best weights."
+def kept(member, kind: str) -> Trained:
+    "A member of a population as it is; one of another kind of search with its best weights."
     made = finished(member)
     if kind != "pbt": return made
     made.model.load_state_dict(member.model.state_dict())
     return replace(made, best=member.score, best_epoch=member.epoch)
 
 
-def chosen(
-    search: Search,
-) -> Trained:
+def chosen(search: Search) -> Trained:
     "The network that a search ends with: the lowest score after a generation, or of all epochs."
-    if search.kind == "pbt": return kept(search.member(), "pbt")
     last = search.table.groupby("member").best.last()
-    return finished(search.member(int(last.idxmin())))
+    return kept(search.member(None if search.kind == "pbt" else int(last.idxmin())), search.kind)
 
 # %% ../../nbs/autolfads/methods.ipynb #2cdca339
-def network(
-    data: Spikes,
-    s: Setting,
-    hyper=None,               # None: those of the setting
-    out: str | Path = "",     # folder for a checkpoint
-    **sizes,                  # of the network, in place of the setting's
-) -> Fitted:
-    "One LFADS."
+def network(data: Spikes, s: Setting, hyper=None, out: str | Path = "") -> Fitted:
+    "One LFADS, with the hyperparameters of the setting or others, and its checkpoint in `out`."
     path = Path(out) / "network.pt" if str(out) else None
-    made = train(data, {**s.sizes, **sizes}, s.hyper if hyper is None else hyper, s.epochs, s.seed,
+    made = train(data, s.sizes, s.hyper if hyper is None else hyper, s.epochs, s.seed,
                  checkpoint=path, **s.training)
     return from_network("lfads", made, data, s)
 
 
-def population(
-    data: Spikes,
-    s: Setting,               # kind, members, generations, epochs, engine
-    out: str | Path = "",     # folder for its states
-    space: dict = SPACE,
-) -> Fitted:
-    "AutoLFADS, or a random search."
+def population(data: Spikes, s: Setting, out: str | Path = "", space: dict = SPACE) -> Fitted:
+    "AutoLFADS, or a random search, with its states in `out`."
     each, over = divmod(s.epochs, s.generations)
     if over or not each: raise ParameterError(
         "epochs cannot be shared by the generations", expected=f"a multiple of {s.generations}",
@@ -156,21 +133,13 @@ def population(
     return from_network("autolfads" if grows else "random", chosen(found), data, s, found)
 
 # %% ../../nbs/autolfads/methods.ipynb #19f4be94
-def from_network(
-    name: str,
-    trained: Trained,
-    data: Spikes,
-    s: Setting,               # samples
-    search: Search = None,    # that it comes from
-) -> Fitted:
+def from_network(name: str, trained: Trained, data: Spikes, s: Setting, search=None) -> Fitted:
     "A network's rates: averages over samples of its posterior."
-    size, device = data.sizes, next(trained.model.parameters()).device
-
     def rates(counts, external=None):
-        x = np.asarray(counts, np.float32)[:, :size["read_steps"], :size["encoded"]]
+        x = np.asarray(counts, np.float32)[:, :data.sizes["read_steps"], :data.sizes["encoded"]]
         seen = np.isfinite(x)
-        x = torch.as_tensor(np.where(seen, x, 0) / max(seen.mean(), 1e-3), dtype=torch.float32)
-        average = models.average(trained.model, x.to(device), external, samples=s.samples)
+        x = np.where(seen, x, 0) / max(seen.mean(), 1e-3)
+        average = models.average(trained.model, x, external, samples=s.samples)
         return average.rates.cpu().numpy().astype(float)
 
     facts = {"best_score": trained.best, "best_epoch": trained.best_epoch,
@@ -179,14 +148,8 @@ def from_network(
     return Fitted(name, rates, facts, trained, search)
 
 
-def method(
-    data: Spikes,
-    s: Setting,            # s.method says which
-    behaviour=None,        # for the width of the smoothing, where something is decoded
-    out: str | Path = "",
-    **decoder,             # how it is decoded
-) -> Fitted:
-    "The method that a setting asks for."
+def method(data: Spikes, s: Setting, behaviour=None, out: str | Path = "", **decoder) -> Fitted:
+    "The method that a setting asks for; `behaviour` and `decoder` are those of `smoother`."
     if s.method == "smoothing": return smoother(data, s.width_ms, behaviour, **decoder)
     if s.method in ("pca", "gpfa"): return linear(s.method, data, s.latents)
     if s.method == "lfads": return network(data, s, out=out)
@@ -196,25 +159,18 @@ def method(
 _all_ = ["METHODS"]
 
 # %% ../../nbs/autolfads/methods.ipynb #ab92ad7e
-def truth_scores(
-    rates,                # spikes per bin  # trial time unit
-    data: Spikes,         # judged on the validation trials
-) -> dict:
+def truth_scores(rates, data: Spikes) -> dict:  # spikes per bin in the validation trials
     "R² of the true rates and likelihood of the spikes that were seen."
     if data.truth.valid is None: raise ParameterError("the true rates are not known",
                                                       where=data.name)
-    true = data.truth.valid * data.bin_size
+    true, above = data.truth.valid * data.bin_size, np.maximum(rates, 1e-9)
     return {"r2": r2(rates, true), "r2_unit": r2(rates, true, per_neuron=True),
-            "nll": poisson_nll(np.maximum(rates, 1e-9) / data.bin_size, data.valid, data.bin_size),
-            "bits": bits_per_spike(np.maximum(rates, 1e-9), data.valid)}
+            "nll": poisson_nll(above / data.bin_size, data.valid, data.bin_size),
+            "bits": bits_per_spike(above, data.valid)}
 
 # %% ../../nbs/autolfads/methods.ipynb #a6adf69c
-def bits_above(
-    rates,         # spikes per bin  # … unit
-    spikes,        # NaN where they do not count  # … unit
-    mean,          # the rates to beat  # unit
-) -> float:
-    "Information about spikes beyond given mean rates, in bits a spike."
+def bits_above(rates, spikes, mean) -> float:  # spikes per bin, counts, rates to beat  # … unit
+    "Information about spikes beyond given mean rates, in bits a spike; NaN does not count."
     r, mean, ok = np.maximum(rates, 1e-9), np.maximum(mean, 1e-9), np.isfinite(spikes)
     gain = np.where(ok, spikes * np.log(r / mean) - (r - mean), 0)
     return float(gain.sum() / math.log(2) / max(np.nansum(spikes), 1))
@@ -228,9 +184,9 @@ def mixed(rates, data, share):
     return (1 - share) * rates + share * np.maximum(data.train.mean((0, 1)), 1e-6)
 
 
-def blend(m, data, share=0.2, seed=1):
+def blend(m, data):
     "How much of the mean rate is best for hidden elements of training trials."
-    learned, z = unseen(m, data.train[:200], share, seed)
+    learned, z = unseen(m, data.train[:200], 0.2, 1)
     mean = data.train.mean((0, 1))
     return max(_BLENDS, key=lambda a: bits_above(mixed(learned, data, a), z, mean))
 
@@ -238,14 +194,12 @@ def blend(m, data, share=0.2, seed=1):
 def hidden_score(
     m: Fitted,
     data: Spikes,
-    share: float = 0.2,  # of the elements
-    seed: int = 0,       # which
-    x=None,              # other trials to be judged on; None: the validation trials
-) -> dict:               # hidden: bits per spike, or R² of traces; blend: share of the mean rate
-    "How well a method foretells what is hidden from it, from the rest of the trial."
-    rates, y = unseen(m, data.valid if x is None else x, share, seed)
+    x=None,       # other trials to be judged on; None: the validation trials
+) -> dict:        # hidden: bits per spike, or R² of traces; blend: share of the mean rate
+    "How well a method foretells a fifth that is hidden from it, from the rest of the trial."
+    rates, y = unseen(m, data.valid if x is None else x, 0.2, 0)
     if data.kind == "traces": return {"hidden": r2(rates, y), "blend": 0.0}
-    best = blend(m, data, share, seed + 1)
+    best = blend(m, data)
     return {"hidden": bits_above(mixed(rates, data, best), y, data.train.mean((0, 1))),
             "blend": best}
 
@@ -313,31 +267,20 @@ def _verdict(shown, hidden, gap, gap_z, dispersion, z):
         shown, hidden, lost, gap, gap_z, float(dispersion), float(z))
 
 # %% ../../nbs/autolfads/methods.ipynb #289d3c99
-def coverage(
-    mean,            # posterior average  # trial time unit
-    sd,              # standard deviation over samples
-    truth,           # in the same units
-    levels=(0.5, 0.8, 0.9, 0.95),
-) -> list:           # a dict for each level: level, covered, width
-    "How often the truth lies within the interval of each level."
+def coverage(mean, sd, truth, levels=(0.5, 0.8, 0.9, 0.95)) -> list:  # level, covered, width
+    "How often the truth lies within the interval of each level around the posterior's mean."
     from scipy.stats import norm
     mean, sd, truth = (np.asarray(v, float) for v in (mean, sd, truth))
     if not mean.shape == sd.shape == truth.shape: raise ParameterError(
         "rates, deviations and truth differ in shape", found=f"{mean.shape}, {sd.shape}, "
         f"{truth.shape}", expected="the same")
-    rows = []
-    for level in levels:
-        reach = norm.ppf((1 + level) / 2) * sd
-        rows.append({"level": level, "covered": float((abs(mean - truth) <= reach).mean()),
-                     "width": float(2 * reach.mean())})
-    return rows
+    reaches = [norm.ppf((1 + level) / 2) * sd for level in levels]
+    return [{"level": level, "covered": float((abs(mean - truth) <= reach).mean()),
+             "width": float(2 * reach.mean())} for level, reach in zip(levels, reaches)]
 
 
-def calibration(
-    mean, sd, truth,   # as for `coverage`
-    bins: int = 6,     # as many elements in each, by rising deviation
-) -> list:             # a dict for each bin: said, found
-    "What the posterior says its error is, beside the error that it has."
+def calibration(mean, sd, truth, bins: int = 6) -> list:  # a dict for each bin: said, found
+    "What the posterior says its error is, beside the error that it has, by rising deviation."
     said, error = np.ravel(sd), np.ravel(np.asarray(mean, float) - truth)
     size = lambda v: float(np.sqrt((v**2).mean()))
     return [{"said": size(said[i]), "found": size(error[i])}

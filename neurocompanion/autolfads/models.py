@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
-from ..core import ParameterError, RecordingError, keep_memory
+from ..core import ParameterError, RecordingError, is_whole, keep_memory
 from ..fast.dropout import drop, kept, scale
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
@@ -44,11 +44,10 @@ class LFADS(nn.Module):
         super().__init__()
         encoded = neurons if encoded is None else encoded
         read_steps = steps if read_steps is None else read_steps
-        _check_sizes(neurons=(neurons, 1), steps=(steps, 1), encoded=(encoded, 1), ic=(ic, 1),
-                     read_steps=(read_steps, 1), external=(external, 0), factors=(factors, 1),
-                     ic_encoder=(ic_encoder, 1), inputs=(inputs, 0), generator=(generator, 1),
-                     ci_encoder=(ci_encoder, min(inputs, 1)),
-                     controller=(controller, min(inputs, 1)))
+        _check_sizes(1, neurons=neurons, steps=steps, encoded=encoded, read_steps=read_steps, ic=ic,
+                     ic_encoder=ic_encoder, generator=generator, factors=factors)
+        _check_sizes(0, external=external, inputs=inputs)
+        _check_sizes(min(inputs, 1), ci_encoder=ci_encoder, controller=controller)
         _check_together(neurons, steps, encoded, read_steps, head)
         self.neurons, self.steps = neurons, steps
         self.encoded, self.read_steps = encoded, read_steps
@@ -103,12 +102,11 @@ def _add_controller(self, ci_encoder, controller, inputs, factors):
 LFADS._add_controller = _add_controller
 
 # %% ../../nbs/autolfads/models.ipynb #7e9201cf
-def _check_sizes(**sizes):
+def _check_sizes(least, **sizes):
     "Every size is a whole number that is large enough."
-    for name, (value, least) in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ParameterError(f"{name} is not a size", found=repr(value),
-                                 expected=f"a whole number from {least} on")
+    for name, value in sizes.items():
+        if not is_whole(value, least): raise ParameterError(
+            f"{name} is not a size", found=repr(value), expected=f"a whole number from {least} on")
 
 
 def _check_together(neurons, steps, encoded, read_steps, head):
@@ -182,10 +180,9 @@ def _rate(rate, name):
     raise ParameterError(f"{name} is a share", expected="0 ≤ rate < 1", found=rate)
 
 
-def _check_shape(what, x, expected, fix=None):
-    "The shape of `x`, whose first axis is free; None in `expected` is free too."
-    fits = x.ndim == len(expected) and all(e in (None, n) for n, e in zip(x.shape, expected))
-    if fits: return
+def _check_shape(what, x, *expected, fix=None):
+    "The shape of `x`; None in `expected` may be any."
+    if x.ndim == len(expected) and all(e in (None, n) for n, e in zip(x.shape, expected)): return
     shape = ", ".join("…" if e is None else str(e) for e in expected)
     raise ParameterError(f"{what} of the wrong shape", expected=f"({shape})",
                          found=tuple(x.shape), fix=fix)
@@ -196,9 +193,9 @@ def _as_tensor(what, a, like):
     if isinstance(a, Tensor): return a.to(like.device, like.dtype)
     try: a = np.asarray(a)
     except ValueError as e: raise ParameterError(f"{what} are no array", found=str(e)) from e
-    if a.dtype.kind not in "biuf":
-        raise ParameterError(f"{what} are no numbers", expected="a tensor or an array of numbers",
-                             found=f"an array of type {a.dtype}")
+    if a.dtype.kind not in "biuf": raise ParameterError(
+        f"{what} are no numbers", expected="a tensor or an array of numbers",
+        found=f"an array of type {a.dtype}")
     exact = np.float64 if like.dtype == torch.float64 else np.float32
     return torch.from_numpy(np.require(a, exact, "CW")).to(like.device, like.dtype)
 
@@ -219,21 +216,17 @@ def _checked(model, x, external, y=None):
     names = "data", "external inputs", "data to reconstruct"
     x, external, y = (a if a is None else _as_tensor(name, a, model.readout.weight)
                       for name, a in zip(names, (x, external, y)))
-    _check_shape("data", x, (None, model.read_steps, model.encoded),
-                 "Axes are trial, time, neuron: the steps and neurons that the model reads")
+    _check_shape("data", x, None, model.read_steps, model.encoded,
+                 fix="Axes are trial, time, neuron: the steps and neurons that the model reads")
     if not len(x): raise ParameterError("there are no trials")
-    if y is not None:
-        _check_shape("data to reconstruct", y, (len(x), model.steps, model.neurons))
+    if y is not None: _check_shape("data to reconstruct", y, len(x), model.steps, model.neurons)
     if external is None and model.external:
         raise ParameterError("external inputs are missing", expected=f"{model.external} of them")
-    if external is not None and external.shape[-1:] == (0,) and not model.external:
-        external = None
-    if external is not None:
-        _check_shape("external inputs", external, (len(x), None, model.external))
-        if external.shape[1] > model.steps:
-            raise ParameterError("external inputs are too long", found=external.shape[1],
-                                 expected=f"{model.steps} steps at most")
-    return x, external, y
+    if external is None or external.shape[-1:] == (0,) and not model.external: return x, None, y
+    _check_shape("external inputs", external, len(x), None, model.external)
+    if external.shape[1] <= model.steps: return x, external, y
+    raise ParameterError("external inputs are too long", found=external.shape[1],
+                         expected=f"{model.steps} steps at most")
 
 # %% ../../nbs/autolfads/models.ipynb #c1b00ad6
 def _wide(h0, batch): return h0[..., None, :].expand(*h0.shape[:-1], batch, -1)
@@ -241,8 +234,8 @@ def _wide(h0, batch): return h0[..., None, :].expand(*h0.shape[:-1], batch, -1)
 
 def _read(networks, h0, x):
     "Both directions of an encoder: pairs of all states and the last."
-    h0 = _wide(h0, x.shape[1])
-    return [cells.read(x, h0[i], c.weights(), backwards=i == 1) for i, c in enumerate(networks)]
+    return [cells.read(x, h, c.weights(), backwards=c is networks[1])
+            for c, h in zip(networks, _wide(h0, x.shape[1]))]
 
 
 def encode(model, x, dropout=0.0, generator=None):  # b t n -> b i, b i, t b 2e
@@ -390,32 +383,20 @@ def load_reference(
     return model.eval(), (saved["enc"],) + ((saved["ext"],) if model.external else ()), expected
 
 # %% ../../nbs/autolfads/models.ipynb #27275202
-def kl_ic(
-    model: LFADS,
-    mean: Tensor,   # of the initial condition's posterior  # b i
-    std: Tensor,    # its standard deviation  # b i
-) -> Tensor:        # a number
+def kl_ic(model: LFADS, mean: Tensor, std: Tensor) -> Tensor:  # b i, b i -> a number
     "Divergence of the initial condition's posterior from its prior, mean over trials, in nats."
     var = model.ic_prior_logvar.exp()
     ratio, off = std.square() / var, (mean - model.ic_prior_mean).square() / var
     return (ratio + off - 1 - ratio.log()).sum(-1).mean() / 2
 
 # %% ../../nbs/autolfads/models.ipynb #83930d06
-def normal_log_prob(
-    x: Tensor,         # b t u
-    mean: Tensor,      # of each element  # b t u
-    std: Tensor,       # its standard deviation  # b t u
-) -> Tensor:           # b
+def normal_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:  # b t u, each -> b
     "Log probability under independent normals."
     return -(((x - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum((1, 2))
 
 
-def ar_log_prob(
-    x: Tensor,         # b t u
-    logtau: Tensor,    # log of the time constant, in steps  # u
-    lognvar: Tensor,   # log of the noise's variance  # u
-) -> Tensor:           # b
-    "Log probability under the autoregressive prior."
+def ar_log_prob(x: Tensor, logtau: Tensor, lognvar: Tensor) -> Tensor:  # b t u, u, u -> b
+    "Log probability under the autoregressive prior, given the logs of τ and v."
     alpha = torch.exp(-torch.exp(-logtau))
     mean = torch.cat([torch.zeros_like(x[:, :1]), alpha * x[:, :-1]], 1)
     first = lognvar - torch.log1p(-alpha.square())
@@ -423,12 +404,7 @@ def ar_log_prob(
     return normal_log_prob(x, mean, (logvar / 2).exp())
 
 
-def kl_co(
-    model: LFADS,
-    mean: Tensor,      # of the posterior of the controller's output  # b t u
-    std: Tensor,       # its standard deviation  # b t u
-    generator: torch.Generator | None = None,  # draws the sample
-) -> Tensor:           # a number
+def kl_co(model: LFADS, mean: Tensor, std: Tensor, generator=None) -> Tensor:  # b t u, b t u
     "Divergence of the controller's output from its prior, by one sample; mean over trials."
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     x = mean + std * noise
@@ -436,48 +412,31 @@ def kl_co(
     return (normal_log_prob(x, mean, std) - log_p).mean()
 
 # %% ../../nbs/autolfads/models.ipynb #ed6df6ba
-def l2(
-    model: LFADS,
-    generator: float = 0.0,    # scale of the generator's recurrent weights
-    controller: float = 0.0,   # of the controller's
-    ic_encoder: float = 0.0,   # of those of the encoder for the initial condition
-    ci_encoder: float = 0.0,   # of those of the encoder for the controller
-) -> Tensor:                   # a number
+def l2(model: LFADS, generator: float = 0.0, controller: float = 0.0, ic_encoder: float = 0.0,
+       ci_encoder: float = 0.0) -> Tensor:  # scales of the networks' recurrent weights
     "Sum of scale · ½‖W_h‖², over the number of weights in it; networks of scale 0 do not count."
-    scaled = [(c.w_h, ic_encoder) for c in model.ic_encoder] + [(model.generator.w_h, generator)]
+    nets = [(model.generator, generator), *((c, ic_encoder) for c in model.ic_encoder)]
     if model.inputs:
-        scaled += [(c.w_h, ci_encoder) for c in model.ci_encoder]
-        scaled += [(model.controller.w_h, controller)]
-    scaled = [(w, s) for w, s in scaled if s > 0]
+        nets += [(model.controller, controller), *((c, ci_encoder) for c in model.ci_encoder)]
+    scaled = [(c.w_h, s) for c, s in nets if s > 0]
     if not scaled: return model.readout.weight.new_zeros(())
     return sum(s / 2 * w.square().sum() for w, s in scaled) / sum(w.numel() for w, _ in scaled)
 
 # %% ../../nbs/autolfads/models.ipynb #d0b08f5c
-def coordinated(
-    x: Tensor,                                # data to read, any shape
-    rate: float,                              # the share to hide
-    generator: torch.Generator | None = None, # to draw with
-) -> tuple[Tensor, Tensor]:  # what may be read; 1 where gradients may come from, else 0
-    "Hide elements, and learn from those only."
+def coordinated(x: Tensor, rate: float, generator=None) -> tuple[Tensor, Tensor]:
+    "Hide a share of the elements: what may be read, and 1 where gradients may come from, else 0."
     if not _rate(rate, "cd_rate"): return x, torch.ones_like(x)
     keep = kept(x.shape, rate, x.device, generator)
     return x * (keep * scale(rate)), (~keep).to(x.dtype)
 
 # %% ../../nbs/autolfads/models.ipynb #e468e06d
-def sample_mask(
-    shape: tuple,        # of the data to read: trials, steps, neurons
-    rate: float = 0.2,   # the share to hold out
-    seed: int = 0,       # which elements
-) -> Tensor:  # True where held out
+def sample_mask(shape: tuple, rate: float = 0.2, seed: int = 0) -> Tensor:  # True: held out
     "Elements to hide when a network is judged, the same for the same seed."
     draw = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=draw) < _rate(rate, "the share of held-out elements")
 
 # %% ../../nbs/autolfads/models.ipynb #56133037
-def element_nll(
-    out: Output,   # what the model says
-    y,             # data to reconstruct  # b t n
-) -> Tensor:       # b t n
+def element_nll(out: Output, y) -> Tensor:  # b t n -> b t n
     "Negative log likelihood of every element of `y`, in nats."
     y = _as_tensor("data to reconstruct", y, out.log_rates)
     if out.log_var is None:
@@ -498,12 +457,6 @@ def _mean_nll(out, y, learn):  # time first
     else: each = F.gaussian_nll_loss(said, y, out.log_var.transpose(0, 1).exp(), reduction="none")
     if learn is not None: each = torch.where(learn > 0, each, each.detach())
     return each.mean() + (_stirling(y) if out.log_var is None else 0)
-
-
-def _padded(mask, shape):
-    "A mask of what is read, continued with ones to what is reconstructed."
-    if mask is None or mask.shape == shape: return mask
-    return F.pad(mask, (0, shape[2] - mask.shape[2], 0, 0, 0, shape[0] - mask.shape[0]), value=1.0)
 
 # %% ../../nbs/autolfads/models.ipynb #aaba3a89
 class Hyper(NamedTuple):
@@ -532,10 +485,13 @@ def loss(
     if x.is_cpu: keep_memory()
     x, y = x.transpose(0, 1).contiguous(), y.transpose(0, 1).contiguous()
     learn = None
-    if model.training and hyper.cd_rate: x, learn = coordinated(x, hyper.cd_rate, generator)
+    if model.training and hyper.cd_rate:
+        x, learn = coordinated(x, hyper.cd_rate, generator)
+        steps, _, neurons = (n - k for n, k in zip(y.shape, x.shape))      # that are never read
+        learn = F.pad(learn, (0, neurons, 0, 0, 0, steps), value=1.0)
     out = model(x.transpose(0, 1), external, sample=True, generator=generator,
                 dropout=hyper.dropout)
-    nll = _mean_nll(out, y, _padded(learn, y.shape))
+    nll = _mean_nll(out, y, learn)
     ic = kl_ic(model, out.ic_mean, out.ic_std)
     co = kl_co(model, out.co_mean, out.co_std, generator) if model.inputs else torch.zeros_like(ic)
     decay = l2(model, hyper.l2_gen, hyper.l2_con)
@@ -566,16 +522,14 @@ def _average_batch(model, x, external, samples, draw):
     "`average` for a few trials."
     ic_mean, ic_std, ci = encode(model, x)
     s, u = max(samples, 1), model.inputs
-    each = lambda a: a.repeat_interleave(s, 0)
-    start, noise = each(ic_mean), None
+    each = lambda a, axis=0: None if a is None else a.repeat_interleave(s, axis)
+    start, noise, i = each(ic_mean), None, ic_mean.shape[1]
     if samples:
-        shape, per_trial = (s, ic_mean.shape[1] + model.steps * u), []
-        for _ in range(len(x)): per_trial.append(torch.randn(shape, generator=draw))
-        eps = torch.cat(per_trial).to(x)
-        start = start + each(ic_std) * eps[:, :ic_mean.shape[1]]
-        if u: noise = eps[:, ic_mean.shape[1]:].unflatten(1, (model.steps, u)).transpose(0, 1)
-    external = None if external is None else each(external)
-    out = decode(model, start, None if ci is None else ci.repeat_interleave(s, 1), external, noise)
+        shape = s, i + model.steps * u
+        eps = torch.cat([torch.randn(shape, generator=draw) for _ in range(len(x))]).to(x)
+        start = start + each(ic_std) * eps[:, :i]
+        if u: noise = eps[:, i:].unflatten(1, (model.steps, u)).transpose(0, 1)
+    out = decode(model, start, each(ci, 1), each(external), noise)
     rates, inputs = _moments(out.rates, s), _moments(out.inputs[..., :u], s)
     var = None if out.log_var is None else _moments(out.log_var.exp(), s)[0]
     return *rates, _moments(out.factors, s)[0], *inputs, _moments(out.states, s)[0], var
@@ -592,15 +546,14 @@ def average(
 ) -> Average:
     "Posterior averages of rates, factors and inputs, without dropout; the model's mode is kept."
     x, external, _ = _checked(model, x, external)
-    _check_sizes(samples=(samples, 0), batch=(batch, 1))
+    _check_sizes(0, samples=samples)
+    _check_sizes(1, batch=batch)
     draw, was, parts = torch.Generator().manual_seed(seed), model.training, []
     model.eval()
     try:
         for i in range(0, len(x), trials := max(1, batch // max(samples, 1))):
-            these = slice(i, i + trials)
-            part = _average_batch(model, x[these], None if external is None else external[these],
-                                  samples, draw)
-            parts.append(part)
+            given = [None if a is None else a[i:i + trials] for a in (x, external)]
+            parts.append(_average_batch(model, *given, samples, draw))
     finally: model.train(was)
     return Average(*[None if p[0] is None else torch.cat(p) for p in zip(*parts)])
 

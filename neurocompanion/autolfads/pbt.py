@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 from .. import core
-from ..core import (
-    ParameterError, TrainingError, atomic_path, is_whole, need, need_same)
+from ..core import ParameterError, TrainingError, atomic_path, need_same
 from . import pbt_engines
-from .pbt_engines import Turns, made_from, one_thread, state_name
+from .pbt_engines import Turns, in_words, made_from, one_thread, state_name
+from ..recordings.simulate import within
 from ..sweeps.warm import claim
 
 # %% ../../nbs/autolfads/pbt.ipynb #ceffcf8c
@@ -44,15 +44,8 @@ def _in(name, value, allowed):
     if value in allowed: return value
     raise ParameterError(f"there is no such {name}", found=repr(value), expected=", ".join(allowed))
 
-
-def _whole(name, value, least):
-    need(is_whole(value, least), name, f"a whole number from {least}", value)
-    return int(value)
-
 # %% ../../nbs/autolfads/pbt.ipynb #da05c349
-def checked_space(
-    space: dict,    # name: `Range`, or its fields in order
-) -> dict:
+def checked_space(space: dict) -> dict:  # name: `Range`, or its fields in order
     "The space, if every range can be drawn from."
     made = {}
     for name, r in dict(space).items():
@@ -60,28 +53,21 @@ def checked_space(
         except TypeError as e:
             raise ParameterError(f"the range of {name} is none", found=r, expected="low, high, "
                                  "initial, weight, limited") from e
-        words = r.initial in ("uniform", "log")
-        good = (0 <= r.low <= r.high < math.inf and 0 <= r.weight < math.inf
-                and (words or not isinstance(r.initial, str))
-                and (words or r.low <= r.initial <= r.high) and (r.low > 0 or r.initial != "log"))
-        if not good: raise ParameterError(
+        first = r.low if r.initial in ("uniform", "log") else r.initial
+        if isinstance(first, str) or not (
+                0 <= r.low <= first <= r.high < math.inf and 0 <= r.weight < math.inf
+                and (r.low > 0 or r.initial != "log")): raise ParameterError(
             f"the range of {name} cannot be drawn from", found=tuple(r), expected="0 ≤ low ≤ high, "
             "above 0 for log; initial: uniform, log or a value in it; weight ≥ 0")
     if made: return made
     raise ParameterError("the space is empty", expected="ranges by name", found="none")
 
 # %% ../../nbs/autolfads/pbt.ipynb #dd059ca4
-def draw(
-    space: dict,    # name: `Range`
-    n: int,         # how many
-    seed: int = 0,
-) -> list:          # of dicts
-    "First hyperparameters; the first of them do not depend on how many are drawn."
-    space, drawn, seed = checked_space(space), [], _whole("seed", seed, 0)
-    for i in range(n):
-        u = np.random.default_rng((seed, 1, i)).random(len(space))
-        drawn.append({k: _first(r, v) for (k, r), v in zip(space.items(), u.tolist())})
-    return drawn
+def draw(space: dict, n: int, seed: int = 0) -> list:  # of dicts
+    "First hyperparameters of n members; the first of them do not depend on n."
+    space, seed = checked_space(space), within("seed", seed, 0, whole=True)
+    chance = [np.random.default_rng((seed, 1, i)).random(len(space)).tolist() for i in range(n)]
+    return [{k: _first(r, v) for (k, r), v in zip(space.items(), u)} for u in chance]
 
 
 def _first(r, u):
@@ -90,26 +76,17 @@ def _first(r, u):
     return float(r.low * (r.high / r.low) ** u if r.initial == "log" else r.initial)
 
 # %% ../../nbs/autolfads/pbt.ipynb #7d56efcb
-def perturb(
-    value: float,
-    r: Range,                   # its range
-    rng: np.random.Generator,   # where chance comes from
-    tries: int = 10,            # draws before a limited value is clipped
-) -> float:
+def perturb(value: float, r: Range, rng: np.random.Generator) -> float:
     "A value nearby, on a scale of ratios."
     low, high = math.log1p(0.002 * r.weight), math.log1p(r.weight)
-    for _ in range(tries):
+    for _ in range(10):
         new = value * math.exp(rng.choice((-1, 1)) * rng.uniform(low, high))
         if not r.limited or r.low <= new <= r.high: return float(new)
     return float(min(max(new, r.low), r.high))
 
 # %% ../../nbs/autolfads/pbt.ipynb #44e08782
-def parents(
-    scores,                     # of all members; lower is better, NaN has diverged
-    rng: np.random.Generator,   # where chance comes from
-    rivals: str = "pairs",      # pairs or random
-) -> list:                      # whom each member continues: itself, or a better one
-    "Who copies whom."
+def parents(scores, rng: np.random.Generator, rivals: str = "pairs") -> list:
+    "Whom each member continues, itself or a better one; a score that is NaN has diverged."
     worth = np.where(np.isnan(scores), np.inf, scores).astype(float)
     n, chosen = len(worth), list(range(len(worth)))
     if rivals == "pairs":
@@ -124,15 +101,11 @@ def parents(
     return chosen
 
 # %% ../../nbs/autolfads/pbt.ipynb #5db9b3d0
-def has_settled(
-    best: list,             # the best score so far, after each generation
-    window: int = 4,        # generations
-    least: float = 5e-4,    # share by which it must fall
-) -> bool:
-    "Whether the best score has stopped falling."
+def has_settled(best: list, window: int = 4, least: float = 5e-4) -> bool:
+    "Whether the best score so far, after each generation, has stopped falling."
     if len(best) <= window: return False
-    before, now = best[-1 - window], best[-1]
-    return before - now < least * abs(before)
+    before = best[-1 - window]
+    return before - best[-1] < least * abs(before)
 
 # %% ../../nbs/autolfads/pbt.ipynb #2e48c2c4
 @dataclass
@@ -151,26 +124,24 @@ class _Plan:
     def tasks(self, past):
         "The tasks of the next generation, after those that are past."
         g = len(past)
-        if not g: return [dict(generation=0, member=i, seed=self._seed(i), parent=None, start=None,
-                               hyper=h, epochs=self.lead + self.epochs)
+        if not g: return [dict(generation=0, member=i, seed=self.seed_of(i), parent=None,
+                               start=None, hyper=h, epochs=self.lead + self.epochs)
                           for i, h in enumerate(self.first)]
-        scores = [r["score"] for r in past[-1]["results"]]
-        chosen = list(range(len(scores)))
-        if self.rivals: chosen = parents(scores, np.random.default_rng((self.seed, 2, g)),
-                                         self.rivals)
-        before = [t["hyper"] for t in past[-1]["tasks"]]
-        return [dict(generation=g, member=i, seed=self._seed(i), parent=c, epochs=self.epochs,
+        chosen, before = range(len(self.first)), [t["hyper"] for t in past[-1]["tasks"]]
+        if self.rivals: chosen = parents([r["score"] for r in past[-1]["results"]],
+                                         self._chance(2, g), self.rivals)
+        return [dict(generation=g, member=i, seed=self.seed_of(i), parent=c, epochs=self.epochs,
                      start=state_name({"generation": g - 1, "member": c}),
-                     hyper=before[i] if c == i else self._near(before[c], g, i))
+                     hyper=before[i] if c == i else self._near(before[c], self._chance(3, g, i)))
                 for i, c in enumerate(chosen)]
 
-    def _near(self, hyper, g, i):
-        rng = np.random.default_rng((self.seed, 3, g, i))
+    def _near(self, hyper, rng):
         return {k: perturb(v, self.space[k], rng) if k in self.space else v
                 for k, v in hyper.items()}
 
-    def _seed(self, i):
-        return int(np.random.default_rng((self.seed, 4, i)).integers(2 ** 31))
+    def _chance(self, *where): return np.random.default_rng((self.seed, *where))
+
+    def seed_of(self, i): return int(self._chance(4, i).integers(2 ** 31))
 
 # %% ../../nbs/autolfads/pbt.ipynb #4187af9d
 class _Generations(Turns):
@@ -191,12 +162,10 @@ class _Generations(Turns):
     def _begin(self):
         "The next generation; members that were done before an interruption are done."
         while not self.stopped:
-            self.tasks, self.results = self.plan.tasks(self.past), {}
-            self.waiting = []
-            for t in self.tasks:
-                done = self.states / f"{state_name(t)}.json"
-                if done.is_file(): self.results[t["member"]] = _read(done)
-                else: self.waiting.append(t)
+            self.tasks = self.plan.tasks(self.past)
+            files = {t["member"]: self.states / f"{state_name(t)}.json" for t in self.tasks}
+            self.results = {i: _read(path) for i, path in files.items() if path.is_file()}
+            self.waiting = [t for t in self.tasks if t["member"] not in self.results]
             if self.waiting: return
             self._close()
 
@@ -205,9 +174,9 @@ def _put(self, task, result):
     "What came of a task; after the last one the next generation begins."
     Turns.put(self, task, result)
     self.bar.update()
-    if len(self.results) < len(self.tasks): return
-    self._close()
-    self._begin()
+    if len(self.results) == len(self.tasks):
+        self._close()
+        self._begin()
 
 
 def _close(self):
@@ -218,7 +187,9 @@ def _close(self):
     _keep_best(self.folder, self.past, done)
     with atomic_path(self._file(len(self.past))) as tmp: tmp.write_text(json.dumps(done))
     self.past.append(done)
-    _tidy(self.states, done)
+    needed = {state_name(t) for t in self.tasks}               # somebody may start from these
+    for path in self.states.iterdir():
+        if path.name not in needed: path.unlink(missing_ok=True)
     self._look()
 
 
@@ -229,8 +200,7 @@ def _look(self):
     "Whether the search is at its end."
     best, plan = best_so_far(self.past), self.plan
     if best and not _scores(self.past[-1]): raise _all_diverged(self.past[-1])
-    if plan.window and has_settled(best, plan.window, plan.least):
-        self.stopped = "no improvement"
+    if plan.window and has_settled(best, plan.window, plan.least): self.stopped = "no improvement"
     elif len(best) >= self.limit: self.stopped = "generations"
     if best: self.bar.set_postfix_str(f"generation {len(best)}, best {best[-1]:.4f}", False)
 
@@ -256,13 +226,6 @@ def _keep_best(folder, past, new):
     with atomic_path(folder / "best.pt") as tmp:
         shutil.copyfile(folder / "states" / state_name(new["tasks"][place]), tmp)
 
-
-def _tidy(states, last):
-    "Only states that somebody may start from are kept."
-    needed = {state_name(t) for t in last["tasks"]}
-    for path in states.iterdir():
-        if path.name not in needed: path.unlink(missing_ok=True)
-
 # %% ../../nbs/autolfads/pbt.ipynb #7ea7d37a
 def _read(path):
     try: return json.loads(Path(path).read_text("utf-8"))
@@ -272,12 +235,11 @@ def _read(path):
 
 
 def _all_diverged(generation):
-    one = ", ".join(f"{k} {v:.3g}" for k, v in generation["tasks"][0]["hyper"].items())
-    n = len(generation["tasks"])
+    n, task = len(generation["tasks"]), generation["tasks"][0]
     return TrainingError(
         "every member has diverged" if n > 1 else "the only member has diverged",
-        where=f"generation {generation['tasks'][0]['generation']}", expected="a score",
-        found=f"not a number, {n} times; member 0 had {one}",
+        where=f"generation {task['generation']}", expected="a score",
+        found=f"not a number, {n} times; member 0 had {in_words(task['hyper'])}",
         fix="Lower the learning rate or its range, and look for values in the data that cannot be")
 
 # %% ../../nbs/autolfads/pbt.ipynb #5bebc1b2
@@ -367,39 +329,30 @@ def pbt(
 ) -> Search:
     "Population-based training."
     _in("rivals", rivals, ("pairs", "random"))
-    space = checked_space(space)
-    first = [{**(fixed or {}), **h} for h in draw(space, _whole("members", members, 2), seed)]
-    window = window if window is None else _whole("window", window, 1)
-    return _search("pbt", make, first, space, epochs, lead, generations, rivals, window, least,
-                   seed, out, workers, engine, **options)
+    members = within("members", members, 2, whole=True)
+    if window is not None: window = within("window", window, 1, whole=True)
+    first = [{**(fixed or {}), **h} for h in draw(space, members, seed)]
+    return _search("pbt", make, first, checked_space(space), epochs, lead, generations, rivals,
+                   window, least, seed, out, workers, engine, **options)
 
 # %% ../../nbs/autolfads/pbt.ipynb #2747ae92
-def random_search(
-    make,                     # make(hyper, seed) -> member
-    space: dict = SPACE,      # name: `Range`
-    *,
-    members: int = 20, fixed: dict | None = None, seed: int = 0,
-    **how,                    # as for `pbt`: epochs, lead, generations, out, workers, engine …
-) -> Search:
-    "As many members as long, with hyperparameters as they were drawn."
-    first = [{**(fixed or {}), **h} for h in draw(space, _whole("members", members, 1), seed)]
+def random_search(make, space: dict = SPACE, *, members: int = 20, fixed: dict | None = None,
+                  seed: int = 0, **how) -> Search:
+    "As many members as long, with hyperparameters as they were drawn; arguments as for `pbt`."
+    members = within("members", members, 1, whole=True)
+    first = [{**(fixed or {}), **h} for h in draw(space, members, seed)]
     return _search("random", make, first, seed=seed, **how)
 
 
-def manual(
-    make,                     # make(hyper, seed) -> member
-    settings: list,           # hyperparameters of each member: dicts
-    **how,                    # as for `random_search`
-) -> Search:
-    "Members with the hyperparameters that somebody chose."
+def manual(make, settings: list, **how) -> Search:
+    "Members with hyperparameters that somebody chose, a dict for each; arguments as for `pbt`."
     settings = [settings] if isinstance(settings, dict) else list(settings)
     if not settings: raise ParameterError("there is nobody to train", expected="settings, one dict "
                                           "for each member", found="none")
     return _search("manual", make, [dict(s) for s in settings], **how)
 
 # %% ../../nbs/autolfads/pbt.ipynb #ff0e26b7
-ENGINES = {"processes": pbt_engines.processes, "serial": pbt_engines.serial,
-           "ray": pbt_engines.ray}
+ENGINES = {k: getattr(pbt_engines, k) for k in ("processes", "serial", "ray")}
 
 
 def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, rivals=None,
@@ -407,7 +360,7 @@ def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, riv
     "Run what is missing of a search."
     for k, v, low in (("epochs", epochs, 1), ("lead", lead, 0), ("generations", generations, 1),
                       ("seed", seed, 0), ("workers", 1 if workers is None else workers, 1)):
-        _whole(k, v, low)
+        within(k, v, low, whole=True)
     run, keep = ENGINES[_in("engine", engine, ENGINES)], None
     if out is None: keep = TemporaryDirectory(prefix="pbt-"); out = keep.name
     folder, clock = Path(out).expanduser().resolve(), time.perf_counter()
@@ -445,7 +398,7 @@ def _same_making(folder, make, plan):
     files = [first] if first.is_file() else sorted(states.glob("*.json"))
     old = next((tag for path in files if (tag := _read(path).get("made"))), None)
     if old is None: return
-    with one_thread(): new = made_from(make(plan.first[0], plan._seed(0)))
+    with one_thread(): new = made_from(make(plan.first[0], plan.seed_of(0)))
     need_same("this folder belongs to a search with other data or another network", folder,
               new or {}, old, "Choose another folder, or the data, sizes and settings it was begun "
               "with")

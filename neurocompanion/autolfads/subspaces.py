@@ -12,19 +12,12 @@ from .decoding import Decoder, numbers
 from ..core import ParameterError
 
 # %% ../../nbs/autolfads/subspaces.ipynb #fcfd6903
-def soft_normalise(
-    rates,                # … unit
-    like=None,            # rates that give mean and range, such as the training trials; None: these
-    *,
-    quantile: float = 0.9,
-    offset: float = 0.01,
-) -> np.ndarray:
-    "(rates − mean) / (quantile + offset), unit by unit."
+def soft_normalise(rates, like=None, *, quantile: float = 0.9, offset: float = 0.01):  # … unit
+    "(rates − mean) / (quantile + offset) by unit; both of `like`, such as the training trials."
     rates = numbers(rates, "rates")
     like = rates if like is None else numbers(like, "like")
     like = like.reshape(-1, like.shape[-1])
-    return (rates - np.nanmean(like, 0)) / \
-        (np.nanquantile(like, quantile, axis=0) + offset)
+    return (rates - np.nanmean(like, 0)) / (np.nanquantile(like, quantile, axis=0) + offset)
 
 # %% ../../nbs/autolfads/subspaces.ipynb #ee4d8cc5
 def _spectrum(rates, dims):
@@ -40,17 +33,12 @@ def _spectrum(rates, dims):
     return values[::-1], vectors[:, ::-1][:, :dims], cov
 
 # %% ../../nbs/autolfads/subspaces.ipynb #8bab2020
-def principal_axes(
-    rates,                # … unit
-    dims: int,            # how many
-) -> np.ndarray:          # orthonormal, by falling variance  # unit dim
-    "The directions that hold most variance."
+def principal_axes(rates, dims: int) -> np.ndarray:  # … unit -> unit dim
+    "The directions that hold most variance, orthonormal, by falling variance."
     return _spectrum(rates, dims)[1]
 
 # %% ../../nbs/autolfads/subspaces.ipynb #928f87df
-def readout_axes(
-    decoder: Decoder,
-) -> np.ndarray:          # orthonormal  # unit dim
+def readout_axes(decoder: Decoder) -> np.ndarray:  # orthonormal  # unit dim
     "The directions that a decoder reads."
     u, s, _ = np.linalg.svd(decoder.weight, full_matrices=False)
     return u[:, s > 1e-12 * max(s.max(), 1e-300)]
@@ -69,11 +57,8 @@ def alignment_index(
     return float(np.trace(axes.T @ cov @ axes) / values[:dims].sum()) if values[0] > 0 else np.nan
 
 # %% ../../nbs/autolfads/subspaces.ipynb #e2641289
-def principal_angles(
-    a,                    # spans a space  # unit dim
-    b,                    # spans another  # unit dim
-) -> np.ndarray:          # degrees, rising; as many as the smaller space has dimensions
-    "Angles between two subspaces."
+def principal_angles(a, b) -> np.ndarray:  # unit dim, unit dim -> degrees, rising
+    "Angles between the subspaces that columns span, as many as the smaller has dimensions."
     from scipy.linalg import subspace_angles
     a, b = numbers(a, "a", 2), numbers(b, "b", 2)
     if len(a) == len(b): return np.rad2deg(subspace_angles(a, b))[::-1]

@@ -7,6 +7,7 @@ __all__ = ['unslide', 'load', 'behaviour_of', 'halves', 'Study', 'study', 'Chops
 
 # %% ../../nbs/autolfads/tasks.ipynb #9169d2dd
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 import warnings
 import numpy as np
@@ -19,11 +20,8 @@ from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.spikes.counts import chop, merge, rebin
 
 # %% ../../nbs/autolfads/tasks.ipynb #3bb5ffe4
-def unslide(
-    sums,            # over the last `window` steps  # … time unit
-    window: int,     # steps
-) -> tuple:          # counts of single steps, `window - 1` more of them; share that is certain
-    "Counts of single steps from sums over a sliding window."
+def unslide(sums, window: int) -> tuple:  # … time unit
+    "Counts of single steps from sums over a sliding window, and the share that is certain."
     x = np.asarray(sums).astype(np.int64)
     s = np.zeros((*x.shape[:-2], x.shape[-2] + window - 1, x.shape[-1]), np.int64)
     rise = np.diff(x, axis=-2)
@@ -44,11 +42,10 @@ def _stand_in(s):
         return simulate.worms(1, seed=s.data_seed, duration=(s.steps or 1500) / 3,
                               neurons=max(s.units or 60, 40))[0]
     steps = s.steps or (600 if continuous else 26)
-    how = dict(seed=s.data_seed, units=s.units or (40 if continuous else 45), bin_size=0.02)
-    if continuous:
-        ds = simulate_spikes.sessions(0.0, trials=1, steps=steps, noise=1.0, **how)[0]
-        return ds.isel(trial=0, drop=True)
-    ds = simulate_spikes.sessions(0.0, trials=s.trials or 140, steps=steps + 20, gain=1.5, **how)[0]
+    make = partial(simulate_spikes.sessions, 0.0, seed=s.data_seed, bin_size=0.02,
+                   units=s.units or (40 if continuous else 45))
+    if continuous: return make(trials=1, steps=steps, noise=1.0)[0].isel(trial=0, drop=True)
+    ds = make(trials=s.trials or 140, steps=steps + 20, gain=1.5)[0]
     return ds.isel(time=slice(20, None))
 
 
@@ -66,10 +63,7 @@ def _one(s, needs=()):
                          expected=f"0 to {len(found) - 1}")
 
 # %% ../../nbs/autolfads/tasks.ipynb #54e210a7
-def load(
-    s: Setting,
-    needs=(),    # what it must have beyond the standard
-):               # a Dataset of the data standard
+def load(s: Setting, needs=()):  # what it must have beyond the standard -> a Dataset
     "The recording of a run, ready for use."
     if s.task in SYNTHETIC: raise ParameterError(
         "a synthetic task comes as its two halves", found=s.task, fix="Use `halves`")
@@ -116,11 +110,8 @@ def _active(ds, variable, dim, n):
     return ds.isel({dim: np.sort(np.argsort(-worth.values, kind="stable")[:n])})
 
 # %% ../../nbs/autolfads/tasks.ipynb #eca0b5bc
-def behaviour_of(
-    ds,                   # a recording
-    s: Setting,
-) -> np.ndarray:          # (trial) time output
-    "What is decoded."
+def behaviour_of(ds, s: Setting) -> np.ndarray:  # (trial) time output
+    "What is decoded of a recording."
     simulated = "movement" if s.data == "simulated" else ""
     name = s.behaviour or simulated or TASKS[s.task].behaviour
     lead = ("trial", "time") if "trial" in ds.dims else ("time",)
@@ -137,20 +128,15 @@ def behaviour_of(
     return y[..., np.nanstd(y.reshape(-1, y.shape[-1]), 0) > 1e-9]    # a screen has no depth
 
 # %% ../../nbs/autolfads/tasks.ipynb #a6ad4034
-def halves(
-    s: Setting,
-) -> ad.Spikes:
+def halves(s: Setting) -> ad.Spikes:
     "Training and validation trials of a task whose true rates are known."
     n = {k: v for k, v in dict(units=s.units, steps=s.steps).items() if v}
     if s.task == "chaotic":
         return ad.chaotic(max((s.trials or 4000) // 10, 1), 10, seed=s.data_seed,
                           amplitude=s.amplitude, **n)
-    if s.task == "lorenz_file" and s.data != "simulated":
-        return ad.lorenz("lorenz_synthetic" if s.data == "real" else s.data)
-    if s.task in ("lorenz", "lorenz_file"):
-        r = max((s.trials or 800) // 20, 1)
-        return ad.lorenz("simulated", repeats=r, seed=s.data_seed, **n)
-    return study(s).data
+    if s.task not in ("lorenz", "lorenz_file"): return study(s).data
+    if s.data != "simulated": return ad.lorenz("lorenz_synthetic" if s.data == "real" else s.data)
+    return ad.lorenz("simulated", repeats=max((s.trials or 800) // 20, 1), seed=s.data_seed, **n)
 
 # %% ../../nbs/autolfads/tasks.ipynb #4c954185
 class Study(NamedTuple):
@@ -171,9 +157,7 @@ class Study(NamedTuple):
         return np.unique(self.recording["condition"].values, return_inverse=True)[1].ravel()
 
 
-def study(
-    s: Setting,
-) -> Study:
+def study(s: Setting) -> Study:
     "A recording with trials, cut in three."
     ds = load(s, needs="trial")
     if "trial" not in ds.dims: raise ParameterError(
@@ -182,8 +166,8 @@ def study(
     rng = simulate.generator(s.split if s.split >= 0 else s.seed, "test")
     label = Study(ds, None, None, None).condition
     label = np.zeros(ds.sizes["trial"], int) if label is None else label
-    test = np.concatenate([rng.permutation(np.flatnonzero(label == c))[:_share(s, label == c)]
-                           for c in range(label.max() + 1)])
+    places = [np.flatnonzero(label == c) for c in range(label.max() + 1)]
+    test = np.concatenate([rng.permutation(p)[:max(round(s.test * len(p)), 1)] for p in places])
     pool = rng.permutation(np.setdiff1d(np.arange(len(label)), test))
     n = s.train_trials or len(pool)
     if not 3 <= n <= len(pool): raise ParameterError(
@@ -198,11 +182,6 @@ def _in_order(ds, data):
     place = {u: i for i, u in enumerate(ds[unit].values.tolist())}
     return ds.isel({unit: [place[u] for u in data.units]})
 
-
-def _share(s, mine):
-    "How many trials of a condition are judged on."
-    return max(round(s.test * mine.sum()), 1)
-
 # %% ../../nbs/autolfads/tasks.ipynb #09a8a3ad
 class Chops(NamedTuple):
     "A recording without trials, chopped."
@@ -213,13 +192,13 @@ class Chops(NamedTuple):
     length: int
     overlap: int
 
-    def join(self, rates, weighting="quadratic"):
+    def join(self, rates):
         "Rates of all chops, merged.  # time unit"
-        return merge(rates, self.overlap, weighting, total=len(self.x))
+        return merge(rates, self.overlap, total=len(self.x))
 
-    def all(self, x=None):
+    def all(self):
         "All chops; the last one is filled with the end in mirror image.  # chop time unit"
-        return chop(self.x if x is None else x, self.length, self.overlap)
+        return chop(self.x, self.length, self.overlap)
 
 # %% ../../nbs/autolfads/tasks.ipynb #b10b3d69
 def _three(n, s, gap):
@@ -236,9 +215,7 @@ def _three(n, s, gap):
     return ad.Pair(rest[far(valid)[rest]], valid), test
 
 # %% ../../nbs/autolfads/tasks.ipynb #b411389f
-def chops(
-    s: Setting,
-) -> Chops:
+def chops(s: Setting) -> Chops:
     "A recording without trials, as chops in three parts."
     ds, task = load(s), TASKS[s.task]
     if "trial" in ds.dims: raise ParameterError("this task has trials", found=s.task,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 from .. import core
 from ..core import ParameterError, TrainingError, is_whole, need
@@ -42,11 +43,8 @@ class Settings(NamedTuple):
     patience: int | None = None   # so many epochs without improvement end it
 
 
-def ramp_at(
-    epoch: int,    # from 0
-    ramp: int,     # epochs
-) -> float:        # weight of the penalties
-    "The ramp of the KL and L2 penalties."
+def ramp_at(epoch: int, ramp: int) -> float:  # from 0, of so many epochs
+    "The weight of the KL and L2 penalties."
     return min((epoch + 1) / (ramp + 1), 1.0)
 
 # %% ../../nbs/autolfads/training.ipynb #4f303584
@@ -61,14 +59,13 @@ def _known(what, names, given):
 def _settings(**given) -> Settings:
     "Settings that can be, or the one that cannot."
     s = Settings(**_known("setting", Settings._fields, given))
-    whole = {"batch": 1, "ramp": 0, "samples": 1, "hidden_every": 1, "wait": 1, "patience": 1}
-    for k, low in whole.items():
+    for k, low in dict(batch=1, ramp=0, samples=1, hidden_every=1, wait=1, patience=1).items():
         v = getattr(s, k)
         need(is_whole(v, low) or v is None and k == "patience", k, f"a whole number from {low}", v)
-    for k, low, high in (("clip", 0, math.inf), ("smoothing", 0, 1), ("decay", 0, 1)):
+    for k, high in dict(clip=math.inf, smoothing=1, decay=1).items():
         v = getattr(s, k)
-        need(v is None and k == "decay" or v is not None and low < v <= high, k,
-             f"a number above {low} to {high:g}", v)
+        need(v is None and k == "decay" or v is not None and 0 < v <= high, k,
+             f"a number above 0 to {high:g}", v)
     need(0 < s.hidden < 1, "hidden", "a share between 0 and 1", s.hidden)
     return s
 
@@ -76,59 +73,42 @@ def _settings(**given) -> Settings:
 def _hyper(old, new) -> Hyper:
     "Hyperparameters, some of them new."
     new = new._asdict() if isinstance(new, Hyper) else dict(new)
-    made = old._replace(**{k: float(v) for k, v in _known("hyperparameter", Hyper._fields,
-                                                          new).items()})
+    _known("hyperparameter", Hyper._fields, new)
+    made = old._replace(**{k: float(v) for k, v in new.items()})
     for k, v in made._asdict().items():
         top = 1 if k in ("dropout", "cd_rate") else math.inf
         need(0 <= v < top and (v > 0 or k != "lr"), k, f"a number from 0, below {top:g}", v)
     return made
 
 # %% ../../nbs/autolfads/training.ipynb #73d9e6a7
-def stream(
-    seed: int,       # of the network
-    epoch: int,      # from 0
-    device="cpu",    # where numbers are drawn
-) -> torch.Generator:
-    "The random numbers of one epoch."
+def stream(seed: int, epoch: int, device="cpu") -> torch.Generator:
+    "The random numbers of one epoch of a network."
     state = np.random.SeedSequence((int(seed), 1, int(epoch))).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 # %% ../../nbs/autolfads/training.ipynb #f68a3790
 @torch.no_grad()
-def sample_validation(
-    model,               # LFADS
-    x, y,                # what it reads and explains  # b t n
-    external=None,       # known inputs  # b t e
-    *,
-    rate: float = 0.2,   # share of the elements that are hidden
-    samples: int = 1,    # of the posterior
-    batch: int = 1000,   # passes at a time
-    seed: int = 0,       # which elements
-) -> dict:               # hidden and shown: mean NLL of an element; gap
-    "How well a network explains elements that it saw, and that it did not see."
-    hidden = models.sample_mask(x.shape, rate, seed).to(x.device)
+def sample_validation(model, x, y, external=None, *, rate: float = 0.2, samples: int = 1,
+                      batch: int = 1000) -> dict:  # hidden and shown: mean NLL of an element; gap
+    "How well a network explains elements that it saw, and a share that it did not see."
+    hidden = models.sample_mask(x.shape, rate).to(x.device)
     read = x * ~hidden / (1 - rate)
-    whole = torch.zeros(y.shape, dtype=torch.bool, device=y.device)
-    found = {}
+    found, null = {}, {}
     for name, mask in (("hidden", hidden), ("shown", ~hidden)):
-        at = whole.clone()
+        at = torch.zeros(y.shape, dtype=torch.bool, device=y.device)
         at[:, :x.shape[1], :x.shape[2]] = mask
-        found[name] = float(models.nll(model, read, y, external, mask=at, samples=samples,
-                                       batch=batch))
-        found[name + "_null"] = float(_mean_rate_nll(y, model.head)[at].mean())
-    hidden, shown, *null = (found[k] for k in ("hidden", "shown", "hidden_null", "shown_null"))
-    return {"hidden": hidden, "shown": shown, "gap": hidden - shown - (null[0] - null[1])}
+        found[name] = models.nll(model, read, y, external, mask=at, samples=samples, batch=batch)
+        null[name] = float(_mean_rate_nll(y, model.head)[at].mean())
+    gap = found["hidden"] - found["shown"] - (null["hidden"] - null["shown"])
+    return {**found, "gap": gap}
 
 # %% ../../nbs/autolfads/training.ipynb #60987dc5
 def _mean_rate_nll(y, head):
     "The NLL of each element if every unit had its mean rate: what is easy and what is hard."
-    mean = y.mean((0, 1), keepdim=True).clamp(min=1e-6 if head == "poisson" else -math.inf)
-    mean = mean.expand_as(y)
-    if head == "poisson":
-        return torch.nn.functional.poisson_nll_loss(mean, y, log_input=False, full=True,
-                                                    reduction="none")
-    var = y.var((0, 1), keepdim=True).expand_as(y)
-    return torch.nn.functional.gaussian_nll_loss(mean, y, var, reduction="none")
+    of = lambda f: f((0, 1), keepdim=True).expand_as(y)
+    if head != "poisson": return F.gaussian_nll_loss(of(y.mean), y, of(y.var), reduction="none")
+    return F.poisson_nll_loss(of(y.mean).clamp(min=1e-6), y, log_input=False, full=True,
+                              reduction="none")
 
 # %% ../../nbs/autolfads/training.ipynb #cbf3086d
 class Member(members.Member):
@@ -183,8 +163,7 @@ def _update(member, rows, ramp, generator):
     member.optimiser.zero_grad(set_to_none=True)
     total.backward()
     norm = clip_grad_norm_(member.model.parameters(), member.settings.clip)
-    found = {"loss": total.detach(), **parts, "gradient": norm}
-    found = {k: float(v) for k, v in found.items()}
+    found = {k: float(v) for k, v in {"loss": total.detach(), **parts, "gradient": norm}.items()}
     if not math.isfinite(found["loss"] + found["gradient"]): return None
     member.optimiser.step()
     member.step += 1
@@ -280,12 +259,8 @@ def _load(self, path):
 Member.save, Member.load = _save, _load
 
 # %% ../../nbs/autolfads/training.ipynb #b6de9f82
-def maker(
-    data: Spikes,
-    sizes: dict | None = None,   # as for `Member.new`
-    **settings,                  # as for `Member.new`
-):                               # make(hyper, seed) -> Member
-    "What a population makes its members with."
+def maker(data: Spikes, sizes: dict | None = None, **settings):  # make(hyper, seed) -> Member
+    "What a population makes its members with; arguments are those of `Member.new`."
     _settings(**{k: v for k, v in settings.items() if k != "device"})
     return partial(Member.new, data, sizes, **settings)
 
@@ -315,9 +290,7 @@ class Trained:
                 f"{self.member.epoch}, stopped by {self.stopped}")
 
 # %% ../../nbs/autolfads/training.ipynb #cd965caf
-def finished(
-    member: Member,
-) -> Trained:
+def finished(member: Member) -> Trained:
     "A member as a trained network, with its best weights."
     if member.weights is None: raise members.lost(member) if member.epoch else TrainingError(
         "the network has not been trained", expected="an epoch or more", found="none")

@@ -8,6 +8,7 @@ __all__ = ['Session', 'part_sizes', 'split', 'split_time', 'identity', 'animal',
 # %% ../../nbs/sessions/data.ipynb #8157d4c3
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -178,8 +179,8 @@ def _kept(activity, least, most, what, names, unit):
     return keep, report
 
 # %% ../../nbs/sessions/data.ipynb #57d707e9
-def identity(ds: xr.Dataset, place: str = "") -> str:  # place: of its file, in a pool's folder
-    "The name of a session: animal, and file or session number, each once."
+def identity(ds: xr.Dataset, place: str = "") -> str:
+    "The name of a session: animal, and file (`place` in a pool) or session number, each once."
     a = ds.attrs
     name = a["subject"]
     part = a.get("eid") or place or Path(a.get("file", "")).stem
@@ -223,17 +224,10 @@ def _facts(ds, kind, unit, train, bin_size, trials):
     return facts | known
 
 # %% ../../nbs/sessions/data.ipynb #916e353b
-class _Kind(NamedTuple):
-    "How a kind of recording is usually cut."
-    main: str
-    unit: str
-    bin_ms: float
-    trial_seconds: float
-    gap: float
-
-
-_KINDS = {"spikes": _Kind("spikes", "unit", 20.0, 3.0, 1.0),
-         "traces": _Kind("trace", "neuron", 1000.0, 20.0, 5.0)}
+_KINDS = {   # how a kind of recording is usually cut; widths in milliseconds and seconds
+    "spikes": SimpleNamespace(main="spikes", unit="unit", bin_ms=20.0, trial_seconds=3.0, gap=1.0),
+    "traces": SimpleNamespace(main="trace", unit="neuron", bin_ms=1000.0, trial_seconds=20.0,
+                              gap=5.0)}
 
 # %% ../../nbs/sessions/data.ipynb #18b890f8
 def _cut(ds, x, size, kind, name, seed, parts, own, trial_seconds, gap, block):

@@ -119,12 +119,8 @@ def _simulated(source, n, data_seed, world, seed, how):
             for ds in simulated(n or 24, seed=data_seed, **world)]
 
 # %% ../../nbs/sessions/pools.ipynb #dbc8b0f4
-def hold_out(
-    pool: list,               # sessions
-    by: str = "session",      # leave out the session alone; or "subject": all of its animal
-    names=None,               # hold out these only; None: each in turn
-) -> list:                    # pairs: the session held out, and those to choose from
-    "Each session against the others."
+def hold_out(pool: list, by: str = "session", names=None) -> list:  # pairs: a session, the rest
+    "Each session, or some by name, against the others, or those of other animals (subject)."
     if by not in ("session", "subject"): raise ParameterError(
         "there is no such way to hold out", found=repr(by), expected="session or subject")
     known, pairs = [s.name for s in check_pool(pool)], []
@@ -140,14 +136,8 @@ def hold_out(
     return pairs
 
 # %% ../../nbs/sessions/pools.ipynb #6cbe5bb5
-def order(
-    pool: list,               # sessions
-    how: str = "random",      # or "ranked", "reverse"
-    *,
-    seed: int = 0,            # of the shuffle
-    score: dict | None = None,  # by name, higher is better; for ranked and reverse
-) -> list:                    # the same sessions
-    "Sessions in the order in which pretraining takes them."
+def order(pool: list, how: str = "random", *, seed: int = 0, score: dict | None = None) -> list:
+    "Sessions as pretraining takes them: random, ranked by score (by name), or reverse."
     by_name = sorted(pool, key=lambda s: s.name)
     if how == "random":
         return [by_name[i] for i in generator(seed, "order").permutation(len(pool))]
@@ -168,8 +158,8 @@ def true_distance(a: Session, b: Session) -> float:  # octaves; NaN where it is 
     return float(np.sqrt(np.mean(np.log2(f / g) ** 2)))
 
 
-def facts(pool: list, held_out: Session | None = None):  # a DataFrame, one row for each session
-    "What is known about sessions without a model; `distance` is that to the one held out."
+def facts(pool: list, held_out: Session | None = None):
+    "What is known about sessions without a model, a row each; `distance` is to the one held out."
     import pandas as pd
     keep = "subject", "source", "kind", "trials", "units", "recorded", "bins", "rate", "quality"
     rows = [dict(session=s.name, **{k: s.facts.get(k) for k in keep},

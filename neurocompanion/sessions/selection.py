@@ -109,7 +109,7 @@ def _pretraining(s, sessions, seed):
                 sessions=known_as(sessions), **{k: getattr(s, k) for k in _TRAINING})
 
 # %% ../../nbs/sessions/selection.ipynb #53c70bdb
-def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf):  # the model, its identity
+def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf) -> tuple:  # model, identity
     "A body that is trained on some sessions, from the shelf if it is there."
     sessions = sorted(sessions, key=lambda x: x.name)
     what = _pretraining(s, sessions, seed)
@@ -126,13 +126,7 @@ def pretrained(s: Setting, sessions: list, seed: int, shelf: Shelf):  # the mode
 # %% ../../nbs/sessions/selection.ipynb #5bd8c9ab
 @torch.no_grad()
 def read_out(
-    body,               # a pretrained model
-    session: Session,
-    seed: int = 0,      # of the way in, and of the bins that are hidden
-    *,
-    ratio: float = 0.3, # of the bins are hidden
-    last: int = 0,      # bins that are forecast; 0: a tenth
-    ridge: float = 1e-2,
+    body, session: Session, seed: int = 0, *, ratio: float = 0.3, last: int = 0, ridge=1e-2,
 ) -> float:             # bits per spike on validation trials; of traces: R²
     "How well a frozen body foretells a session when its read-out is solved for."
     def features(v, mask):                                      # what the body makes of hidden bins
@@ -252,10 +246,8 @@ def _given(held_out, pool, s):
 
 def _as_sessions(given, how):
     "Sessions from sessions, recordings and paths."
-    if isinstance(given, (str, Path)): return pools.sessions_in(given, **how)
-    if isinstance(given, (Session, xr.Dataset)): given = [given]
     found = []
-    for x in given:
+    for x in [given] if isinstance(given, (str, Path, Session, xr.Dataset)) else given:
         if isinstance(x, Session): found.append(x)
         elif isinstance(x, xr.Dataset):
             wide = x.attrs.get("bin_size", 0) > 0.02            # wider than usual: as they are

@@ -94,12 +94,8 @@ MEASURES = {"rates": rate_distance, "timescales": timescale_distance,
             "spectra": spectrum_distance, "dynamics": dynamics_distance}
 
 
-def similarities(
-    held_out: Session,    # whose likes are looked for
-    pool: list,           # sessions
-    measures=None,        # names in `MEASURES`; None: all
-):                        # a DataFrame, one row for each session; small is similar
-    "Distances of sessions from the one that is held out."
+def similarities(held_out: Session, pool: list, measures=None):
+    "Distances of sessions, a row each, from the one held out, by some `MEASURES` (None: all)."
     import pandas as pd
     names = list(MEASURES) if measures is None else list(measures)
     if odd := [n for n in names if n not in MEASURES]: raise ParameterError(

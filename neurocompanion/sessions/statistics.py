@@ -23,7 +23,7 @@ def _rows(rows, what):
                          fix="Give the rows of the experiment that makes them")
 
 
-def gains(rows, value: str = "test"):  # rows of `scaling`; those with a base and a gain
+def gains(rows, value: str = "test") -> pd.DataFrame:  # rows of `scaling`, with base and gain
     "What pretraining adds to the baseline, which is trained on the held-out session alone."
     some, base = _rows(rows, "scaling"), _rows(rows, "baseline")
     base = base[base["against"] == "alone"].groupby("held")[value].mean()
@@ -31,13 +31,8 @@ def gains(rows, value: str = "test"):  # rows of `scaling`; those with a base an
     return some.assign(gain=some[value] - some["base"])
 
 # %% ../../nbs/sessions/statistics.ipynb #35373fdc
-def table_1(
-    rows,                      # of `scaling`
-    chosen_by: str = "valid",  # or test, as in the paper
-    value: str = "test",
-    top: int = 5,              # sessions of the last column
-):                             # DataFrame by held-out session: gain of each order
-    "The gain of each order at its best number of sessions, and with the top few."
+def table_1(rows, chosen_by: str = "valid", value: str = "test", top: int = 5) -> pd.DataFrame:
+    "The gain of each order at its best number of sessions (the paper: by test), and with `top`."
     g = gains(rows, value)
     mean = g.groupby(["held", "order", "size"])[[chosen_by, "gain"]].mean().reset_index()
     best = mean.loc[mean.groupby(["held", "order"])[chosen_by].idxmax()]
@@ -49,7 +44,7 @@ def table_1(
     return table.dropna(axis=1, how="all").rename_axis("held out")
 
 # %% ../../nbs/sessions/statistics.ipynb #7b33b813
-def t_tests(rows, value: str = "test"):  # rows of `scaling`; p by held-out one, pair and size
+def t_tests(rows, value: str = "test") -> pd.DataFrame:  # of `scaling`: p by held, pair and size
     "p values of two orders at the same number of sessions."
     from scipy.stats import ttest_ind
     some = _rows(rows, "scaling")
@@ -65,7 +60,7 @@ def t_tests(rows, value: str = "test"):  # rows of `scaling`; p by held-out one,
                          found=f"orders {', '.join(names) or 'none'}")
 
 # %% ../../nbs/sessions/statistics.ipynb #d5d33c9a
-def differences(rows, value: str = "test"):  # rows of `scaling`; pair, size, mean, low, high, n
+def differences(rows, value: str = "test") -> pd.DataFrame:  # of `scaling`: pair, size, mean, …
     "How far two orders lie apart at the same number of sessions, with intervals."
     some = _rows(rows, "scaling")
     wide = some.pivot_table(index=["size", "held", "seed"], columns="order", values=value)
@@ -79,11 +74,7 @@ def differences(rows, value: str = "test"):  # rows of `scaling`; pair, size, me
     return pd.DataFrame(found)
 
 # %% ../../nbs/sessions/statistics.ipynb #a8055a17
-def laws(
-    rows,                  # of `scaling`
-    x: str = "size",       # or pool_trials
-    value: str = "test",
-) -> tuple:                # DataFrame of extrapolations; the laws by (held, order)
+def laws(rows, x: str = "size", value: str = "test") -> tuple:  # rows of `scaling`; or pool_trials
     "A law for each held-out session and order, and what it foretells for the whole pool."
     some, fitted, found = _rows(rows, "scaling"), {}, []
     for (held, order), part in some[some["order"] != "all"].groupby(["held", "order"], sort=False):
@@ -98,13 +89,13 @@ def laws(
     return pd.DataFrame(found), fitted
 
 # %% ../../nbs/sessions/statistics.ipynb #441993f3
-def scores(rows, value: str = "valid"):  # rows of `ranking`; by session, a column for each held
+def scores(rows, value: str = "valid") -> pd.DataFrame:  # of `ranking`: session by held-out one
     "The mean score over seeds of every session for every held-out one."
     some = _rows(rows, "session")
     return some.pivot_table(index="session", columns="held", values=value)
 
 
-def stability(rows):  # rows of `ranking`; held, seeds, rho
+def stability(rows) -> pd.DataFrame:  # of `ranking`: held, seeds, rho
     "Spearman's correlation of the rankings of two seeds."
     found = []
     for held, part in _rows(rows, "session").groupby("held", sort=False):
@@ -115,7 +106,7 @@ def stability(rows):  # rows of `ranking`; held, seeds, rho
     return pd.DataFrame(found)
 
 # %% ../../nbs/sessions/statistics.ipynb #f446bc66
-def shared_top(rows, draws: int = 200, seed: int = 0):  # rows of `ranking`; k, shared, chance
+def shared_top(rows, draws: int = 200, seed: int = 0) -> pd.DataFrame:  # k, shared, chance
     "How many sessions are among the best k for all that are held out, and in `draws` at random."
     rank = scores(rows).rank(ascending=False, method="first")       # session held; own: NaN
     rng, known = np.random.default_rng(seed), rank.notna().to_numpy()
@@ -151,7 +142,7 @@ GUESSES = {"readout": 1, "dynamics_gap": -1, "timescales_gap": -1, "spectra_gap"
            "rates_gap": -1, "n_trials": 1, "n_units": 1, "rate": 1}
 
 
-def guesses(rows, truth: str = "valid"):  # rows of `ranking`; held, guess, rho
+def guesses(rows, truth: str = "valid") -> pd.DataFrame:  # of `ranking`: held, guess, rho
     "Spearman's correlation of cheap guesses with a ranking, or with `far`, the true distance."
     found = []
     for held, part in _rows(rows, "session").groupby("held", sort=False):
@@ -164,7 +155,7 @@ def guesses(rows, truth: str = "valid"):  # rows of `ranking`; held, guess, rho
     return pd.DataFrame(found)
 
 # %% ../../nbs/sessions/statistics.ipynb #766e0c96
-def cost(rows, epochs: int, tune_epochs: int):  # rows of `scaling`, with the whole pool
+def cost(rows, epochs: int, tune_epochs: int) -> pd.DataFrame:  # of `scaling`, whole pool included
     "Passes of trials that a model costs, and what it gains."
     g = gains(rows)
     pool = g[g["order"] == "all"].groupby("held")["pool_trials"].first()   # of all sessions

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED_15', 'SHARED_3', 'STATES', 'IGNORED', 'CHUNK', 'neuron_list', 'class_names', 'class_codes', 'Worm',
-           'derivative', 'scaled', 'resloped', 'worm_of', 'load_worms', 'load_kato', 'load_nichols', 'simulated_worms',
-           'simulated_nichols', 'chunks', 'Fold', 'folds', 'training_sets', 'unseen', 'velocity_states', 'neuron_table',
-           'load_flavell']
+           'derivative', 'scaled', 'resloped', 'worm_of', 'load_worms', 'simulated_worms', 'Fold', 'split',
+           'training_sets', 'velocity_states', 'neuron_table', 'load_flavell']
 
 # %% ../../nbs/worm_gnn/data.ipynb #58a79727
 from collections import Counter
@@ -27,10 +26,8 @@ SHARED_15 = SHARED                    # identified in all five worms of Kato 201
 SHARED_3 = ("AIBR", "AVAL", "VB2")    # and in all of Nichols 2017
 
 
-def neuron_list(
-    neurons,    # names, as VB1 or VB01
-) -> tuple:     # canonical names, in the order given
-    "Canonical names of a list of neurons."
+def neuron_list(neurons) -> tuple:
+    "Canonical names of a list of neurons, VB1 for VB01, in the order given."
     given = [neurons] if isinstance(neurons, str) else neurons if np.iterable(neurons) else []
     names, report = clean_names([str(n) for n in given])
     wrong = [r for r in report if r["action"] != "renamed"]
@@ -50,9 +47,7 @@ IGNORED = {"nostate", "quiescence"}         # never a class
 _KNOWN = {*IGNORED, *STATES[7], *STATES[3]}
 
 
-def class_names(
-    states: int,   # 7, 4, 3 or 2
-) -> tuple:        # the classes, in the order of their codes
+def class_names(states: int) -> tuple:  # states: 7, 4, 3 or 2
     "The classes that a number of states stands for."
     if isinstance(states, (int, np.integer)) and states in STATES:
         return tuple(dict.fromkeys(STATES[states].values()))
@@ -60,12 +55,8 @@ def class_names(
                          expected=" or ".join(map(str, STATES)))
 
 # %% ../../nbs/worm_gnn/data.ipynb #8e1fb747
-def class_codes(
-    names,              # the state's name in each frame  # t
-    states: int,        # 7, 4, 3 or 2
-    where: str = None,  # file and worm, for messages
-) -> np.ndarray:        # codes into `class_names(states)`, -1 where there is none  # t
-    "The class of each frame, by the name of its state."
+def class_codes(names, states: int, where: str | None = None) -> np.ndarray:  # t
+    "The class of each frame, by the name of its state: its place in `class_names`, or -1."
     names, classes = np.asarray(names, str), class_names(states)
     present = Counter(names.tolist())
     if strange := sorted(set(present) - _KNOWN):
@@ -136,11 +127,8 @@ def scaled(
     return worm._replace(x=x.astype(np.float32))
 
 
-def resloped(
-    worm: Worm,
-    kind: str,     # "central" or "backward", see `derivative`
-) -> Worm:         # with another derivative, scaled over the whole recording
-    "A worm whose derivative is taken in another way."
+def resloped(worm: Worm, kind: str) -> Worm:
+    "A worm with another `derivative`, central or backward, scaled over the whole recording."
     slope = derivative(worm.trace, worm.time, None, kind)
     return scaled(worm._replace(slope=slope, slopes=kind))
 
@@ -167,25 +155,19 @@ def worm_of(
     if "state" not in ds:
         raise RecordingError("the states are not known", where=where, expected="a variable `state`",
                              found=", ".join(ds.data_vars))
-    names = neuron_list(neurons)
-    at = _columns(ds, names, where)
+    names, every = neuron_list(neurons), ds["neuron"].values.tolist()
+    named = ds["neuron"].values[ds["labelled"].values].tolist()
+    if missing := [n for n in names if n not in named]:
+        raise RecordingError("neurons are missing", where=where, found=f"all but "
+                             f"{', '.join(missing)}", expected=f"{len(names)} neurons",
+                             fix="Leave these neurons out, or this worm")
+    at = [every.index(n) for n in names]
     trace, time = ds["trace"].values[:, at].astype(float), ds["time"].values.astype(float)
     slope = ds["derivative"].values[:, at] if "derivative" in ds else np.array(np.nan)
     if not np.isfinite(slope).all(): slope = derivative(trace, time)
     y, a = class_codes(state_names(ds), states, where), ds.attrs
     return scaled(Worm(name_of(ds), None, y, time, names, class_names(states), trace, slope,
                        "simulated" if a.get("simulated") else a["source"]), scaling)
-
-
-def _columns(ds, names, where):
-    "Where the neurons stand in a recording."
-    named = ds["neuron"].values[ds["labelled"].values].tolist()
-    all_of = ds["neuron"].values.tolist()
-    if missing := [n for n in names if n not in named]:
-        raise RecordingError("neurons are missing", where=where, found=f"all but "
-                             f"{', '.join(missing)}", expected=f"{len(names)} neurons",
-                             fix="Leave these neurons out, or this worm")
-    return [all_of.index(n) for n in names]
 
 # %% ../../nbs/worm_gnn/data.ipynb #6ce2e76d
 def load_worms(
@@ -200,43 +182,11 @@ def load_worms(
     return read(what, "traces", needs="state").each(
         lambda ds, place: worm_of(ds, names, len(known), scaling=scaling))
 
-# %% ../../nbs/worm_gnn/data.ipynb #6c643488
-def load_kato(
-    path="kato2015",          # `WT_NoStim.mat` of Kato 2015, or its public name
-    neurons=SHARED_15,        # which neurons, in which order
-    states: int = 2,          # classes: 7, 4, 3 or 2
-    **how,                    # as for `load_worms`
-) -> list:                    # a `Worm` for each animal
-    "The worms on which the paper trains."
-    return load_worms(path, neurons, states, **how)
-
-
-def load_nichols(
-    paths,                    # a file of Nichols 2017, or several: the paper takes prelethargus
-    neurons=SHARED_3,         # which neurons, in which order
-    states: int = 2,          # classes: 3 or 2
-    **how,                    # as for `load_worms`
-) -> list:                    # a `Worm` for each animal
-    "The worms on which the paper tests once more."
-    return load_worms(paths, neurons, states, **how)
-
 # %% ../../nbs/worm_gnn/data.ipynb #d3861641
 _RING = {  # the simulator's state: Kato's name, median seconds, spread, direction in degrees
     "slow": ("slow", 16, 0.6, 20), "rev1": ("rev1", 4, 0.4, 150),
     "reversal": ("revsus", 16, 0.4, 185), "turn": ("vt", 7, 0.35, 285),
     "forward": ("fwd", 10, 0.6, 345), "rev2": ("rev2", 5, 0.4, 165), "dt": ("dt", 6, 0.35, 250)}
-
-
-def _ring_worms(n, seed, minutes, subject, rename, pace=1.0):
-    "Simulated worms with renamed states; their first 20 frames have none."
-    ring = {k: (median / pace, spread, angle) for k, (_, median, spread, angle) in _RING.items()}
-    made = worms(n, seed=seed, duration=60.0 * minutes, frame_rate=2.9, cycle=ring)
-    for i, ds in enumerate(made):
-        names = [*(rename[s] for s in ring), "nostate"]
-        ds["state"].values[:20] = len(ring)
-        ds["state"].attrs |= {"flag_meanings": " ".join(names), "flag_values": [*range(len(names))]}
-        ds.attrs["subject"] = f"{subject}{i + 1}"
-    return made
 
 # %% ../../nbs/worm_gnn/data.ipynb #03d11cd4
 def simulated_worms(
@@ -245,42 +195,26 @@ def simulated_worms(
     neurons=SHARED_15,    # which neurons, in which order
     states: int = 2,      # classes: 7, 4, 3 or 2
     *,
+    nichols: bool = False,  # other worms, slower, with the three states of Nichols 2017
     minutes: float = 8.0, # length of each recording
     **how,                # as for `load_worms`
 ) -> list:                # a `Worm` for each
-    "Simulated worms with the states of Kato 2015."
-    kato = {k: name for k, (name, *_) in _RING.items()}
-    return load_worms(_ring_worms(n, seed, minutes, "simulated ", kato), neurons, states, **how)
-
-
-def simulated_nichols(
-    n: int = 5,           # how many
-    seed: int = 0,
-    neurons=SHARED_3,     # which neurons, in which order
-    states: int = 2,      # classes: 3 or 2
-    *,
-    minutes: float = 8.0, # length of each recording
-    **how,                # as for `load_worms`
-) -> list:                # a `Worm` for each
-    "Other simulated worms of the same species, slower, with the states of Nichols 2017."
-    coarse = {k: STATES[3][name] for k, (name, *_) in _RING.items()}
-    own = int(generator(seed, "nichols").integers(2**31))
-    made = _ring_worms(n, own, minutes, "n2_let-", coarse, pace=0.7)
+    "Simulated worms with the states of Kato 2015; the first 20 frames have none."
+    subject, pace = ("n2_let-", 0.7) if nichols else ("simulated ", 1.0)
+    if nichols: seed = int(generator(seed, "nichols").integers(2**31))
+    ring = {k: (median / pace, spread, angle) for k, (_, median, spread, angle) in _RING.items()}
+    names = [STATES[3][name] if nichols else name for name, *_ in _RING.values()] + ["nostate"]
+    made = worms(n, seed=seed, duration=60.0 * minutes, frame_rate=2.9, cycle=ring)
+    for i, ds in enumerate(made):
+        ds["state"].values[:20] = len(ring)
+        ds["state"].attrs |= {"flag_meanings": " ".join(names), "flag_values": [*range(len(names))]}
+        ds.attrs["subject"] = f"{subject}{i + 1}"
     return load_worms(made, neurons, states, **how)
 
-# %% ../../nbs/worm_gnn/data.ipynb #8b6140b0
+# %% ../../nbs/worm_gnn/data.ipynb #2a5a054e
 CHUNK = 8  # steps
 
 
-def chunks(
-    x,                  # anything over time  # time …
-    size: int = CHUNK,  # steps in a chunk
-) -> np.ndarray:        # chunk step …
-    "Cut time into chunks; a last one that is not full is left out."
-    x = np.asarray(x)
-    return x[:len(x) // size * size].reshape(-1, size, *x.shape[1:])
-
-# %% ../../nbs/worm_gnn/data.ipynb #2a5a054e
 class Fold(NamedTuple):
     "Three masks that do not overlap; `on` lays them over the steps of a recording."
     train: np.ndarray        # chunk
@@ -292,7 +226,7 @@ class Fold(NamedTuple):
         return Fold(*(np.r_[np.repeat(m, size), np.zeros(steps, bool)][:steps] for m in self))
 
 
-def folds(
+def split(
     n_chunks: int,          # how many chunks a recording has: len(worm.y) // CHUNK
     k: int = 10,            # how many folds
     shuffled: bool = True,  # as in the paper; False: each fold is one block of time
@@ -323,31 +257,16 @@ def _fold(n, test, validation, gap):
     return Fold(~near, *held)
 
 # %% ../../nbs/worm_gnn/data.ipynb #7eaaf079
-def training_sets(
-    n: int = 5,             # how many worms there are
-    k: int | None = None,   # how many of them train; None: every number of them
-) -> list:                  # tuples of worms' places, from 0
-    "All choices of training worms."
+def training_sets(n: int = 5, k: int | None = None) -> list:  # tuples of worms' places, from 0
+    "All choices of k training worms out of n; of any number of them if k is None."
     if k is not None and not 1 <= k <= n:
         raise ParameterError("so many worms cannot train", expected=f"1 to {n}", found=k)
     sizes = range(1, n + 1) if k is None else [k]
     return [chosen for size in sizes for chosen in combinations(range(n), size)]
 
-
-def unseen(
-    chosen,      # places of the training worms
-    n: int = 5,  # how many worms there are
-) -> tuple:      # places of the others
-    "The worms that are not trained on."
-    return tuple(i for i in range(n) if i not in chosen)
-
 # %% ../../nbs/worm_gnn/data.ipynb #09f30d7c
-def velocity_states(
-    velocity,                   # along the worm, backwards below 0  # t
-    threshold: float = 0.005,   # slower than this is neither
-    smooth: int = 1,            # frames of a centred mean before; odd
-) -> np.ndarray:                # 0 forward, 1 reversal, -1 neither or not known  # t
-    "Forward and reverse crawling from velocity."
+def velocity_states(velocity, threshold: float = 0.005, smooth: int = 1) -> np.ndarray:
+    "Forward (0), reversal (1) or neither (-1), by velocity averaged over an odd number of frames."
     if not (threshold >= 0 and smooth >= 1 and smooth % 2 == 1):
         raise ParameterError("velocity cannot be read this way", found=f"{threshold}, {smooth}",
                              expected="a threshold from 0, and an odd number of frames")
@@ -356,17 +275,14 @@ def velocity_states(
     return np.select([v > threshold, v < -threshold], [0, 1], -1).astype(np.int64)
 
 # %% ../../nbs/worm_gnn/data.ipynb #489951fb
-def neuron_table(
-    paths,              # files, folders or recordings
-    neurons=SHARED_15,  # which neurons are looked for
-):                      # DataFrame: a row for each worm, True where it has the neuron
-    "Which worms have which neurons, and whether their velocity is known."
+def neuron_table(paths, neurons=SHARED_15):
+    "Which worms, a row each, have which neurons, and whether their velocity is known."
     import pandas as pd
     rows = {}
     for ds in read(paths, "traces"):
         named = set(ds["neuron"].values[ds["labelled"].values].tolist())
-        rows[name_of(ds)] = {**{n: n in named for n in neuron_list(neurons)},
-                                     "velocity": "velocity" in ds}
+        rows[name_of(ds)] = {n: n in named for n in neuron_list(neurons)} | {
+            "velocity": "velocity" in ds}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("worm")
 
 # %% ../../nbs/worm_gnn/data.ipynb #00380475
@@ -387,12 +303,10 @@ def load_flavell(
         raise RecordingError("no worm can be used", found=f"{len(has)} worms",
                              expected=f"velocity, and {', '.join(has.columns)}",
                              fix="Look at neuron_table, and choose other neurons")
-    return found.each(lambda ds, place: worm_of(_crawling(ds, threshold, smooth), names, 2,
-                                                scaling=scaling))
 
-# %% ../../nbs/worm_gnn/data.ipynb #ec0dfcc9
-def _crawling(ds, threshold, smooth):
-    "The recording with the states that its velocity gives."
-    codes = velocity_states(ds["velocity"].values, threshold, smooth)
-    names = np.array(["forward", "reversal", "nostate"])[codes]   # -1 is the last
-    return ds.assign(state=("time", names))
+    def crawling(ds, place):
+        "The worm in the states that its velocity gives."
+        codes = velocity_states(ds["velocity"].values, threshold, smooth)
+        states = np.array(["forward", "reversal", "nostate"])[codes]   # -1 is the last
+        return worm_of(ds.assign(state=("time", states)), names, 2, scaling=scaling)
+    return found.each(crawling)

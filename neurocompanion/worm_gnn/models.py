@@ -7,11 +7,10 @@ __all__ = ['PRESETS', 'SCALING', 'LAYERS', 'Norm', 'Block', 'MLP', 'Edges', 'GNN
            'GIN', 'SAGE', 'GAT', 'GlobalAttention', 'LayerGNN']
 
 # %% ../../nbs/worm_gnn/models.ipynb #c13c91c8
-from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import ParameterError
+from ..core import ParameterError, is_whole
 
 # %% ../../nbs/worm_gnn/models.ipynb #abccf5e7
 class Norm(nn.Module):
@@ -96,8 +95,7 @@ class _Model(nn.Module):
     def __init__(self, nodes, features, out, hidden, norm, inputs=None):
         super().__init__()
         for name, v in dict(nodes=nodes, features=features, hidden=hidden, out=out).items():
-            if name == "out" and v is None or isinstance(v, Integral) and v > 0 and v is not True:
-                continue
+            if is_whole(v) or name == "out" and v is None: continue
             raise ParameterError(f"{name} is out of range", expected="a whole number above 0",
                                  found=v, fix="out=None predicts the next step")
         if norm not in ("running", "worm", "none"):
@@ -235,12 +233,8 @@ def _adjacency(edges, nodes):
                          fix="Or edges='static', 'dynamic' or 'chunk'")
 
 # %% ../../nbs/worm_gnn/models.ipynb #e364a395
-def thinned(
-    x,                        # activity  # b t …
-    seen=None,                # steps that count  # b t
-    look: int | None = None,  # how many steps; None: all
-):                            # both, at evenly spaced steps
-    "A look at a recording that is enough for a mean over time."
+def thinned(x, seen=None, look: int | None = None) -> tuple:  # b t …, b t
+    "`look` evenly spaced steps of a recording, enough for a mean over time; all if None."
     t = x.shape[1]
     if look is None or look >= t: return x, seen
     at = torch.arange(look, device=x.device) * t // look

@@ -37,26 +37,15 @@ class Member(NamedTuple):
         return crc32(repr((tuple(map(int, self.worms)), int(self.fold), int(self.seed))).encode())
 
 
-def cross_validation(
-    worms: int = 5,           # how many there are
-    size: int | None = None,  # how many train; None: one, two, … all
-    k: int = 10,              # folds
-    seeds: int = 1,           # networks for each choice and fold
-) -> list:                    # of `Member`
-    "All choices of training worms, all folds."
+def cross_validation(worms: int = 5, size: int | None = None, k: int = 10, seeds: int = 1) -> list:
+    "All choices of `size` training worms (None: of any number), all folds, all seeds."
     return [Member(chosen, fold, seed) for chosen in data.training_sets(worms, size)
             for fold in range(k) for seed in range(seeds)]
 
 
-def cut(
-    worms: list,             # of `data.Worm`
-    k: int = 10,             # folds
-    shuffled: bool = True,   # as in the paper; False: blocks of time
-    seed: int = 0,
-    **how,                   # gap, as for `data.folds`
-) -> list:                   # folds of each worm: cuts[worm][fold]
-    "The folds of every worm, over chunks of 8 steps."
-    return [data.folds(len(w.y) // data.CHUNK, k, shuffled, (seed, i), **how)
+def cut(worms: list, k: int = 10, shuffled: bool = True, seed: int = 0, gap: int = 0) -> list:
+    "The folds of every worm, cuts[worm][fold], over chunks of 8 steps, as `data.split` makes them."
+    return [data.split(len(w.y) // data.CHUNK, k, shuffled, (seed, i), gap=gap)
             for i, w in enumerate(worms)]
 
 # %% ../../nbs/worm_gnn/training.ipynb #2cd40552
@@ -78,7 +67,7 @@ def _padded(parts, value=0):
 def _samples(worms, cuts, role, model, scaling, whole=False, edge_scaling=None):
     "The steps of every worm and fold that play a role: train, validation or test."
     xs, ys, looks = [], [], []
-    look = getattr(model, "look", None) if _static(model) else 1
+    look = getattr(model, "look", None) if getattr(model, "edges", None) == "static" else 1
     for worm, folds in zip(worms, cuts):
         for fold in folds:
             fold = fold.on(len(worm.y))
@@ -99,19 +88,9 @@ def _scaled(worm, scaling, training):
     return data.scaled(worm, "whole" if scaling == "train" and training is None else scaling,
                        training)
 
-
-def _static(model): return getattr(model, "edges", None) == "static"
-
 # %% ../../nbs/worm_gnn/training.ipynb #ea34e3ae
-def state_loss(
-    model,           # gives logits  # b t k
-    x,               # activity  # b t n f
-    y,               # states, -1 not known  # b t
-    seen=None,       # steps that are there  # b t
-    context=None,    # activity that static edges are inferred from  # b s n f
-    counts=None,     # steps of it that are there  # b s
-):                   # mean, and how many steps it is over
-    "Negative log likelihood of the known states."
+def state_loss(model, x, y, seen=None, context=None, counts=None) -> tuple:  # x: b t n f; y: b t
+    "Negative log likelihood of the known states among steps that are seen, and how many."
     out = model(x, seen, None if context is None else (context, counts))
     known = y >= 0
     told = out.gather(-1, y.clamp(min=0)[..., None])[..., 0] - out.logsumexp(-1)
@@ -231,54 +210,41 @@ def train_alone(
     return model.eval()
 
 # %% ../../nbs/worm_gnn/training.ipynb #0c33a6bb
-def calibration(
-    p,               # probabilities  # step k
-    y,               # states, -1 not known  # step
-    bins: int = 10,  # of confidence
-):                   # expected calibration error; per bin: confidence, accuracy, share
-    "How far confidence is from accuracy."
+def calibration(p, y, bins: int = 10) -> float:
+    "Expected calibration error: how far confidence is from accuracy, bin by bin of confidence."
     p, y = np.asarray(p, float), np.asarray(y)
     p, y = p[y >= 0], y[y >= 0]
     sure, right = p.max(-1), p.argmax(-1) == y
     bin_of = np.minimum((sure * bins).astype(int), bins - 1)
     n = np.bincount(bin_of, minlength=bins)
     mean = lambda v: np.bincount(bin_of, v, bins) / np.maximum(n, 1)
-    table = np.stack([mean(sure), mean(right), n / max(len(y), 1)], -1)        # bin 3
-    return float((np.abs(table[:, 0] - table[:, 1]) * table[:, 2]).sum()), table[n > 0]
+    return float((np.abs(mean(sure) - mean(right)) * (n / max(len(y), 1))).sum())
 
 
-def score(
-    p,               # probabilities  # step k
-    y,               # states, -1 not known  # step
-) -> dict:           # accuracy, nll, ece, steps
-    "How well probabilities tell the known states."
+def score(p, y) -> dict:  # accuracy, nll, ece, steps
+    "How well probabilities, step k, tell the states that are known, not -1."
     p, y = np.asarray(p, float), np.asarray(y)
     known = y >= 0
     told = np.maximum(p[known, y[known]], 1e-12)
     right = (p[known].argmax(-1) == y[known]).mean() if known.any() else np.nan
     return dict(accuracy=float(right), nll=float(-np.log(told).mean()) if known.any() else np.nan,
-                ece=calibration(p, y)[0], steps=int(known.sum()))
+                ece=calibration(p, y), steps=int(known.sum()))
 
 # %% ../../nbs/worm_gnn/training.ipynb #e5eca29a
 @torch.no_grad()
-def probabilities(
-    trained: Trained,
-    x,               # activity of one worm  # t n f
-    which=None,      # places of the members asked; None: all
-    context=None,    # what static edges are inferred from; None: the same  # s n f
-) -> np.ndarray:     # member t k
-    "What members say of one worm, all of a stack at once."
+def probabilities(trained: Trained, x, which=None, context=None) -> np.ndarray:  # member t k
+    "What members (places `which`) say of one worm, t n f; static edges come from `context`."
     which = range(len(trained.members)) if which is None else which
     found = {}
     for population, at in zip(trained.populations, trained.places):
         rows = [r for r, i in enumerate(at) if i in which]
         if not rows: continue
-        models = [population.model(r) for r in rows]
-        for r, p in zip(rows, _asked(models, x, context)): found[at[r]] = p
+        said = _asked([population.model(r) for r in rows], x, context)
+        found |= dict(zip([at[r] for r in rows], said))
     return np.stack([found[i] for i in which])
 
 
-def _asked(models, x, context=None):
+def _asked(models, x, context):
     "Probabilities of several networks of one shape.  # member t k"
     own = lambda v: torch.as_tensor(v)[None].to(next(models[0].parameters()))
     look = getattr(models[0], "look", None)
@@ -331,14 +297,8 @@ def _row(member, i, worm, masks, result):
     return who | dict(worm=worm.name, source=worm.source, part=part) | result
 
 # %% ../../nbs/worm_gnn/training.ipynb #5fe9fe49
-def svm(
-    train_x,            # activity  # step …
-    train_y,            # states, -1 not known  # step
-    *,
-    C: float = 1.0,     # softness of the margin
-    gamma="scale",      # width of the kernel
-):                      # with .predict(x) -> states
-    "A support vector machine with scikit-learn's defaults."
+def svm(train_x, train_y, *, C: float = 1.0, gamma="scale"):
+    "A support vector machine with scikit-learn's defaults, for states that are known, not -1."
     y = np.asarray(train_y)
     if len(np.unique(y[y >= 0])) < 2:
         raise ParameterError("there is nothing to tell apart", expected="two states or more",
@@ -372,13 +332,8 @@ def evaluate_svm(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/worm_gnn/training.ipynb #7345d450
-def windows(
-    x,                   # activity  # t n f
-    chunks,              # which chunks begin a window: a mask, or None for all  # chunk
-    steps: int = 8,      # steps to predict
-    burn_in: int = 0,    # true steps before the start
-) -> np.ndarray:         # windows of burn_in + 1 + steps  # window time n f
-    "Windows that start at the step before a chunk, where there is room."
+def windows(x, chunks, steps: int = 8, burn_in: int = 0) -> np.ndarray:  # window time n f
+    "Windows that start `burn_in` before the step before a chunk (None: any), where there is room."
     count = len(x) // data.CHUNK
     chosen = np.arange(count) if chunks is None else np.flatnonzero(chunks)
     begin = chosen * data.CHUNK - 1 - burn_in
@@ -453,9 +408,7 @@ def _window_samples(worms, cuts, role, steps, burn_in, scaling, kind):
     return _padded(found).to(kind), counts, _padded(draws)
 
 # %% ../../nbs/worm_gnn/training.ipynb #a1d8702f
-def own_history(
-    x,       # windows that begin at the start  # window time n f
-):           # a function of the start, window n f, that gives window time-1 n f
+def own_history(x):  # windows that begin at the start  # window time n f
     "Each step from the start's own features, by least squares, alike for all neurons."
     x = torch.as_tensor(x).double()
     with_one = lambda v: torch.cat([v, torch.ones_like(v[..., :1])], -1).flatten(0, 1)  # … f+1
@@ -469,12 +422,6 @@ def own_history(
 
     return foretell
 
-
-def _trained_windows(m, worms, cuts, steps, burn_in, scaling):
-    "The training windows of a member, with as many steps as are judged where there is room."
-    return np.concatenate([windows(as_seen(m, w, worms[w], cuts, scaling)[0].x,
-                                   cuts[w][m.fold].train, steps, burn_in) for w in m.worms])
-
 # %% ../../nbs/worm_gnn/training.ipynb #1d98ef58
 @torch.no_grad()
 def evaluate_trajectories(
@@ -487,7 +434,9 @@ def evaluate_trajectories(
     rows = []
     for i, m in enumerate(trained.members):
         model = trained.model(i).model
-        line = own_history(_trained_windows(m, worms, cuts, steps, burn_in, scaling)[:, burn_in:])
+        seen = [windows(as_seen(m, w, worms[w], cuts, scaling)[0].x, cuts[w][m.fold].train, steps,
+                        burn_in) for w in m.worms]              # with as many steps as are judged
+        line = own_history(np.concatenate(seen)[:, burn_in:])
         for w, worm in enumerate([*worms, *others]):
             view, masks = as_seen(m, w, worm, cuts, scaling)
             chunks = None if masks is None else cuts[w][m.fold].test

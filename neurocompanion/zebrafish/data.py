@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'OFFSETS', 'PADDING', 'HELD_OUT', 'TEST', 'VALID', 'HORIZON', 'LONGEST', 'SPLITS', 'cell_matrix',
-           'centres', 'extract_traces', 'coarser_video', 'coarser_cells', 'split_conditions', 'recording_splits',
+           'centres', 'extract_traces', 'coarser_video', 'coarser_cells', 'split', 'undivided', 'recording_splits',
            'windows', 'cut', 'judged', 'mean_error', 'by_lead']
 
 # %% ../../nbs/zebrafish/data.ipynb #8e0ba903
@@ -16,9 +16,7 @@ from ..core import ParameterError, RecordingError
 from ..training.metrics import corr_h, corr_w
 
 # %% ../../nbs/zebrafish/data.ipynb #df2e0f2e
-def cell_matrix(
-    cells,     # which cell each voxel belongs to, 0 = none  # z y x
-) -> tuple:    # sparse matrix, cell × voxel; the cells' numbers, in order
+def cell_matrix(cells) -> tuple:  # z y x -> sparse matrix, cell × voxel; the cells' numbers, sorted
     "The matrix that turns a volume into the means of its cells."
     flat = np.asarray(cells).ravel()
     if flat.dtype.kind not in "iu" or flat.min(initial=0) < 0:
@@ -31,9 +29,7 @@ def cell_matrix(
     return csr_array((1 / size[row], (row, at)), shape=(len(number), flat.size)), number
 
 # %% ../../nbs/zebrafish/data.ipynb #0927bc94
-def centres(
-    cells,            # which cell each voxel belongs to, 0 = none  # z y x
-) -> np.ndarray:      # in voxels, in order of the cells' numbers  # cell 3
+def centres(cells) -> np.ndarray:  # z y x -> in voxels, in order of the cells' numbers  # cell 3
     "The middle of every cell."
     inside = np.asarray(cells) > 0
     _, row, size = np.unique(np.asarray(cells)[inside], return_inverse=True, return_counts=True)
@@ -61,11 +57,8 @@ def extract_traces(
     return out
 
 # %% ../../nbs/zebrafish/data.ipynb #1c3a74e6
-def coarser_video(
-    video,      # … z y x
-    factors,    # of the last axes
-) -> np.ndarray:
-    "Means over blocks of voxels; what does not fill a block is left out."
+def coarser_video(video, factors) -> np.ndarray:  # … z y x
+    "Means over blocks of voxels, along the last axes; what does not fill a block is left out."
     v = np.asarray(video)
     lead = v.ndim - len(factors)
     whole = [n // f for n, f in zip(v.shape[lead:], factors)]
@@ -75,10 +68,7 @@ def coarser_video(
     return blocks.mean(axes, dtype=np.float64).astype(np.float32)
 
 
-def coarser_cells(
-    cells,      # z y x
-    factors,    # one for each axis
-) -> np.ndarray:
+def coarser_cells(cells, factors) -> np.ndarray:  # z y x
     "The middle voxel of every block."
     c = np.asarray(cells)
     return c[tuple(slice(f // 2, n // f * f, f) for n, f in zip(c.shape, factors))]
@@ -94,7 +84,7 @@ HORIZON = 32             # frames to forecast
 LONGEST = 256            # the longest context that may be used
 
 # %% ../../nbs/zebrafish/data.ipynb #80be002e
-def split_conditions(
+def split(
     offsets=OFFSETS,        # where each condition begins, and where the last one ends
     names=CONDITIONS,
     held_out=HELD_OUT,      # conditions that are for testing alone
@@ -115,16 +105,16 @@ def split_conditions(
     return made
 
 
-SPLITS = split_conditions()
+def undivided(frames: int) -> dict:
+    "The splits of a recording without conditions."
+    return split((0, frames), ("all",), held_out=(), padding=0)
+
+
+SPLITS = split()
 
 # %% ../../nbs/zebrafish/data.ipynb #720d7b4c
-def recording_splits(
-    ds,                     # a recording with `condition`, codes that `flag_meanings` names
-    held_out=HELD_OUT,
-    padding: int = PADDING,
-    shares=(TEST, VALID),
-) -> dict:                  # as `split_conditions` makes them
-    "The splits of a recording whose conditions follow one another."
+def recording_splits(ds, held_out=HELD_OUT) -> dict:  # as `split` makes them
+    "The splits of a recording whose conditions, codes in `condition`, follow one another."
     if "condition" not in ds: raise RecordingError(
         "the recording does not say what was shown", where=ds.attrs.get("subject"),
         expected="`condition`, a code for each frame", found=", ".join(map(str, ds.data_vars)))
@@ -134,15 +124,14 @@ def recording_splits(
     if len(set(names)) < len(names): raise RecordingError(
         "a condition comes back", where=ds.attrs.get("subject"), expected="each of them once",
         found=" ".join(names), fix="Give the second time a name of its own")
-    offsets = (*map(int, first), len(code))
-    return split_conditions(offsets, names.tolist(), held_out, padding, shares)
+    return split((*map(int, first), len(code)), names.tolist(), held_out)
 
 # %% ../../nbs/zebrafish/data.ipynb #9856da81
 def windows(
     context: int = 4,         # C
     horizon: int = HORIZON,   # H
     *,
-    splits: dict = SPLITS,    # as `split_conditions` makes them
+    splits: dict = SPLITS,    # as `split` makes them
     longest: int = LONGEST,   # the context that a held-out condition leaves room for
 ) -> dict:                    # split → condition → first frame of each window's context
     "Where windows begin: the first of the `context` frames that a forecast sees."
@@ -159,48 +148,31 @@ def windows(
     return made
 
 # %% ../../nbs/zebrafish/data.ipynb #90663c57
-def cut(
-    series,         # traces, covariates or frames; may lie on disk  # time …
-    starts,         # first frames, as from `windows`  # w
-    context: int,   # C
-    horizon: int = HORIZON,
-) -> tuple:         # what is seen, what is to come  # w C …, w H …
-    "Windows cut from a series."
+def cut(series, starts, context: int, horizon: int = HORIZON) -> tuple:  # w C …, w H …
+    "What windows of a series, which may lie on disk, see from `starts` on, and what is to come."
     at, length = np.asarray(starts), np.shape(series)[0]
     if at.size and not 0 <= at.min() <= at.max() <= length - context - horizon:
         raise ParameterError("a window leaves the recording", expected=f"{length} frames or fewer",
                              found=f"frames {at.min()} to {at.max() + context + horizon}",
-                             fix="Take the splits of this recording: split_conditions")
+                             fix="Take the splits of this recording: split")
     seen = np.stack([series[a:a + context] for a in at])
     return seen, np.stack([series[a + context:a + context + horizon] for a in at])
 
 # %% ../../nbs/zebrafish/data.ipynb #f2822a7e
-def judged(
-    forecast,               # forecast(starts) -> what will come  # w -> w h n
-    trace,                  # of all frames  # time cell
-    starts: dict,           # condition → first frames, as from `windows`
-    context: int = 4,
-    horizon: int = HORIZON,
-) -> dict:                  # condition → forecasts and truth  # w h n, w h n
-    "What was forecast, and what came."
+def judged(forecast, trace, starts: dict, context: int = 4, horizon: int = HORIZON) -> dict:
+    "By condition, what forecast(starts) foretold of a trace, and what came.  # w h n, w h n"
     return {name: (np.asarray(forecast(at)), cut(trace, at, context, horizon)[1])
             for name, at in starts.items() if len(at)}
 
 
-def mean_error(
-    scores: dict,           # as `judged` makes it
-    held_out=HELD_OUT,      # conditions that stand apart
-) -> float:
-    "The grand mean: of conditions alike, without the held-out one."
+def mean_error(scores: dict, held_out=HELD_OUT) -> float:
+    "The grand mean of what was `judged`: of conditions alike, without the held-out one."
     return float(np.mean([np.abs(p - y).mean() for name, (p, y) in scores.items()
                           if name not in held_out]))
 
 # %% ../../nbs/zebrafish/data.ipynb #fe7438dd
-def by_lead(
-    scores: dict,       # as `judged` makes it
-    every: int = 1,     # how far windows lie apart; along time, correlations need all of them
-) -> list:              # a row for each condition and lead time
-    "Errors and correlations."
+def by_lead(scores: dict, every: int = 1) -> list:  # a row for each condition and lead time
+    "Errors and correlations; those along time need all windows, not one of `every` so many."
     rows = []
     for name, (p, y) in scores.items():
         horizon = p.shape[1]

@@ -22,8 +22,7 @@ from ..recordings.standard import open_recording
 from ..recordings.video.film import df_over_f
 from ..training.fit import fit
 from ..training.schedules import cosine, make_optimiser
-from .data import (
-    coarser_video, recording_splits, split_conditions, windows)
+from .data import coarser_video, recording_splits, undivided, windows
 from .models import UNet3D, steps_of
 from .sharding import (
     Grid, add_gradients, grid_of, multiple_of, part_loss, part_of, shard, share_dropout, sum_over)
@@ -46,9 +45,7 @@ class Team(NamedTuple):
     def sharded(self): return max(self.grid.parts) > 1
 
 
-def parse_shards(
-    text: str,  # such as 2x2: parts along y, then x
-) -> tuple:
+def parse_shards(text: str) -> tuple:  # such as 2x2: parts along y, then x
     "In how many parts a frame is cut."
     parts = text.lower().split("x")
     fine = len(parts) == 2 and all(p.isdecimal() and int(p) for p in parts)
@@ -85,15 +82,9 @@ def _own_device():
                          fix="Start fewer processes, or set NEUROCOMPANION_DEVICE=cpu")
 
 # %% ../../nbs/zebrafish/distributed.ipynb #ee12d824
-def starts_of(
-    ds,             # a recording of kind video
-    context: int,
-    horizon: int,
-    held_out=(),    # conditions that are left out
-) -> tuple:         # first frames of windows for training, and for validation
-    "Where windows begin, over all conditions."
-    whole = lambda: split_conditions((0, ds.sizes["time"]), ("all",), (), padding=0)
-    splits = recording_splits(ds, held_out) if "condition" in ds else whole()
+def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # to train, to validate
+    "First frames of windows, over all conditions that are not held out."
+    splits = recording_splits(ds, held_out) if "condition" in ds else undivided(ds.sizes["time"])
     made = windows(context, horizon, splits=splits, longest=max(context, 256))
     train, valid = (np.concatenate([*made[k].values()]) for k in ("train", "valid"))
     if len(train): return train, valid
@@ -103,12 +94,8 @@ def starts_of(
                          fix="Shorten context or horizon")
 
 
-def brightness(
-    ds,
-    grid: Grid,
-    multiple=(1, 1),   # borders are multiples of these
-):                     # ΔF/F of this process's part  # time z y x
-    "What a process reads of a recording."
+def brightness(ds, grid: Grid, multiple=(1, 1)):
+    "ΔF/F of the part that a process reads, time z y x; borders are multiples of so many voxels."
     part = part_of(ds["video"].variable, grid, multiple)
     if ds["video"].attrs.get("units") in ("dF/F", "ΔF/F"): return part
     return df_over_f(part[:])
@@ -158,12 +145,8 @@ def everyone(loss: Callable, team: Team) -> Callable:
     return joint
 
 # %% ../../nbs/zebrafish/distributed.ipynb #4a8e6d5b
-def losses_of(
-    model: UNet3D,
-    team: Team,
-    cells=None,  # masks of this process's part; None: voxels are judged
-) -> tuple:      # for training, for validation
-    "The losses of this process."
+def losses_of(model: UNet3D, team: Team, cells=None) -> tuple:  # for training, for validation
+    "The losses of this process, over the cells of its part; of voxels if None."
     told = bool(model.embedding and model.outputs > 1 and cells is not None)
     if team.sharded:
         judge = part_loss(cells, group=team.grid.group)

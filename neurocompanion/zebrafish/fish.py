@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTICS', 'WAVE', 'DARK', 'RADIUS', 'WHOLE', 'Fish', 'train_frames', 'relative', 'simulated', 'made', 'light_sheet',
-           'clusters', 'zapbench', 'film']
+           'clusters', 'zapbench', 'load']
 
-# %% ../../nbs/zebrafish/fish.ipynb #f9cdc7e0
+# %% ../../nbs/zebrafish/fish.ipynb #5a03f994
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ import numpy as np
 from ..core import ParameterError, RecordingError
 from ..recordings import read as door
 from ..recordings.video.simulate_fish import benchmark_fish
-from ..recordings.video.film import View, open_zapbench, segment
+from ..recordings.video.masks import segment
+from ..recordings.video.reader import View, open_zapbench
 from .setting import CLUSTERS, FISH, SERIES, Setting
-from neurocompanion.zebrafish.data import (
-    OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits,
-    split_conditions)
+from .data import (
+    OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits, undivided)
 
 # %% ../../nbs/zebrafish/fish.ipynb #06930e1f
 class Fish(NamedTuple):
@@ -30,26 +30,18 @@ class Fish(NamedTuple):
     trace: np.ndarray          # of those cells  # time cell
     stimulus: np.ndarray       # time covariate
     condition: np.ndarray      # a number for each frame  # time
-    splits: dict               # as `split_conditions` makes them
+    splits: dict               # as `split` makes them
     target: np.ndarray | None = None  # what is forecast, where it is finer  # time z y x
     unit: float = 1.0          # ΔF/F that one unit of film and traces stands for
 
 
-def train_frames(
-    splits: dict,   # as `split_conditions` makes them
-) -> np.ndarray:    # their numbers
+def train_frames(splits: dict) -> np.ndarray:  # as `split` makes them; numbers of frames
     "The frames that are for training."
     return np.concatenate([np.arange(*p["train"]) for p in splits.values() if "train" in p])
 
 # %% ../../nbs/zebrafish/fish.ipynb #c196f6a4
-def relative(
-    video,      # brightness  # time z y x
-    cells,      # masks  # z y x
-    train,      # numbers of the training frames
-    dark: float = 0.0,  # what the camera counts without light
-    most: int = 400,    # training frames to look at, evenly spaced
-) -> np.ndarray:
-    "ΔF/F, with a baseline from training frames alone."
+def relative(video, cells, train, dark: float = 0.0, most: int = 400) -> np.ndarray:  # time z y x
+    "ΔF/F over a baseline of `train` frames, `most` of them; a camera counts `dark` without light."
     v = np.asarray(video, np.float32) - np.float32(dark)
     some = train[np.linspace(0, len(train) - 1, min(most, len(train))).astype(int)]
     base = np.percentile(v[some], 10, axis=0).astype(np.float32)
@@ -80,11 +72,8 @@ def _simulated(s, seed):
     return ds, splits, relative(ds["video"].values, mask, train_frames(splits), dark=DARK)
 
 
-def simulated(
-    s: Setting,
-    other: int = 0,   # number of another specimen; 0: the fish itself
-) -> Fish:
-    "A simulated fish."
+def simulated(s: Setting, other: int = 0) -> Fish:
+    "A simulated fish; another specimen, if its number is not 0."
     seed = s.data_seed + 1000 * other
     ds, splits, df = _simulated(Setting(
         data="simulated", **{k: getattr(s, k) for k in ("cells", "side", "planes", "length", "wave")
@@ -94,16 +83,9 @@ def simulated(
 
 # %% ../../nbs/zebrafish/fish.ipynb #712c7b65
 def made(
-    s: Setting,
-    name: str,
-    df,         # ΔF/F at full resolution  # time z y x
-    cells,      # masks  # z y x
-    stimulus,   # time covariate
-    condition,  # time
-    splits: dict,
-    unit: float = 1.0,
+    s: Setting, name: str, df, cells, stimulus, condition, splits: dict, unit: float = 1.0,
 ) -> Fish:
-    "A fish at the resolution that is asked for."
+    "A fish at the resolution that is asked for, from ΔF/F (time z y x) and masks at the full one."
     f = (1, s.coarser, s.coarser)
     seen = coarser_video(df, f) if s.coarser > 1 else df
     target, mask = (df, cells) if s.fine else (seen, coarser_cells(cells, f))
@@ -120,15 +102,13 @@ RADIUS = 3.0     # of a cell, voxels
 WHOLE = 240      # frames of the real recording
 
 
-def light_sheet(
-    s: Setting,
-) -> Fish:
+def light_sheet(s: Setting) -> Fish:
     "A film without masks: segmented here."
     if s.data == "simulated": ds = _recording(s, s.data_seed).isel(time=slice(WHOLE))
     else: ds = door.read(SERIES if s.data == "real" else s.data, "video")[0]
     v = np.asarray(ds["video"].values, np.float32)
     v = v - np.float32(DARK if s.data == "simulated" else 0)
-    splits = split_conditions((0, len(v)), ("all",), held_out=(), padding=0)
+    splits = undivided(len(v))
     train = train_frames(splits)
     depth = 2 * RADIUS if s.data == "real" else 1
     cells = segment(v[train].std(0), RADIUS if s.data == "real" else 2.0, (depth, 1, 1))
@@ -138,9 +118,7 @@ def light_sheet(
     return made(s, ds.attrs["subject"], df, cells, none, none[:, 0], splits, unit)
 
 # %% ../../nbs/zebrafish/fish.ipynb #f414bc75
-def clusters(
-    s: Setting,
-) -> Fish:
+def clusters(s: Setting) -> Fish:
     "Traces without a film."
     if s.data == "simulated":
         fish = _recording(s, s.data_seed + int(s.subject[-2:]))
@@ -150,16 +128,14 @@ def clusters(
         found = door.read(real if s.data == "real" else s.data, "traces")
         ds = next((d for d in found if d.attrs["subject"] == s.subject), found[0])
     x = np.asarray(ds["trace"].values, np.float32)
-    splits = split_conditions((0, len(x)), ("all",), held_out=(), padding=0)
+    splits = undivided(len(x))
     unit = float(x[train_frames(splits)].std(0).mean())
     none = np.zeros((len(x), 1), np.float32)
     return Fish(ds.attrs["subject"], None, None, x / np.float32(unit), none,
                 none[:, 0].astype(int), splits, unit=unit)
 
 # %% ../../nbs/zebrafish/fish.ipynb #b396e8b8
-def zapbench(
-    s: Setting,
-) -> Fish:
+def zapbench(s: Setting) -> Fish:
     "The public benchmark; its film stays where it is."
     if s.coarser > 4: raise ParameterError("the bucket has no such film", found=f"coarser="
                                            f"{s.coarser}", expected="1, 2 or 4")
@@ -182,11 +158,8 @@ def _middle(array, part=1152 / 1328):
     return View(array, box=[*[None] * (len(array.shape) - 2), (edge, n - edge), None])
 
 # %% ../../nbs/zebrafish/fish.ipynb #9f4504d2
-def film(
-    s: Setting,
-    other: int = 0,   # number of another specimen; 0: the fish itself
-) -> Fish:
-    "The recording that is asked for."
+def load(s: Setting, other: int = 0) -> Fish:
+    "The recording that is asked for; another specimen of it, if its number is not 0."
     if s.data == "simulated": return simulated(s, other)
     if other: raise ParameterError("there is one fish only", found=f"data={s.data!r}",
                                    expected="simulated", fix="Pretrain on simulated specimens")
@@ -194,8 +167,7 @@ def film(
     if s.data == "zapbench": return zapbench(s)
     ds = door.read(s.data, "video", needs="cells")[0]
     n = ds.sizes["time"]
-    splits = recording_splits(ds) if "condition" in ds else split_conditions(
-        (0, n), ("all",), held_out=(), padding=0)
+    splits = recording_splits(ds) if "condition" in ds else undivided(n)
     stimulus = ds["stimulus"].values if "stimulus" in ds else np.zeros((n, 1))
     code = ds["condition"].values if "condition" in ds else np.zeros(n)
     df = relative(ds["video"].values, ds["cells"].values, train_frames(splits))

@@ -25,10 +25,7 @@ from .training import (
     Samples, trace_forecast, trace_windows, train_traces, train_video, video_forecast)
 
 # %% ../../nbs/zebrafish/methods.ipynb #0f9fd643
-def starts(
-    s: Setting,
-    fish: Fish,
-) -> tuple:      # first frames for training, and for validation
+def starts(s: Setting, fish: Fish) -> tuple:  # first frames for training, and for validation
     "Where windows begin that are learned from and chosen by."
     w = windows(s.context, s.horizon, splits=fish.splits, longest=s.longest)
     train, valid = (np.concatenate([*w[k].values()]) for k in ("train", "valid"))
@@ -38,28 +35,19 @@ def starts(
     return (np.concatenate([train, valid]) if s.with_valid else train), valid
 
 
-def asked_windows(
-    s: Setting,
-    fish: Fish,
-    part: str = "test",   # or "valid"
-) -> dict:                # condition → first frames
+def asked_windows(s: Setting, fish: Fish, part: str = "test") -> dict:  # condition → first frames
     "Where windows begin that are scored."
     w = windows(s.context, s.horizon, splits=fish.splits, longest=s.longest)[part]
     return {k: v[::s.every] for k, v in w.items() if len(v)}
 
 # %% ../../nbs/zebrafish/methods.ipynb #a8e7d8ca
-def resampling(
-    s: Setting,
-) -> tuple:      # factors along z, y, x
+def resampling(s: Setting) -> tuple:  # factors along z, y, x
     "The factors of each resampling."
     return ((1, 2, 2),) * s.flat + ((2, 2, 2),) * (s.resample - s.flat) if s.resample else ()
 
 
-def unet(
-    s: Setting,
-    residual: bool = False,   # forecast the change from the last frame
-) -> UNet3D:
-    "A U-Net as it is asked for."
+def unet(s: Setting, residual: bool = False) -> UNet3D:
+    "A U-Net as it is asked for; `residual`: it forecasts the change from the last frame."
     blocks = tuple(int(b) for b in s.blocks.split(","))
     if len(blocks) != 3: raise ParameterError("blocks are three numbers", found=s.blocks,
                                               expected="on the way down, up, and at the lowest")
@@ -71,11 +59,7 @@ def unet(
                   median=s.loss == "median")
 
 # %% ../../nbs/zebrafish/methods.ipynb #21f032ca
-def samples(
-    s: Setting,
-    fish: Fish,
-    steps: int,
-) -> tuple:      # for training, and for validation
+def samples(s: Setting, fish: Fish, steps: int) -> tuple:  # for training, and for validation
     "Windows as a network sees them, and a fixed draw to choose by."
     train, valid = starts(s, fish)
     how = dict(context=s.context, horizon=s.horizon, batch=s.batch, target=fish.target)
@@ -85,13 +69,8 @@ def samples(
             Samples(fish.video, valid, steps=-(-looks // s.batch), still=True, **how))
 
 # %% ../../nbs/zebrafish/methods.ipynb #15f5ec99
-def trained(
-    s: Setting,
-    fish: Fish,
-    residual: bool = False,
-    others: tuple = (),      # specimens to pretrain on
-) -> tuple:                  # the network, its history: one dict for each look
-    "A U-Net, trained."
+def trained(s: Setting, fish: Fish, residual: bool = False, others: tuple = ()) -> tuple:
+    "A U-Net, trained, before it on other specimens; and its history, a dict for each look."
     torch.manual_seed(s.seed)
     net, rows = unet(s, residual), []
     if others: rows = [r | {"stage": "before"} for r in _pretrained(s, net, others)]
@@ -130,9 +109,7 @@ NETS = "unet", "unet_residual"
 MODELS = *NETS, "linear", "tsmixer", "timemix", "tide", "mean", "last", "evoked"
 
 
-def listed(
-    s: Setting,
-) -> list:
+def listed(s: Setting) -> list:
     "The models that are asked for."
     words = [w.strip() for w in s.models.split(",") if w.strip()]
     if odd := [w for w in words if w not in MODELS]: raise ParameterError(
@@ -199,13 +176,8 @@ def _traces(name, s, fish):
     return trace_forecast(model, fish.trace, s.context, s.horizon, told), model, rows
 
 # %% ../../nbs/zebrafish/methods.ipynb #1b2019c5
-def forecaster(
-    name: str,       # of `MODELS`
-    s: Setting,
-    fish: Fish,
-    others: tuple = (),   # specimens that a network is pretrained on
-) -> tuple:          # forecast(starts) -> w h n; parameters and seconds; history; the model
-    "A model, trained, as a forecast."
+def forecaster(name: str, s: Setting, fish: Fish, others: tuple = ()) -> tuple:
+    "A model, trained: forecast(starts) -> w h n; parameters and seconds; history; the model."
     begun = time.perf_counter()
     if name in NETS:
         if fish.video is None: raise ParameterError("there is no film", found=name, where=fish.name,
@@ -220,23 +192,14 @@ def forecaster(
     return forecast, about, rows, model
 
 # %% ../../nbs/zebrafish/methods.ipynb #2d267f58
-def judged(
-    forecast: Callable,
-    s: Setting,
-    fish: Fish,
-    part: str = "test",     # or "valid"
-) -> dict:                  # condition → forecasts and truth, in ΔF/F  # w h n, w h n
-    "`data.judged`, of the windows that a setting asks for."
+def judged(forecast: Callable, s: Setting, fish: Fish, part: str = "test") -> dict:
+    "`data.judged` in ΔF/F, of the windows that a setting asks for."
     scores = zd.judged(forecast, fish.trace, asked_windows(s, fish, part), s.context, s.horizon)
     return {name: (fish.unit * p, fish.unit * y) for name, (p, y) in scores.items()}
 
 
-def by_cell(
-    scores: dict,       # as `judged` makes it
-    fish: Fish,
-    held_out=HELD_OUT,
-) -> list:              # a row for each cell
-    "Each cell's error at the longest lead time, and where the cell is."
+def by_cell(scores: dict, fish: Fish, held_out=HELD_OUT) -> list:  # a row for each cell
+    "Each cell's error at the longest lead time, from `judged`, and where the cell is."
     error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in scores.items()
                      if k not in held_out], axis=0)
     if fish.cells is None: return [dict(cell=i, mae=e) for i, e in enumerate(error)]

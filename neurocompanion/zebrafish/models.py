@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, is_whole
 from .traces import (  # noqa: F401, passed on
     LinearTraces, TiDE, TimeMix, TSMixer)
 
@@ -66,8 +66,8 @@ class UNet3D(nn.Module):
 def _check_sizes(context, width, last, groups, embedding, outputs, dropout):
     "Sizes that fit one another."
     for name, v in dict(context=context, width=width, groups=groups, outputs=outputs).items():
-        if not isinstance(v, (int, np.integer)) or v < 1: raise ParameterError(
-            f"{name} is not a size", found=repr(v), expected="a whole number from 1")
+        if not is_whole(v): raise ParameterError(f"{name} is not a size", found=repr(v),
+                                                 expected="a whole number from 1")
     for w in (width, last):
         if w % groups: raise ParameterError(
             "features do not fall into groups", found=f"{w} features, {groups} groups",
@@ -78,10 +78,7 @@ def _check_sizes(context, width, last, groups, embedding, outputs, dropout):
                                                   expected="0 or more, below 1")
 
 # %% ../../nbs/zebrafish/models.ipynb #e96800fb
-def lead_embedding(
-    lead,             # steps ahead, from 1  # b
-    size: int = 32,   # even
-) -> Tensor:          # b size
+def lead_embedding(lead, size: int = 32) -> Tensor:  # steps ahead, from 1  # b -> b size
     "Cosines and sines of lead times."
     rates = torch.exp(-math.log(1e4) * torch.arange(0, size, 2, dtype=torch.float32) / size)
     phase = torch.as_tensor(lead).float()[:, None] * rates.to(torch.as_tensor(lead).device)
@@ -308,10 +305,8 @@ def load_reference(
     return min(found, key=lambda f: f[0])[1], x, lead, y
 
 # %% ../../nbs/zebrafish/models.ipynb #c9daed75
-def receptive_field(
-    model: UNet3D,
-) -> tuple:        # voxels of the input that one of the output can depend on, along x, y, z
-    "The field of view, layer by layer along the way through the lowest resolution."
+def receptive_field(model: UNet3D) -> tuple:  # voxels of the input, along x, y, z
+    "What an output voxel can depend on, layer by layer on the way through the lowest resolution."
     side, step = np.ones(3), np.ones(3)
     def see(blocks, factors=(1, 1, 1), up=False):
         "Change the resolution, then convolve."
@@ -331,11 +326,8 @@ def receptive_field(
     return tuple(math.ceil(v) for v in side)
 
 # %% ../../nbs/zebrafish/models.ipynb #82588ef6
-def flops(
-    model: UNet3D,
-    size: tuple,   # of a frame: x, y, z
-) -> int:
-    "Operations of a forward pass on one sample."
+def flops(model: UNet3D, size: tuple) -> int:
+    "Operations of a forward pass on one sample, of a frame with sides x, y, z."
     from copy import deepcopy
     from torch.utils.flop_counter import FlopCounterMode
     empty = deepcopy(model).to("meta").eval()
@@ -348,33 +340,22 @@ def flops(
 HL_RANGE, HL_SIGMA = (-0.25, 1.5), 0.75    # ΔF/F; in bins
 
 
-def hl_gauss(
-    y: Tensor,                 # values, any shape
-    bins: int = 32,
-    limits: tuple = HL_RANGE,
-    sigma: float = HL_SIGMA,   # in bins
-) -> Tensor:                   # … bins: what the softmax of the outputs should be
-    "Values as histograms of a Gaussian around them."
+def hl_gauss(y: Tensor, bins: int = 32, limits=HL_RANGE, sigma: float = HL_SIGMA) -> Tensor:
+    "Values as histograms of a Gaussian around them, `sigma` bins wide.  # … bins"
     edges = torch.linspace(*limits, bins + 1, device=y.device, dtype=y.dtype)
     width = sigma * (edges[1] - edges[0]) * math.sqrt(2)
     below = torch.erf((edges - y.clamp(*limits)[..., None]) / width)
     return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
 
 
-def hl_mean(
-    logits: Tensor,            # b bins …
-    limits: tuple = HL_RANGE,
-) -> Tensor:                   # b …
+def hl_mean(logits: Tensor, limits: tuple = HL_RANGE) -> Tensor:  # b bins … -> b …
     "The mean of the histogram that outputs stand for."
     edges = torch.linspace(*limits, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
     middle = (edges[1:] + edges[:-1]) / 2
     return torch.einsum("bk...,k->b...", logits.softmax(1), middle)
 
 
-def hl_median(
-    logits: Tensor,            # b bins …
-    limits: tuple = HL_RANGE,
-) -> Tensor:                   # b …
+def hl_median(logits: Tensor, limits: tuple = HL_RANGE) -> Tensor:  # b bins … -> b …
     "The median of the histogram that outputs stand for; within a bin, along a line."
     below, n = logits.softmax(1).cumsum(1), logits.shape[1]
     k = (below < 0.5).sum(1, keepdim=True).clamp(max=n - 1)              # the bin it lies in
@@ -384,10 +365,7 @@ def hl_median(
     return (limits[0] + (k + part) * (limits[1] - limits[0]) / n)[:, 0]
 
 
-def hl_loss(
-    logits: Tensor,            # b bins …
-    y: Tensor,                 # b …
-) -> Tensor:                   # b …
+def hl_loss(logits: Tensor, y: Tensor) -> Tensor:  # b bins …, b … -> b …
     "Cross-entropy between the target's histogram and the outputs'."
     want = hl_gauss(y, logits.shape[1]).movedim(-1, 1)
     return -(want * logits.log_softmax(1)).sum(1)

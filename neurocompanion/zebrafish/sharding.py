@@ -159,11 +159,8 @@ class SharedNorm(nn.Module):
         return g.view(x.shape) * weight[turn] + bias[turn]
 
 # %% ../../nbs/zebrafish/sharding.ipynb #4f0ee595
-def shard(
-    model: nn.Module,   # a network of 3 x 3 x 3 convolutions and group norms; changed in place
-    grid: Grid,
-) -> nn.Module:
-    "The network for a part of the volume; its weights and their names stay."
+def shard(model: nn.Module, grid: Grid) -> nn.Module:
+    "The network, convolutions and group norms, for a part of a volume; in place, names stay."
     for name, child in list(model.named_children()):
         if isinstance(child, nn.Conv3d): setattr(model, name, HaloConv(child, grid))
         elif isinstance(child, nn.GroupNorm): setattr(model, name, SharedNorm(child, grid.group))
@@ -171,10 +168,7 @@ def shard(
     return model
 
 
-def multiple_of(
-    model: UNet3D,  # not yet, or already sharded
-    axes: tuple,    # of b f x y z
-) -> tuple:         # voxels
+def multiple_of(model: UNet3D, axes: tuple) -> tuple:  # in voxels, along these axes of b f x y z
     "What borders between parts must be multiples of."
     made = [1, 1]
     for factors in model.resample: made = [m * factors[a - 2] for m, a in zip(made, axes)]
@@ -182,11 +176,8 @@ def multiple_of(
 
 
 @torch.no_grad()
-def add_gradients(
-    params,              # of this process's network
-    scale: float = 1.0,  # of the sum
-):
-    "Add up what all processes have learned about the weights, in one message."
+def add_gradients(params, scale: float = 1.0):
+    "Add up, times `scale`, what all processes have learned about the weights, in one message."
     there = [p.grad for p in params if p.grad is not None]
     total = _everywhere(torch.cat([g.flatten() for g in there])) * scale
     for g, v in zip(there, total.split([g.numel() for g in there])): g.copy_(v.view_as(g))
@@ -226,12 +217,9 @@ class PartMeans(CellMeans):
         size = _everywhere(flat.bincount(minlength=top + 1), group=group)
         size[0] = 0
         number, at = size.nonzero()[:, 0], flat.nonzero()[:, 0]
-        if not len(number): raise ParameterError("there is no cell in these masks", found="zeros",
-                                                 expected="voxels numbered by their cell")
-        self.shape = tuple(np.shape(cells))
         cell = (size > 0).cumsum(0)[flat[at]] - 1
-        for k, v in dict(at=at, cell=cell, size=size[number].float(), number=number).items():
-            self.register_buffer(k, v, persistent=False)
+        self.hold(tuple(np.shape(cells)), at=at, cell=cell, size=size[number].float(),
+                  number=number)
 
     def forward(self, frames: Tensor) -> Tensor:  # … z y x -> … n, the same in every process
         return sum_over(super().forward(frames), self.group)
@@ -248,12 +236,8 @@ def _mean_over(x, of, group):
     return _portion(sum_over(x.sum(), group) / of, group)
 
 # %% ../../nbs/zebrafish/sharding.ipynb #070c0e03
-def part_loss(
-    cells=None,              # masks of this process's part; None: voxels are judged  # z y x
-    histogram: bool = False, # HL-Gauss over the voxels of cells
-    group=None,              # the processes that hold the volume; None: all there are
-) -> Callable:               # loss(model, x, lead, y), as in `training`
-    "The losses of `training` for a volume in parts."
+def part_loss(cells=None, histogram: bool = False, group=None) -> Callable:
+    "The losses of `training` for a volume in parts: of cells (HL-Gauss), of voxels if None."
     means = None if cells is None else PartMeans(cells, group)
 
     def traces(model, x, lead, y):
@@ -269,12 +253,8 @@ def part_loss(
     return voxels if means is None else histograms if histogram else traces
 
 # %% ../../nbs/zebrafish/sharding.ipynb #faef7bb3
-def part_of(
-    array,              # a video or masks; may lie on disk  # … z y x
-    grid: Grid,         # axes 3 and 4 are y and x
-    multiple=(1, 1),    # as for `Grid.cut`
-) -> View:
-    "This process's part of an array, read when it is sliced."
+def part_of(array, grid: Grid, multiple=(1, 1)) -> View:  # … z y x; may lie on disk
+    "This process's part of an array, cut along y and x as by `Grid.cut`, read when sliced."
     box = [None] * (len(array.shape) - 2)
     return View(array, box=[*box, *grid.box(array.shape[-2:], multiple)])
 

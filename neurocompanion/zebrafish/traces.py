@@ -39,12 +39,8 @@ class Mean(Last):
         return x.mean(1, keepdim=True).expand(-1, self.horizon, -1)
 
 # %% ../../nbs/zebrafish/traces.ipynb #3f759170
-def stimulus_phase(
-    stimulus,               # what is shown  # time covariate
-    condition=None,         # of each frame; a new one starts the count anew  # time
-    longest: int = 10_000,  # later phases count as this one
-) -> np.ndarray:            # a whole number per frame; conditions do not share any
-    "Frames since a stimulus last began."
+def stimulus_phase(stimulus, condition=None, longest: int = 10_000) -> np.ndarray:
+    "Frames since a stimulus last began, `longest` at most; conditions share no number."
     s = np.asarray(stimulus).reshape(len(stimulus), -1)
     rises = np.diff(s, axis=0, prepend=np.zeros_like(s[:1])) > 0
     c = np.zeros(len(s), int) if condition is None else np.asarray(condition).astype(int)
@@ -86,11 +82,8 @@ class LinearTraces(nn.Module):
         return self.linear(_checked(x, self.context).mT).mT
 
 # %% ../../nbs/zebrafish/traces.ipynb #7a90f4ae
-def standardised(
-    x: Tensor,           # b t n
-    eps: float = 1e-5,   # added to the variance
-) -> tuple:              # standardised, and the way back
-    "Each window of each cell with mean 0 and variance 1."
+def standardised(x: Tensor, eps: float = 1e-5) -> tuple:  # b t n; eps is added to the variance
+    "Each window of each cell with mean 0 and variance 1, and the way back."
     mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
     scale = (var + eps).sqrt()
     return (x - mean) / scale, lambda y: y * scale + mean

@@ -28,12 +28,16 @@ class CellMeans(nn.Module):
         super().__init__()
         flat = torch.as_tensor(np.asarray(cells)).flatten()
         at = flat.nonzero()[:, 0]
-        if not len(at): raise ParameterError("there is no cell in these masks", found="zeros",
-                                             expected="voxels numbered by their cell")
         number, cell, size = flat[at].unique(return_inverse=True, return_counts=True)
-        self.shape = tuple(np.shape(cells))
-        for k, v in dict(at=at, cell=cell, size=size.float(), number=number).items():
-            self.register_buffer(k, v, persistent=False)
+        self.hold(tuple(np.shape(cells)), at=at, cell=cell, size=size.float(), number=number)
+
+    def hold(self, shape, **parts):
+        "Keep what is known of the cells."
+        if not len(parts["number"]): raise ParameterError(
+            "there is no cell in these masks", found="zeros",
+            expected="voxels numbered by their cell")
+        self.shape = shape
+        for k, v in parts.items(): self.register_buffer(k, v, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:  # … z y x -> … n
         if frames.shape[-3:] != self.shape: raise ParameterError(
@@ -43,11 +47,7 @@ class CellMeans(nn.Module):
         return out.index_add(-1, self.cell, voxels) / self.size
 
 # %% ../../nbs/zebrafish/training.ipynb #0f1642ca
-def frame_of(
-    model: UNet3D,
-    x: Tensor,      # b t z y x
-    lead: Tensor,   # b
-) -> Tensor:        # b z y x
+def frame_of(model: UNet3D, x: Tensor, lead: Tensor) -> Tensor:  # b t z y x, b -> b z y x
     "The frame that a network forecasts, whatever its outputs mean."
     y = model(x, lead if model.embedding else None)
     if model.embedding and model.outputs == 1: return y[:, 0]
@@ -163,15 +163,8 @@ def train_video(
                schedule=cosine(final=1e-3), precision="auto", valid_loss=judge, seed=seed, **how)
 
 # %% ../../nbs/zebrafish/training.ipynb #58db8769
-@torch.no_grad()
-def video_forecast(
-    model: UNet3D,
-    video,                   # what it was trained on  # time z y x
-    cells,                   # masks of the frames that it gives  # z y x
-    horizon: int = HORIZON,
-    batch: int = 1,          # lead times at once
-) -> Callable:               # forecast(starts) -> w h n, as `data.errors` asks for
-    "A network as a forecast of traces."
+def video_forecast(model: UNet3D, video, cells, horizon: int = HORIZON, batch: int = 1) -> Callable:
+    "A network as forecast(starts) -> w h n of cells' means, `batch` lead times at once."
     device = next(model.parameters()).device
     means = CellMeans(cells).to(device)
     model.eval()
@@ -188,14 +181,8 @@ def video_forecast(
     return forecast
 
 # %% ../../nbs/zebrafish/training.ipynb #61b37fda
-def trace_windows(
-    trace,                   # time cell
-    starts,                  # first frames
-    context: int,
-    horizon: int = HORIZON,
-    covariates=None,         # for models that read them  # time covariate
-) -> tuple:                  # tensors: seen, to come; with covariates: seen, past, future, to come
-    "Windows as tensors."
+def trace_windows(trace, starts, context: int, horizon: int = HORIZON, covariates=None) -> tuple:
+    "Windows as tensors: seen, to come; with covariates: seen, past, future, to come."
     pick = lambda v: [torch.from_numpy(np.asarray(a, np.float32))
                       for a in cut(v, starts, context, horizon)]
     (x, y), more = pick(trace), () if covariates is None else pick(covariates)
@@ -226,14 +213,8 @@ def train_traces(
                weight_decay=weight_decay, patience=patience, **how)
 
 
-def trace_forecast(
-    model: nn.Module,
-    trace,                   # time cell
-    context: int,
-    horizon: int = HORIZON,
-    covariates=None,         # time covariate
-) -> Callable:               # forecast(starts) -> w h n
-    "A trace model as a forecast."
+def trace_forecast(model: nn.Module, trace, context: int, horizon: int = HORIZON, covariates=None):
+    "A trace model as forecast(starts) -> w h n."
     def forecast(starts):
         *seen, _ = trace_windows(trace, starts, context, horizon, covariates)
         with torch.no_grad(): return model.eval()(*seen).numpy()

@@ -19,31 +19,20 @@ from .models import receptive_field
 from .setting import Setting
 
 # %% ../../nbs/zebrafish/views.ipynb #f6e6cafe
-def in_view(
-    cells,        # masks; 0: none  # z y x
-    sees: float,  # voxels in the plane
-    mean: bool = False,   # of all cells, too
-) -> np.ndarray:  # to, from and the mean
-    "Which cells see which: centres within half the view, along y and along x."
+def in_view(cells, sees: float, mean: bool = False) -> np.ndarray:  # to; from, and the mean
+    "Which cells see which, centres within half of `sees` voxels along y and x; the mean too?"
     centre = centres(cells)[:, 1:]
     near = (np.abs(centre[:, None] - centre) < sees / 2).all(-1)
     return np.column_stack([near, np.full(len(near), mean)])
 
 # %% ../../nbs/zebrafish/views.ipynb #b845885a
-def seen(
-    trace,         # time cell
-    at,            # first frames of windows
-    context: int,
-) -> np.ndarray:   # w (cell frame)
+def seen(trace, at, context: int) -> np.ndarray:  # time cell; first frames -> w (cell frame)
     "The frames that windows see, cell by cell, and at the end the mean of all cells."
     trace = np.column_stack([trace, trace.mean(1)])
     return np.stack([trace[a:a + context].T.ravel() for a in at]).astype(np.float64)
 
 
-def products(
-    fish: Fish,
-    s: Setting,
-) -> tuple:        # means of what is seen and of what comes, products among and between them
+def products(fish: Fish, s: Setting) -> tuple:  # means of what is seen, of what comes; products
     "What ridge regression needs to know of the training windows."
     at, n = starts(s, fish)[0], fish.trace.shape[1]
     x = seen(fish.trace, at, s.context)
@@ -53,12 +42,8 @@ def products(
     return mean, ahead, x.T @ x, (x.T @ (y - ahead).reshape(len(y), -1)).reshape(-1, s.horizon, n)
 
 # %% ../../nbs/zebrafish/views.ipynb #3665944a
-def ridge(
-    found: tuple,     # as `products` makes it
-    view,             # as `in_view` makes it
-    strength: float,
-) -> np.ndarray:      # (cell frame) h cell
-    "Weights by which every cell hears the cells in its view."
+def ridge(found: tuple, view, strength: float) -> np.ndarray:  # (cell frame) h cell
+    "Weights by which every cell hears the cells in its view, from `products` and `in_view`."
     _, _, xx, xy = found
     frames = len(xx) // view.shape[1]
     w = np.zeros(xy.shape)
@@ -71,12 +56,8 @@ def ridge(
     return w
 
 
-def ridge_forecast(
-    found: tuple,
-    w,                # as `ridge` makes it
-    trace,            # of the recording that is forecast  # time cell
-):                    # forecast(starts) -> w h n
-    "A linear forecast."
+def ridge_forecast(found: tuple, w, trace):
+    "A linear forecast(starts) -> w h n of a trace, with `products` and the weights of `ridge`."
     mean, ahead, *_ = found
     context = len(w) // (w.shape[2] + 1)
     return lambda at: np.tensordot(seen(trace, at, context) - mean, w, 1) + ahead
@@ -86,10 +67,8 @@ STRENGTHS = 1.0, 10.0, 100.0
 LONGER = 4     # times, at most as long as the public recording
 
 
-def views(
-    s: Setting,  # its `resample` and `context` are the largest
-) -> list:       # a row for each view and context
-    "How well a linear forecast does that sees so far and so long."
+def views(s: Setting) -> list:  # a row for each view and context
+    "How well a linear forecast does that sees so far and so long, up to `resample` and `context`."
     if s.data != "simulated": raise ParameterError(
         "a recording is as long as it is", found=f"data={s.data!r}", expected="simulated")
     fish, long = fs.simulated(s), fs.simulated(replace(s, length=min(1.0, LONGER * s.length)))

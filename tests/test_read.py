@@ -1,16 +1,15 @@
 "Every experiment of every paper, on every kind of file that it can take; runs of about a second."
-import importlib
 import shutil
 from functools import lru_cache
+from importlib import import_module
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from neurocompanion.core import NeurocompanionError, home
-from neurocompanion.recordings.read import take_notes
+from neurocompanion.recordings.read import read, take_notes
 from neurocompanion.recordings.spikes.simulate import sessions
 from neurocompanion.recordings.spikes.writer import write_ibl, write_matlab, write_nwb
 from neurocompanion.recordings.standard import save
@@ -24,7 +23,7 @@ from neurocompanion.zebrafish.fish import OPTICS
 PAPERS = "worm_scaling", "worm_gnn", "sessions", "zebrafish", "autolfads"
 SMALL = {   # below what the smallest scale of a sweep asks
     "worm_scaling": dict(worms=1, hidden=4, epochs=1, n_train=2, n_valid=2, length=20, horizon=3),
-    "worm_gnn": dict(epochs=2, folds=1, k=3, minutes=1),
+    "worm_gnn": dict(epochs=2, folds=1, k=3, minutes=1, states=3),
     "sessions": dict(epochs=1, tune_epochs=1, sizes="1,all", sessions=3),
     "zebrafish": dict(steps=2, checks=1, trace_epochs=1, every=8),
     "autolfads": dict(epochs=2, samples=2, generator=4, encoder=4, ic=4, factors=3, controller=0,
@@ -51,13 +50,13 @@ def make_traces(folder):
 
 
 def make_spikes(folder):
-    some = sessions([0, 0.5, 1], trials=40, units=12, steps=40, conditions=4)
+    some = sessions([0, 0.5, 1], trials=40, units=12, steps=120, conditions=4)
     for i, ds in enumerate(some):
         save(ds, folder / f"folder/s{i}.nc")
         for layout in ("datahigh", "neuraltraj", "dad"):
             write_matlab(folder / f"{layout}/s{i}.mat", ds, layout)
         write_ibl(folder / f"ibl/s{i}.parquet", ds, eid=f"session{i}")
-        times = [np.sort(np.random.default_rng(k).uniform(0, 60, 400)) for k in range(12)]
+        times = [np.sort(np.random.default_rng([i, k]).uniform(0, 60, 400)) for k in range(12)]
         starts = np.arange(1, 59, 1.5)
         write_nwb(folder / f"nwb/s{i}.nwb", times, dict(start_time=starts, stop_time=starts + 1.2))
     save(some[0], folder / "file.nc")
@@ -77,15 +76,75 @@ def make_films(folder):
 
 
 MAKE = {"traces": make_traces, "spikes": make_spikes, "film": make_films}
+TRACES = ("file.nc", "folder", "broken", "kato2015", "yemini2021", "leifer2023",
+          "flavell2023_json", "flavell2023_h5")
+SPIKES = "file.nc", "folder", "broken", "datahigh", "neuraltraj", "dad", "ibl", "nwb"
+FILM = "file.nc", "film.zarr", "film.h5", "tiff", "clusters.npz"
+STATES, MASKS = "the states are not known", "there are no masks"
+ONE, SYNTHETIC = "nothing is left to choose from", "this task is synthetic"
+TRIALS, OTHER = "there are no trials", "this is another kind of recording"
+PAGES = "not known how many pages make a volume"
+GRID = [   # paper, kind of recording, experiments (None: all), what is refused, and why
+    ("worm_scaling", "traces", None, {}),
+    ("worm_gnn", "traces", None, dict.fromkeys(TRACES[4:], STATES)),
+    ("sessions", "spikes", None, {"file.nc": ONE}),
+    ("sessions", "traces", None, {"file.nc": ONE}),
+    ("zebrafish", "film", ("forecast", "objective", "width", "context", "pretraining",
+                           "resolution", "cost"),
+     {"film.h5": MASKS, "tiff": PAGES, "clusters.npz": OTHER}),
+    ("zebrafish", "film", ("light_sheet",), {"tiff": PAGES, "clusters.npz": OTHER}),
+    ("zebrafish", "film", ("clusters",), dict.fromkeys(FILM[:3], OTHER) | {"tiff": PAGES}),
+    ("zebrafish", "film", ("views",), dict.fromkeys(FILM, "expected simulated")),
+    ("autolfads", "spikes", ("overfitting", "search", "accuracy", "uncertainty"),
+     dict.fromkeys(SPIKES, SYNTHETIC)),
+    ("autolfads", "spikes", ("decoding", "selection"), {"nwb": TRIALS} | dict.fromkeys(
+        ("datahigh", "neuraltraj", "ibl"), "nothing to decode")),
+    ("autolfads", "spikes", ("psth",), {"nwb": TRIALS} | dict.fromkeys(
+        ("neuraltraj", "ibl"), "has no conditions")),
+    ("autolfads", "spikes", ("continuous",),
+     dict.fromkeys(SPIKES[:-1], "this task has trials")),
+    ("autolfads", "traces", ("calcium", "continuous"), {}),
+]
+CASES = [(paper, kind, e, file, refused.get(file))
+         for paper, kind, some, refused in GRID
+         for e in some or setting_of(paper).__dataclass_fields__["experiment"].metadata["words"]
+         for file in {"traces": TRACES, "spikes": SPIKES, "film": FILM}[kind]]
 
 
-@pytest.fixture(scope="session", params=MAKE)
-def files(request, tmp_path_factory):
-    "All kinds of files of one kind of recording; a folder with one broken file is among them."
-    folder = tmp_path_factory.mktemp(request.param)
-    MAKE[request.param](folder)
-    if (folder / "folder").is_dir():
-        shutil.copytree(folder / "folder", folder / "broken")
-        whole = sorted((folder / "broken").iterdir())[-1]
-        (folder / "broken/cut.nc").write_bytes(whole.read_bytes()[:3000])
-    return request.param, folder
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    "A folder for each kind of recording, filled when it is asked for; one holds a cut file."
+    @lru_cache
+    def made(kind):
+        folder = tmp_path_factory.mktemp(kind)
+        MAKE[kind](folder)
+        if (folder / "folder").is_dir():
+            shutil.copytree(folder / "folder", folder / "broken")
+            whole = sorted((folder / "broken").iterdir())[0]
+            (folder / "broken/cut.nc").write_bytes(whole.read_bytes()[:3000])
+        return folder
+    return made
+
+
+def test_no_experiment_is_left_out():
+    every = {(p, e) for p in PAPERS
+             for e in setting_of(p).__dataclass_fields__["experiment"].metadata["words"]}
+    assert {case[:3:2] for case in CASES} == every
+
+
+@pytest.mark.parametrize("paper, kind, experiment, file, refused", CASES)
+def test_every_experiment_takes_every_file(files, one_thread, paper, kind, experiment, file,
+                                           refused):
+    place = files(kind) / file
+    how = {k: v for k, v in asked(paper, experiment).items() if k not in ("task", "source")}
+    if experiment == "cross_data_set": how["source"] = read(place)[0].source
+    run = import_module(f"neurocompanion.{paper}.experiments").run
+    take_notes()
+    if refused:
+        with pytest.raises(NeurocompanionError, match=refused) as e: run(**how, data=str(place))
+        assert "\n" not in str(e.value)
+    else:
+        assert len(run(**how, data=str(place))) > 0
+        said, = take_notes()
+        assert said.startswith("used 3 of 4 recordings: cut.nc left out" if file == "broken"
+                               else "used ")

@@ -72,6 +72,9 @@ def spectrum_distance(a: Session, b: Session, k: int = 10) -> float:  # 0 to 1
 def latent_law(session: Session, latents: int = 4, lags: int = 5) -> np.ndarray:  # to, from
     "The linear law that the main directions of a population follow from bin to bin."
     x = _centred(session)
+    if x.shape[1] < 3: raise ParameterError("trials are too short for a law of their dynamics",
+                                            where=session.name, expected="at least 3 bins",
+                                            found=x.shape[1], fix="Take narrower bins")
     c = _lagged(x, 1)
     value, vector = np.linalg.eigh((c + c.T) / 2)
     z = x @ vector[:, np.argsort(-value)[:latents]]                # trial time latent

@@ -150,8 +150,8 @@ def comments(kind: type) -> dict:
 def cell(kind: type) -> str:
     "The parameters cell of a paper's `run.ipynb`."
     said, known = comments(kind), fields(kind)
-    text = lambda v: json.dumps(v, ensure_ascii=False) if isinstance(v, str) else repr(v)
-    lines = [f"{f.name}: {f.type.__name__} = {text(f.default)}" for f in known]
+    written = lambda v: json.dumps(v, ensure_ascii=False) if isinstance(v, str) else repr(v)
+    lines = [f"{f.name}: {f.type.__name__} = {written(f.default)}" for f in known]
     wide = max(len(line) for line in lines if len(line) < 36)
     every = next(f.metadata["words"] for f in known if f.name == "experiment")
     texts = [_explained(f, said[f.name], every, 96 - max(wide, len(line)))

@@ -184,6 +184,9 @@ class Tiffs:
         self.paths = [Path(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
         self.where = self.paths[0]
         pages, plane = self._pages(self.paths[0], None)
+        if not planes and len(self.paths) == 1 and pages > 1: refuse(
+            self.where, "it is not known how many pages make a volume", "planes=",
+            f"{pages} pages in one file", "Give planes=, 1 where every page is a frame")
         if planes and len(self.paths) == 1: frames, self.planes = pages // planes, planes
         else: frames, self.planes = len(self.paths), pages
         if planes and pages % planes:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from neurocompanion import core
-from neurocompanion.recordings.video.film import open_video
+from neurocompanion.recordings.video.reader import open_video
 from neurocompanion.zebrafish.models import UNet3D
 from neurocompanion.zebrafish.training import Samples, voxel_mae
 

@@ -55,7 +55,8 @@ def loader(film, folder, limit):
 
 
 def df_over_f(film, folder, limit):
-    from neurocompanion.recordings.video.film import View, df_over_f, shards
+    from neurocompanion.recordings.video.film import df_over_f, shards
+    from neurocompanion.recordings.video.reader import View
     boxes = [(z, *box) for z in range(film.shape[1]) for _, *box in shards(film.shape[1:], (4, 4))]
     for z, *box in boxes: df_over_f(View(film, box=[None, (z, z + 1), *box])[:], dark=90)
     return f"{len(boxes)} boxes of {film.shape[0]} frames"
@@ -88,7 +89,7 @@ JOBS = {f.__name__: f for f in (loader, df_over_f, averaging, traces, everything
 def work(job, folder, limit):
     "One job under the limit."
     import torch
-    from neurocompanion.recordings.video.film import open_video
+    from neurocompanion.recordings.video.reader import open_video
     from neurocompanion.zebrafish import data, training  # noqa: F401, before memory is limited
     torch.set_num_threads(1)
     film = open_video(f"{folder}/film.zarr")

@@ -222,11 +222,6 @@ def test_refusals_say_what_to_bring(server, cache, mirror, status, words):
     assert not (cache / "lab/big.bin").exists()
 
 
-@pytest.mark.parametrize("url", ["not a url", "file:///etc/passwd", "http://"])
-def test_an_address_that_is_none(url):
-    refused(Source("x", "x", url), "cannot be reached: .*found no web address")
-
-
 def test_a_wrong_file_is_set_aside_wherever_it_is(server, cache):
     "As it comes, and as it lies in the cache; a right one is fetched anew."
     wrong = BODY[:-1] + b"!"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.read import read
-from neurocompanion.recordings.video import film as V
+from neurocompanion.recordings.video import film, masks
+from neurocompanion.recordings.video import reader as V
 
 FILM = np.arange(5 * 3 * 4 * 6, dtype=np.uint16).reshape(5, 3, 4, 6)   # time z y x
 
@@ -64,19 +65,6 @@ def test_tiffs_index_like_numpy(tmp_path_factory, key):
     np.testing.assert_array_equal(V.open_video(folder)[key], FILM[key])
 
 
-def test_a_crop_reads_only_its_chunks(tmp_path):
-    import zarr
-    array = zarr.create_array(tmp_path / "a.zarr", shape=(4, 2, 8, 8), chunks=(1, 2, 4, 4),
-                              dtype="f4")
-    array[:] = 7
-    for chunk in (tmp_path / "a.zarr" / "c").rglob("*"):
-        if chunk.is_file() and not (chunk.parent.name == "1" and chunk.name == "1"):
-            chunk.write_bytes(b"spoilt")                       # an error, if it were read
-    box = V.View(V.open_zarr(tmp_path / "a.zarr"), box=(None, None, (4, 8), (4, 8)))
-    np.testing.assert_array_equal(box[:], np.full((4, 2, 4, 4), 7))
-    with pytest.raises((RuntimeError, ValueError, OSError)): V.open_zarr(tmp_path / "a.zarr")[:]
-
-
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("room", [2, 6])
 def test_reading_ahead_is_bounded_and_in_order(threads, room):
@@ -89,7 +77,7 @@ def test_reading_ahead_is_bounded_and_in_order(threads, room):
         time.sleep(0.0005 * ((7 * i) % 5))
         return {"a": np.full(50, i, np.uint8), "b": (np.zeros(50, np.uint8),)}
 
-    for i, got in enumerate(V.Ahead(read, range(60), memory=room * 100, threads=threads)):
+    for i, got in enumerate(film.Ahead(read, range(60), memory=room * 100, threads=threads)):
         assert got["a"][0] == i
         with lock: held[0] -= 1
     assert i == 59 and held[1] <= room
@@ -97,17 +85,17 @@ def test_reading_ahead_is_bounded_and_in_order(threads, room):
 
 def test_reading_ahead_can_be_left():
     before = threading.active_count()
-    for _ in V.Ahead(lambda i: np.zeros(10), range(1000), memory=200): break
+    for _ in film.Ahead(lambda i: np.zeros(10), range(1000), memory=200): break
     time.sleep(0.05)
     assert threading.active_count() <= before + 1
-    with pytest.raises(ParameterError): V.Ahead(len, [], threads=0)
+    with pytest.raises(ParameterError): film.Ahead(len, [], threads=0)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3),
        st.integers(1, 4))
 def test_shards_cover_everything_once(ny, nx, ky, kx, m):
-    try: boxes = V.shards((2, ny, nx), (ky, kx), (m, m))
+    try: boxes = film.shards((2, ny, nx), (ky, kx), (m, m))
     except ParameterError: return
     count = np.zeros((2, ny, nx), int)
     for (a, b), (c, d), (e, f) in boxes:
@@ -132,7 +120,7 @@ def test_real_series_and_pictures_agree(mirror):
     assert series.shape == (240, 2, 76, 87) and pictures.shape == (20, 2, 76, 87)
     np.testing.assert_array_equal(series[:20], pictures[...])
     v = read(place / "series")[0]["video"].values
-    cells = V.segment(v.std(0), 2.5, (5, 1, 1))
+    cells = masks.segment(v.std(0), 2.5, (5, 1, 1))
     assert 40 < cells.max() < 100
     from neurocompanion.zebrafish.data import extract_traces
     trace = extract_traces(v, cells)
@@ -143,15 +131,15 @@ def test_real_series_and_pictures_agree(mirror):
 def test_real_clusters(mirror):
     files = sorted((mirror / "zebrafish_chen2018_units").glob("*.npz"))
     if not files: pytest.skip("the mirror has no cluster traces")
-    sizes = [V.read_clusters(f)[0]["trace"].shape for f in files]
+    sizes = [masks.read_clusters(f)[0]["trace"].shape for f in files]
     assert sizes == [(640, 115), (1200, 133), (500, 133), (600, 99)]
 
 
 def test_real_suite2p_masks(mirror):
     place = mirror / "suite2p_pynapple"
     if not place.is_dir(): pytest.skip("the mirror has no suite2p regions")
-    every = V.suite2p_masks(place / "DERIVED_roi_masks.npz")
-    some = V.suite2p_masks(place / "DERIVED_roi_masks.npz", iscell=place / "iscell.npy")
+    every = masks.suite2p_masks(place / "DERIVED_roi_masks.npz")
+    some = masks.suite2p_masks(place / "DERIVED_roi_masks.npz", iscell=place / "iscell.npy")
     cells = np.load(place / "iscell.npy")[:, 0].astype(bool)
     assert len(np.unique(every)) - 1 <= len(cells) and every.max() <= len(cells)
     assert set(np.unique(some)) - {0} <= set(np.flatnonzero(cells) + 1)

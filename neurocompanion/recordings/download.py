@@ -176,16 +176,13 @@ def _pour(answer, part: Path, start: int, size: int | None, name: str, bar: bool
 # %% ../../nbs/recordings/download.ipynb #eee45e57
 RETRIES = 2  # how often a download that broke off goes on by itself
 
-# %% ../../nbs/recordings/download.ipynb #7ac1badf
+# %% ../../nbs/recordings/download.ipynb #0f5e82af
 def download(
-    url: str,                  # where the file is
-    part: str | Path,          # where its bytes go; what is there already is continued
-    *,
-    size: int | None = None,   # how many bytes there should be, if known
-    sure: bool = False,        # a checksum is known and will be looked at
-    name: str = "",            # what to call it
-    progress: bool = True,     # show a bar
-) -> Path:                     # `part`, whole
+    url: str, part: str | Path,   # where the file is; where its bytes go and may be already
+    *, size: int | None = None,   # how many bytes there should be, if known
+    sure: bool = False,           # a checksum is known and will be looked at
+    name: str = "", progress: bool = True,
+) -> Path:                        # `part`, whole
     "Bring a file here; an attempt that breaks off keeps what has come."
     part = Path(part)
     for attempt in range(RETRIES + 1):

@@ -264,22 +264,18 @@ def _check_state(ds):
     _check_values(ds, "state", lambda x: (x < 0) | (x >= len(names)), "has a code without a name",
                   f"0 … {len(names) - 1}", "Name every state")
 
-# %% ../../nbs/recordings/schema.ipynb #7fcc0f51
+# %% ../../nbs/recordings/schema.ipynb #5ac58f1d
 def _not_count(x):
     if x.dtype.kind in "iu": return x < 0
     return (x < 0) | (x != np.floor(x)) & ~np.isnan(x) | np.isinf(x)
 
 
-def _check_like(ds, name, dims, fix):
+def _check_like(ds, name, dims, fix, what="does not fit", of="numbers", kinds="iuf"):
     "A further variable of the standard: numbers over these dimensions."
     v = ds[name]
-    if v.dims != dims or v.dtype.kind not in "iuf":
-        fail(ds, f"`{name}` does not fit", f"numbers over {sizes_text(dims)}",
+    if v.dims != dims or v.dtype.kind not in kinds:
+        fail(ds, f"`{name}` {what}", f"{of} over {sizes_text(dims)}",
              f"{v.dtype} over {sizes_text(v.dims)}", fix)
-
-
-def _not_rate(x): return (x < 0) | np.isinf(x)
-def _not_full_rate(x): return _not_rate(x) | np.isnan(x)
 
 
 def _check_spikes(ds, values):
@@ -291,11 +287,12 @@ def _check_spikes(ds, values):
     if not values: return
     _check_values(ds, "spikes", _not_count, "are not counts", "whole numbers from 0, or NaN where "
                   "nothing was observed", "Bin the spikes again, and store rates as `rate`")
+    full = ds["spikes"].dtype.kind != "f"    # every bin was observed
     if "rate" in ds: _check_values(
-        ds, "rate", _not_rate if ds["spikes"].dtype.kind == "f" else _not_full_rate,
+        ds, "rate", lambda x: (x < 0) | np.isinf(x) | full & np.isnan(x),
         "is not a rate", "numbers from 0", "Take exp of log rates; NaN needs float counts")
 
-# %% ../../nbs/recordings/schema.ipynb #128a8342
+# %% ../../nbs/recordings/schema.ipynb #078192a0
 def _check_video(ds, values):
     "Frames without gaps, masks in whole numbers, and voxels with a size."
     size = plain(ds.attrs.get("voxel_size", [1, 1, 1]))
@@ -303,22 +300,17 @@ def _check_video(ds, values):
             type(s) in (int, float) and 0 < s < np.inf for s in size)):
         fail(ds, "attribute `voxel_size` is not a size", "three lengths above 0: z, y, x, in µm",
              repr(size), 'Set ds.attrs["voxel_size"] or remove it')
-    if "cells" in ds.variables: _check_cells(ds, values)
+    if "cells" in ds.variables:
+        fix = "Number the cells from 1"
+        _check_like(ds, "cells", KINDS["video"][1][1:], fix, "are not masks of this video",
+                    "whole numbers", "iu")
+        if values: _check_values(ds, "cells", lambda x: x < 0, "has a negative number",
+                                 "0 for none, cells from 1", fix)
     if "trace" in ds: _check_like(ds, "trace", ("time", "cell"), "Rename or transpose them")
     if "cell" in ds.dims: _check_names(ds, "cell")
     for name in ("video", "trace") if values else ():
         if name in ds.data_vars: _check_values(ds, name, _not_finite, "has gaps", "finite numbers",
                                                "Fill them, or cut the frames off")
-
-
-def _check_cells(ds, values):
-    "The masks: for each voxel the number of its cell, 0 for none."
-    c = ds["cells"]
-    if c.dims != ("z", "y", "x") or c.dtype.kind not in "iu":
-        fail(ds, "`cells` are not masks of this video", "whole numbers over z × y × x",
-             f"{c.dtype} over {sizes_text(c.dims)}", "Number the cells from 1")
-    if values: _check_values(ds, "cells", lambda x: x < 0, "has a negative number",
-                             "0 for none, cells from 1", "Number the cells from 1")
 
 # %% ../../nbs/recordings/schema.ipynb #ffd7081b
 def check(

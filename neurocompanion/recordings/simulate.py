@@ -18,17 +18,9 @@ def generator(seed: int, *path: str|int) -> np.random.Generator:   # such as 0, 
     key = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in path]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
-# %% ../../nbs/recordings/simulate.ipynb #dad27003
-def within(
-    name: str,            # the argument's name, for the message
-    value,                # what the caller gave
-    low: float = 0,       # smallest allowed value
-    high: float = math.inf,  # largest allowed value
-    *,
-    whole: bool = False,  # only whole numbers
-    above: bool = False,  # `low` itself is not allowed
-):
-    "The number `value` if it lies in the range, else a `ParameterError`."
+# %% ../../nbs/recordings/simulate.ipynb #c42715c2
+def within(name: str, value, low=0, high=math.inf, *, whole=False, above=False):
+    "The number if it is from `low`, or above it, to `high`; else a `ParameterError` with its name."
     kind = numbers.Integral if whole else numbers.Real
     good = isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
     if good and (value > low if above else value >= low) and value <= high and value < math.inf:
@@ -46,14 +38,9 @@ def each(name: str, value, n: int, *limits, **kw) -> list:   # limits: as for `w
                              expected=f"one value, or {n}")
     return [within(name, v, *limits, **kw) for v in (value if many else [value] * n)]
 
-# %% ../../nbs/recordings/simulate.ipynb #3f89c19b
-def calcium(
-    rate: np.ndarray,     # activity  # t ...
-    frame_rate: float,    # frames per second
-    rise: float = 0.3,    # seconds
-    decay=2.0,            # seconds, for all; or for each of the last axis
-) -> np.ndarray:          # the same shape
-    "What an indicator makes of `rate`, causally along the first axis."
+# %% ../../nbs/recordings/simulate.ipynb #7e6c218c
+def calcium(rate, frame_rate: float, rise: float = 0.3, decay=2.0) -> np.ndarray:   # s; t …
+    "What an indicator makes of `rate`, causally along the first axis; decay may vary on the last."
     within("decay", float(np.min(decay)), above=True)
     rate = leak(rate, frame_rate * within("rise", rise, above=True))
     if np.ndim(decay) == 0: return leak(rate, frame_rate * decay)

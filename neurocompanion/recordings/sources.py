@@ -304,7 +304,7 @@ def _download(source: Source, bar: bool) -> Path:
         if not asked: _record(source, path)
     return path
 
-# %% ../../nbs/recordings/sources.ipynb #4049cff9
+# %% ../../nbs/recordings/sources.ipynb #4fa30d8d
 def _bytes(source: Source, part: Path, bar: bool):
     "Download, or say what to bring instead."
     sure = bool(source.sha256 or source.md5)
@@ -318,13 +318,6 @@ def _ask(source: Source) -> list[dict]:
     except Unreachable as e: raise _missing(source, e.what, e.found) from None
     if source.is_folder: return found
     return [{k: v for k, v in f.items() if k != "path"} for f in found[:1]]
-
-
-def _zarr(source: Source) -> Path:
-    "A Zarr array that was brought by hand."
-    for _, path in _by_hand(source): return path
-    raise SourceError("a Zarr array is read chunk by chunk, not fetched", where=source.name,
-                      fix=f"Open {source.url} and keep the crop that you need")
 
 # %% ../../nbs/recordings/sources.ipynb #5f17ba2e
 _NOT_DATA = r"(^|/)\.|\.part$|\.tag$|\.wrong-"  # what downloads leave beside the files
@@ -348,7 +341,7 @@ def _listing(folder: Source) -> list[Source]:
         tmp.write_text(json.dumps([asdict(f) for f in files], indent=1), encoding="utf-8")
     return files
 
-# %% ../../nbs/recordings/sources.ipynb #791e0f73
+# %% ../../nbs/recordings/sources.ipynb #d128ff5c
 def _sources(name) -> tuple[list[Source], bool]:
     "The files behind a name, and whether it is one file by itself."
     _by_size.cache_clear()
@@ -367,7 +360,10 @@ def _sources(name) -> tuple[list[Source], bool]:
 
 def _one(source: Source, bar: bool) -> Path:
     "The path of one file."
-    if source.resolver == "zarr": return _zarr(source)
+    if source.resolver == "zarr":
+        for _, path in _by_hand(source): return path
+        raise SourceError("a Zarr array is read chunk by chunk, not fetched", where=source.name,
+                          fix=f"Open {source.url} and keep the crop that you need")
     source = _known(source)
     with disk_errors(cache_dir() / source.file):
         if found := _look(source): return found

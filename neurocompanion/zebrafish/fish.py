@@ -6,7 +6,7 @@
 __all__ = ['OPTICS', 'WAVE', 'DARK', 'RADIUS', 'WHOLE', 'Fish', 'train_frames', 'relative', 'simulated', 'made', 'light_sheet',
            'clusters', 'zapbench', 'load']
 
-# %% ../../nbs/zebrafish/fish.ipynb #f9cdc7e0
+# %% ../../nbs/zebrafish/fish.ipynb #5a03f994
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ import numpy as np
 from ..core import ParameterError, RecordingError
 from ..recordings import read as door
 from ..recordings.video.simulate_fish import benchmark_fish
-from ..recordings.video.film import View, open_zapbench, segment
+from ..recordings.video.masks import segment
+from ..recordings.video.reader import View, open_zapbench
 from .setting import CLUSTERS, FISH, SERIES, Setting
 from .data import (
     OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits, undivided)

@@ -96,17 +96,14 @@ def rebin(
                              found=x.shape[axis], fix=f"Leave the last {rest} out")
     return _groups(x, axis, factor, np.sum)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #bd2e4f9a
+# %% ../../../nbs/recordings/spikes/counts.ipynb #121a22b7
 def _groups(x, axis, factor, how):
     "Groups of `factor` samples along `axis`, each made one by `how`."
     n = x.shape[axis] // factor
     x = np.take(x, np.arange(n * factor), axis)
     return how(x.reshape(*x.shape[:axis], n, factor, *x.shape[axis + 1:]), axis=axis + 1)
 
-
-def _first(x, axis): return np.take(x, 0, axis)
-
-# %% ../../../nbs/recordings/spikes/counts.ipynb #1c0a0868
+# %% ../../../nbs/recordings/spikes/counts.ipynb #b2533e51
 def _rebin_recording(ds, factor):
     "A recording with wider bins."
     T, out = ds.sizes["time"], {}
@@ -117,7 +114,7 @@ def _rebin_recording(ds, factor):
         if "time" not in v.dims: continue
         rate = name != "spikes" and v.dtype.kind == "f" and name != "time"
         per_bin = name == "spikes" or name == "rate" and "bin" in str(v.attrs.get("units"))
-        how = np.sum if per_bin else np.mean if rate else _first
+        how = np.sum if per_bin else np.mean if rate else lambda x, axis: np.take(x, 0, axis)
         x = _groups(v.values, v.dims.index("time"), factor, how).astype(
             v.dtype if v.dtype.kind == "f" else None, copy=False)
         if name == "spikes" and x.dtype.kind in "iu":
@@ -200,12 +197,9 @@ def _weigh(x, k, axis, causal):
     origin = (len(k) - 1) // 2 if causal else 0    # the kernel ends at the present
     return correlate1d(x, k.astype(x.dtype), axis, mode="constant", origin=origin)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #84018949
-def correlations(
-    counts: np.ndarray,   # … time unit
-    lag: int = 0,         # also shift one against the other by up to so many bins
-) -> np.ndarray:          # the largest correlation of each pair, zeros on the diagonal  # unit unit
-    "Pearson correlations of all pairs of units; 0 for units that never change."
+# %% ../../../nbs/recordings/spikes/counts.ipynb #535d4ccd
+def correlations(counts, lag: int = 0) -> np.ndarray:   # … time unit → unit unit
+    "Pearson's of all pairs, the largest of shifts by up to `lag` bins; 0 for what never changes."
     x = np.asarray(counts, np.float32)
     x = x[None] if x.ndim == 2 else x
     lag = within("lag", lag, 0, x.shape[1] - 1, whole=True)
@@ -264,7 +258,7 @@ def remove_correlated(
                        f"correlates above {threshold:g} with unit {listed}{more}"})
     return _noted(ds.isel(unit=np.setdiff1d(np.arange(len(names)), gone)), report)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #13f0dc5f
+# %% ../../../nbs/recordings/spikes/counts.ipynb #1b4358ff
 def align(
     ds: xr.Dataset,    # a recording of kind spikes, with or without trials
     events,            # name of a variable with event times, or the times in seconds
@@ -281,8 +275,10 @@ def align(
                                          expected="seconds before and after with a sum above 0")
     dim, ids = _events_of(ds, when, len(t))
     at = np.floor((np.nan_to_num(t) - float(ds["time"][0])) / size + EDGE).astype(int)
-    fits = np.isfinite(t) & (at >= nb) & (at + na <= T)
-    blank = fits & _blank(ds["spikes"], at, nb, na, fits)
+    fits, wanted = np.isfinite(t) & (at >= nb) & (at + na <= T), np.arange(-nb, na)
+    x = _window(ds.variables["spikes"], at[fits][:, None] + wanted, np.flatnonzero(fits), dim)
+    blank = np.zeros(len(t), bool)
+    blank[fits] = np.isnan(x.values).all((1, 2))
     report = [{"trial": str(ids[i]), "action": "dropped", "reason": "nothing was observed in its "
                "window" if blank[i] else _misfit(t[i], at[i], nb, T)}
               for i in np.flatnonzero(~fits | blank)]
@@ -291,16 +287,16 @@ def align(
         "no event has a window that fits", where=_name(ds), found=f"{len(t)} that do not",
         expected=f"{before:g} s before and {after:g} s after within {T * size:g} s",
         fix="Make the window smaller, or look at the units of the event times")
-    keep, rows = np.flatnonzero(fits), at[fits][:, None] + np.arange(-nb, na)   # trial time
+    keep, rows = np.flatnonzero(fits), at[fits][:, None] + wanted   # trial time
     out = {k: _window(v, rows, keep, dim) for k, v in ds.variables.items() if k != "time"}
     out["event_time"] = xr.Variable("trial", t[fits], {"units": "s"})
-    time = xr.Variable("time", np.arange(-nb, na) * size, ds["time"].attrs)
+    time = xr.Variable("time", wanted * size, ds["time"].attrs)
     coords = {k: v for k, v in out.items() if k in ds.coords and k not in ("trial", dim)}
     data = {k: v for k, v in out.items() if k not in coords and k not in ("trial", dim)}
     coords |= {"time": time, "trial": ("trial", ids[keep])}
     return _noted(xr.Dataset(data, coords, ds.attrs), report)
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #bb3ef28f
+# %% ../../../nbs/recordings/spikes/counts.ipynb #56bf3c8a
 def _events_of(ds, when, n):
     "The dimension that counts the events, and what they are called."
     dim = "trial" if "trial" in ds.sizes else when.dims[0] if when is not None else None
@@ -310,16 +306,6 @@ def _events_of(ds, when, n):
                              if dim == "trial" else "a variable with one dimension")
     ids = ds[dim].values if dim in ds.coords else np.arange(n)
     return dim, ids
-
-
-def _blank(v, at, nb, na, fits):
-    "Events in whose window no unit was observed."
-    out = np.zeros(len(at), bool)
-    if v.dtype.kind != "f": return out
-    x = v.transpose(..., "time", "unit").values
-    for i in np.flatnonzero(fits):
-        out[i] = np.isnan((x if x.ndim == 2 else x[i])[at[i] - nb:at[i] + na]).all()
-    return out
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #3991869c
 def _misfit(t, at, nb, T):
@@ -376,12 +362,8 @@ def _chopped(x, length, overlap, offset, tail):
         fix='Choose shorter chops, or tail="mirror"')
     return T
 
-# %% ../../../nbs/recordings/spikes/counts.ipynb #8e9bb3ac
-def first_offset(
-    most: int,      # largest offset, in samples
-    seed: int = 0,  # a whole number
-    trial: int = 0, # which trial: each has its own
-) -> int:           # samples to leave out before the first chop
+# %% ../../../nbs/recordings/spikes/counts.ipynb #16cb5ced
+def first_offset(most: int, seed: int = 0, trial: int = 0) -> int:   # samples
     "A random first offset, from 0 to `most`, the same for the same seed and trial."
     within("most", most, whole=True)
     return int(generator(seed, "offset", trial).integers(most + 1))

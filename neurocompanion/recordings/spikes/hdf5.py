@@ -210,42 +210,40 @@ def _nlb_tables(paths):
                 d |= own
     return d, task, groups
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #b6049627
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #94f6a238
 def _nlb_split(d, s, path):
-    "Neurons side by side, later steps after earlier ones; what is missing is NaN."
-    p = {k: d.get(f"{s}_{k}") for k in _FIELDS}
-    if all(v is None for v in p.values()): return None
-    sizes = {len(v) for v in p.values() if v is not None}
+    "The fields of one split that are there."
+    p = {k: d[f"{s}_{k}"] for k in _FIELDS if f"{s}_{k}" in d}
     for k, v in p.items():
-        if v is not None and (v.ndim != 3 or len(sizes) > 1):
+        if v.ndim != 3 or len({*map(len, p.values())}) > 1:
             refuse(path, f"`{s}_{k}` does not fit", "trial × time × neuron, as many trials as the "
                    "other fields", " × ".join(map(str, v.shape)),
                    "Give files of one task and phase")
     return p
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #d2f7b5e8
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #5598db5c
 def _nlb_counts(parts):
-    "The counts of all splits, and how many neurons are held in and steps not forward."
+    "Neurons side by side, later steps after earlier ones, with NaN where nothing is shown."
     def most(axis, *keys):
-        return max((p[k].shape[axis] for p in parts for k in keys if p[k] is not None), default=0)
+        return max((p[k].shape[axis] for p in parts for k in keys if k in p), default=0)
     n, m = most(2, _FIELDS[0], _FIELDS[2]), most(2, _FIELDS[1], _FIELDS[3])
     t, later = most(1, *_FIELDS[:2]), most(1, *_FIELDS[2:])
-    rows = [next(len(v) for v in p.values() if v is not None) for p in parts]
-    out, row = np.full((sum(rows), t + later, n + m), np.nan, np.float32), 0
+    rows, row = [len(next(iter(p.values()))) for p in parts], 0
+    out = np.full((sum(rows), t + later, n + m), np.nan, np.float32)
     for p, k in zip(parts, rows):
         for field, at, step in zip(_FIELDS, (0, n, 0, n), (0, 0, t, t)):
-            if (x := p[field]) is None: continue
+            x = p.get(field, np.empty((k, 0, 0)))
             out[row:row + k, step:step + x.shape[1], at:at + x.shape[2]] = x
         row += k
     return out, rows, n, t
 
-# %% ../../../nbs/recordings/spikes/hdf5.ipynb #17a14687
+# %% ../../../nbs/recordings/spikes/hdf5.ipynb #d15cf457
 def read_nlb(path, *, bin_size=None) -> list:   # seconds; None: by the task's name, 5 or 20 ms
     "Read a file of the Neural Latents Benchmark, or a list of those that belong together."
     paths = [Path(p) for p in (path if isinstance(path, (list, tuple)) else [path])]
     d, task, groups = _nlb_tables(paths)
     size, report = bin_seconds(bin_size, 0.02 if task.endswith("_20") else 0.005, paths[0])
-    parts = {s: p for s in _NLB if (p := _nlb_split(d, s, paths[0])) is not None}
+    parts = {s: p for s in _NLB if (p := _nlb_split(d, s, paths[0]))}
     if not parts: refuse(paths[0], "there are no spikes",
                          ", ".join(f"train_{k}" for k in _FIELDS[:2]),
                          ", ".join(sorted(d)) or "nothing", "Give the input file beside the target")

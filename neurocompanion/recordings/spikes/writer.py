@@ -90,7 +90,7 @@ def write_ibl(
     with atomic_path(path) as tmp: pq.write_table(pa.table(columns), tmp)
     return Path(path)
 
-# %% ../../../nbs/recordings/spikes/writer.ipynb #256ec1fa
+# %% ../../../nbs/recordings/spikes/writer.ipynb #be5e4d5e
 MATLAB = ("datahigh", "neuraltraj", "dad", "aplysia")
 
 
@@ -104,7 +104,10 @@ def write_matlab(
     if layout not in MATLAB: raise ParameterError("layout is not known", found=repr(layout),
                                                   expected=", ".join(MATLAB))
     x, c = ds.spikes.values.astype(np.uint8), ds["condition"].values
-    fields = _struct(x, c) if layout == "datahigh" else {"dat": _structs([
+    if layout == "datahigh": fields = {"D": _structs([
+        {"data": v.T, "condition": f"reach{k + 1}", "epochStarts": 1.0,
+         "epochColors": np.array([[0.0, 0, 1]])} for v, k in zip(x, c)])}
+    if layout == "neuraltraj": fields = {"dat": _structs([
         {"trialId": float(i + 101), "spikes": v.T} for i, v in enumerate(x)])}
     if layout == "dad": fields = _end_to_end(x, c)
     if layout == "aplysia":
@@ -115,7 +118,7 @@ def write_matlab(
     with atomic_path(path) as tmp, open(tmp, "wb") as f: savemat(f, fields, do_compression=True)
     return Path(path)
 
-# %% ../../../nbs/recordings/spikes/writer.ipynb #e0f9edd8
+# %% ../../../nbs/recordings/spikes/writer.ipynb #a66f2fdb
 def _structs(rows):
     "An array of structs, one for each dict."
     out = np.empty((1, len(rows)), [(k, object) for k in rows[0]])
@@ -123,10 +126,7 @@ def _structs(rows):
     return out
 
 
-def _struct(x, c):
-    "Trials as DataHigh keeps them."
-    return {"D": _structs([{"data": v.T, "condition": f"reach{k + 1}", "epochStarts": 1.0,
-                          "epochColors": np.array([[0.0, 0, 1]])} for v, k in zip(x, c)])}
+
 
 
 def _end_to_end(x, c):

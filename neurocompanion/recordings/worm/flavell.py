@@ -49,23 +49,20 @@ def _over_time(given, T):
         else: kept[name] = v
     return kept, report
 
-# %% ../../../nbs/recordings/worm/flavell.ipynb #2ecb607d
-def _stamps(time, frames, times, where):
-    "The first time stamps, where there are more than frames and that is asked for."
-    if times == "first" and len(time) > frames:
-        note = {"time": f"{len(time) - frames} of {len(time)} time stamps", "action": "dropped",
-                "reason": f"there are {frames} frames; the first are taken"}
-        return time[:frames], [note]
-    refuse(where, f"{frames} frames but {len(time)} time stamps", fix='times="first" takes the '
-           "first ones" if len(time) > frames else "Download the file again")
-
-
+# %% ../../../nbs/recordings/worm/flavell.ipynb #a8c11ab6
 def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
     "A worm from what either container holds; time begins at its first frame."
     time, x = np.ravel(np.asarray(time, float)), np.asarray(x, float)
     if x.ndim != 2: refuse(where, "`trace_array` is not a matrix", "neurons × time",
                            " × ".join(map(str, x.shape)), "Download the file again")
-    time, cut = (time, []) if len(time) in x.shape else _stamps(time, max(x.shape), times, where)
+    cut, frames, stamps = [], max(x.shape), len(time)
+    if stamps not in x.shape:
+        if times != "first" or stamps < frames:
+            refuse(where, f"{frames} frames but {stamps} time stamps", fix='times="first" takes '
+                   "the first ones" if stamps > frames else "Download the file again")
+        cut = [{"time": f"{stamps - frames} of {stamps} time stamps", "action": "dropped",
+                "reason": f"there are {frames} frames; the first are taken"}]
+        time = time[:frames]
     N = x.shape[0] if x.shape[1] == len(time) else x.shape[1]
     names, sure = _column_labels(labels, N, where)
     kept, report = _over_time(behaviour, len(time))

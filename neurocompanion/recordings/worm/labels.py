@@ -14,12 +14,12 @@ import numpy as np
 from ..guard import refuse
 from ..standard import NEURONS, parts_of, traces
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #8fb65953
-def _clean(label, uncertain, awc_on):
+# %% ../../../nbs/recordings/worm/labels.ipynb #c42c02e7
+def _clean(label, uncertain):
     "One label: its canonical name or None, and the reason where it was not taken as it stands."
     if isinstance(label, (list, tuple, np.ndarray)):
         given = [v for v in label if str(v).strip()] or [""]
-        name, reason = _clean(given[0], uncertain, awc_on)
+        name, reason = _clean(given[0], uncertain)
         return name, reason or (None if len(given) == 1 else "the first name of a list")
     if label in _ROW: return label, None
     text = "" if label is None else str(label).strip().upper()
@@ -27,9 +27,7 @@ def _clean(label, uncertain, awc_on):
         return None, "a number, no name" if re.search(r"\d", text) else "no name in the file"
     if "?" in text and not uncertain: return None, "uncertain in the file"
     name = re.sub(r"^([A-Z]+)0+(?=[1-9])", r"\1", text.replace("?", "").strip())
-    if name in ("AWCON", "AWCOFF"):
-        if awc_on is None: return None, "the file does not say on which side"
-        name = "AWC" + (awc_on if name == "AWCON" else "LR".replace(awc_on, ""))
+    if name in ("AWCON", "AWCOFF"): return None, "the file does not say on which side"
     if name in _ROW: return name, None if name == label else f"written {str(label).strip()}"
     members = [n for n in NEURONS if re.fullmatch(re.escape(name) + r"([LR]|[DV][LR]?|\d+)", n)]
     return None, f"a class: {', '.join(members)}" if members else "not one of the 302 neurons"
@@ -37,15 +35,10 @@ def _clean(label, uncertain, awc_on):
 
 _ROW = frozenset(NEURONS)
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #a9afe4b7
-def clean_names(
-    raw,                       # labels as they are in the file, one for each neuron
-    *,
-    uncertain: bool = False,   # take names that the file marks with ?
-    awc_on: str | None = None, # "L" or "R": the side of AWC-ON, where the file gives it
-) -> tuple[list, list]:        # a distinct name for each neuron, and a report
+# %% ../../../nbs/recordings/worm/labels.ipynb #0065b553
+def clean_names(raw, *, uncertain: bool = False) -> tuple[list, list]:   # labels as in the file
     "Canonical names, `?` and a number where there is none, and an entry for every change."
-    cleaned = [_clean(label, uncertain, awc_on) for label in raw]
+    cleaned = [_clean(label, uncertain) for label in raw]
     count = Counter(name for name, _ in cleaned if name)
     names, report, width = [], [], max(3, len(str(len(cleaned) - 1)))
     for i, (label, (name, reason)) in enumerate(zip(raw, cleaned)):
@@ -98,19 +91,15 @@ def _gap_report(names, labels, missing, keep, T):
         yield {"neuron": n, "label": _shown(label), "action": "filled" if kept else "dropped",
                "reason": reason + ("; the last value before is held" if kept else "")}
 
-# %% ../../../nbs/recordings/worm/labels.ipynb #43da787c
+# %% ../../../nbs/recordings/worm/labels.ipynb #4e436a75
 def recording(
-    x,                       # traces, either way round
-    labels,                  # as they are in the file, one for each neuron
-    time,                    # seconds of each frame
-    *,
+    x, labels, time, *,      # traces either way round; labels as they are in the file
     where: str,              # file and worm, for messages
     uncertain: bool = False, # take names that the file marks with ?
-    of_neurons=None,         # further variables, one value for each neuron
-    behaviour=None,          # further variables by name  # time …
+    of_neurons=None, behaviour=None,   # further variables by name
     derivative=None,         # of the traces, as the file has it, either way round
     report=(),               # what the reader has already changed
-    **about,                 # subject, source, state, doi …, as for `traces`
+    **about,                 # as for `traces`
 ):                           # a recording of kind traces
     "One worm from its parts: names cleaned, gaps filled, checked."
     time = np.ravel(np.asarray(time, float))

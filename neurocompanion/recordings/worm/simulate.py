@@ -58,12 +58,8 @@ def anatomy(rng, latents: int = 10, cycle=CYCLE) -> dict:   # over the 302, in s
     return {"coupling": rng.standard_normal((n, n)), "loading": loading,            # i j
             **{k: rng.standard_normal(n) for k in ("bias", "brightness", "decay")}}         # i
 
-# %% ../../../nbs/recordings/worm/simulate.ipynb #f7711e6e
-def individual(
-    species: dict, own: dict,   # brains: the one that all share, the one it would have by itself
-    wired,                      # which pairs are coupled at all  # i j
-    variation: float, coupling: float, kinetics: float = 0.0,   # as for `worms`
-) -> dict:
+# %% ../../../nbs/recordings/worm/simulate.ipynb #5235c851
+def individual(species, own, wired, variation, coupling, kinetics=0.0) -> dict:   # as for `worms`
     "The brain of one worm, in the units of the model."
     keep = math.sqrt(1 - variation**2)
     mix = {k: keep * species[k] + variation * own[k] for k in species}

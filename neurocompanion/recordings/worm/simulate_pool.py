@@ -98,7 +98,7 @@ def _file(source, file, n, kept, minutes, seed):
             "duration": 60 * (minutes or s.minutes),
             **{k: v[:kept] for k, v in each.items()}}
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #1a1cd8d0
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #9fd0a962
 def _simulate(f):
     "The worms of a file, with true names in `identity`, as recordings."
     pace = POOL[f["source"]].pace
@@ -112,7 +112,10 @@ def _habits(ds, f, i):
     "What the laboratory's microscope sees of a worm, and when."
     rng, s = generator(f["seed"], "habits", i), POOL[f["source"]]
     x, time, fps = ds["trace"].values, ds["time"].values, ds.attrs["sampling_rate"]
-    if s.lag: x = _held_back(x, s.lag * fps)
+    if s.lag:                                 # an exponential filter that starts in balance
+        g = np.exp(-1 / (s.lag * fps))
+        start = g * x[: round(2 * s.lag * fps)].mean(0, keepdims=True)
+        x = lfilter([1 - g], [1, -g], x, axis=0, zi=start)[0].astype(x.dtype)
     x = x + np.float32(s.noise) * rng.standard_normal(x.shape, np.float32)
     if s.jitter: time = time + np.r_[0, 0.1 * rng.uniform(-1, 1, len(time) - 1)] / fps
     identity = ds["identity"]
@@ -122,13 +125,6 @@ def _habits(ds, f, i):
     if f["source"] == "flavell2023":          # dates from before there were such recordings
         subject = f"2001-{1 if f['file'] == 'json' else 2:02d}-{i + 1:02d}-01"
     return ds.assign_attrs(subject=subject)
-
-
-def _held_back(x, frames):
-    "An exponential filter along the first axis that starts in balance."
-    g = np.exp(-1 / frames)
-    start = g * x[: round(2 * frames)].mean(0, keepdims=True)
-    return lfilter([1 - g], [1, -g], x, axis=0, zi=start)[0].astype(x.dtype)
 
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #8804fd83
 def _odd(f, made, *style):
@@ -312,7 +308,7 @@ def _next(then, ds, path):
         raise RecordingError("what follows reading fails", where=where,
                              found=f"{type(e).__name__}: {e}") from e
 
-# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #ec06f129
+# %% ../../../nbs/recordings/worm/simulate_pool.ipynb #c3dae5f3
 def read_pool(
     paths,                    # files or folders, as for `read`
     *,
@@ -322,7 +318,13 @@ def read_pool(
 ) -> list:                    # the recordings, or what `then` gives for each, in order
     "Read the worms of many files, several files at a time."
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if workers != 1 and len(paths) > 1: _may_travel(then)
+    if workers != 1 and len(paths) > 1:
+        try: pickle.dumps(then)
+        except Exception as e:
+            raise ParameterError("`then` cannot be sent to another process",
+                                 found=getattr(then, "__name__", type(then).__name__),
+                                 expected="a function with a name, or functools.partial of one",
+                                 fix="Define it with def, or use workers=1") from e
     do = partial(_read, then, uncertain)
     found = _parallel(do, paths, [_bytes(p) for p in paths], workers, "reading")
     return [worm for worms in found for worm in worms]
@@ -331,13 +333,3 @@ def read_pool(
 def _bytes(path):
     "The size of a file, or of all in a folder."
     return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
-
-
-def _may_travel(then):
-    "Complain about a function that cannot be sent to another process."
-    try: pickle.dumps(then)
-    except Exception as e:
-        raise ParameterError("`then` cannot be sent to another process",
-                             found=getattr(then, "__name__", type(then).__name__),
-                             expected="a function with a name, or functools.partial of one",
-                             fix="Define it with def, or use workers=1") from e

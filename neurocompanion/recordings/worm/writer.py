@@ -86,7 +86,7 @@ def _cells(raw):
     "Labels as cells of cells of text; an empty cell where there is none."
     return [([] if s == "---" else [s]) if isinstance(s, str) else s for s in raw]
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #aa60d633
+# %% ../../../nbs/recordings/worm/writer.ipynb #febac0e4
 def _struct(source, worms, raw, turned):
     "The fields of a file, each with an entry for each worm."
     _, names, traces, time, states = ZIMMER[source]
@@ -102,32 +102,23 @@ def _struct(source, worms, raw, turned):
     if states: out[states] = [[number.get(s, 0) for s in _states(ds)] for ds in worms]
     return out | ({"StatesKey": known} if states == "States" else {})
 
-
-def _mat73(path, struct, worms):
-    "Write structs by name as a MATLAB 7.3 file; one of simulated worms says so."
-    with atomic_path(path) as tmp:
-        with h5py.File(tmp, "w", userblock_size=512) as f:
-            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
-            for name, fields in struct.items(): _Matlab(f).put(fields, name)
-        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
-    return Path(path)
-
-# %% ../../../nbs/recordings/worm/writer.ipynb #ab4c7311
+# %% ../../../nbs/recordings/worm/writer.ipynb #20b3059a
 def write_zimmer(
-    path: str | Path,     # the file
-    worms: list,          # recordings of kind traces
-    source: str = "kato2015",  # whose layout
-    labels=None,          # a list of raw labels for each worm; None makes them from the names
-    *,
+    path, worms: list, source: str = "kato2015", labels=None, *,
     root: str | None = None,   # the struct's name; None takes the source's
     turned: bool = False,      # write the traces the other way round
-) -> Path:                # the file
+) -> Path:
     "Write worms as MATLAB 7.3, in a layout of the Zimmer laboratory."
     if source not in ZIMMER:
         raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
     worms = list(worms)
     struct = _struct(source, worms, _labels(worms, labels), turned)
-    return _mat73(path, {root or ZIMMER[source][0]: struct}, worms)
+    with atomic_path(path) as tmp:
+        with h5py.File(tmp, "w", userblock_size=512) as f:
+            if all(map(_simulated, worms)): f.attrs["simulated"] = 1
+            _Matlab(f).put(struct, root or ZIMMER[source][0])
+        with open(tmp, "r+b") as f: f.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
+    return Path(path)
 
 
 def write_kato(path, worms: list, labels=None) -> Path:
@@ -261,7 +252,7 @@ def write_leifer(path, worms: list, labels=None) -> Path:   # such as exported_d
         if packed is not f: packed.close()
     return path
 
-# %% ../../../nbs/recordings/worm/writer.ipynb #44a4a929
+# %% ../../../nbs/recordings/worm/writer.ipynb #11282277
 WRITERS = {  # source → the layouts in which its files come
     "kato2015": ("kato2015", "kato2015_stim"), "nichols2017": ("nichols2017",),
     "skora2018": ("skora2018",), "uzel2022": ("uzel2022",), "kaplan2020": ("kaplan2020",),
@@ -269,11 +260,8 @@ WRITERS = {  # source → the layouts in which its files come
     "leifer2023": ("leifer2023", "leifer2023_folder")}
 
 
-def expected(
-    ds: xr.Dataset,   # a recording that was written
-    layout: str,      # in which layout
-) -> xr.Dataset:      # trace, names and time, and the state where the layout has it
-    "What a reader must find of a worm in a file of this layout."
+def expected(ds: xr.Dataset, layout: str) -> xr.Dataset:
+    "What a reader must find of a worm in a file: traces, names, time, state where it is there."
     ds = ds[["trace", *(["state"] if "state" in ds and layout in _STATES else [])]]
     if layout == "yemini2021":
         ds = ds.isel(neuron=ds["labelled"].values)

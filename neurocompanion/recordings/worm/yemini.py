@@ -49,15 +49,7 @@ def _seen(d, worm, path):
             traces.append(x)
     return names, traces
 
-# %% ../../../nbs/recordings/worm/yemini.ipynb #c6e10eb5
-def _stimuli(d):
-    "Names and times of the stimuli, where the file has them."
-    names, times = [_word(s) for s in d.get("stim_names", [])], d.get("stim_times")
-    if times is None or np.shape(times) != (len(names), 2): return {}
-    return {"stimuli": [{"name": n, "on": float(a), "off": float(b)}
-                        for n, (a, b) in zip(names, times)]}
-
-
+# %% ../../../nbs/recordings/worm/yemini.ipynb #82d881d8
 def _one(d, i, path, uncertain, **about):
     "One worm of the file."
     subject = _word(d["files"][i]).removesuffix(".mat") or f"worm{i + 1}"
@@ -78,13 +70,17 @@ def _one(d, i, path, uncertain, **about):
                      uncertain=uncertain, sampling_rate=fps, units="normalised fluorescence",
                      **about)
 
-# %% ../../../nbs/recordings/worm/yemini.ipynb #c727fa18
+# %% ../../../nbs/recordings/worm/yemini.ipynb #628482d8
 def read_yemini(path, *, uncertain=False, bad=None) -> list:   # a recording for each worm
     "Read the worms of a file of Yemini 2021."
     path = Path(path)
     d = _load(path)
     about = {"source": "yemini2021", "doi": SOURCES["yemini2021"], "licence": "not stated",
-             "sha256": sha256(path), "file": path.name, **_stimuli(d)}
+             "sha256": sha256(path), "file": path.name}
+    names, times = [_word(s) for s in d.get("stim_names", [])], d.get("stim_times")
+    if np.shape(times) == (len(names), 2):
+        about["stimuli"] = [{"name": n, "on": float(a), "off": float(b)}
+                            for n, (a, b) in zip(names, times)]
     if not len(d["neurons"]) == len(d["is_L"]) == len(d["norm_traces"]):
         refuse(path, "fields disagree on the number of classes", "one entry for each class",
                ", ".join(f"{k} {len(d[k])}" for k in FIELDS[2:]),

@@ -414,12 +414,8 @@ def bounds(data: Spikes) -> dict:  # null, and true where the rates are known
     return {"true": poisson_nll(data.truth.valid, data.valid, data.bin_size), **found}
 
 # %% ../../nbs/autolfads/data.ipynb #c39d960e
-def subset(
-    data: Spikes,
-    trials: int | float,    # of both halves together, or the share of them
-    seed: int = 0,          # which ones
-) -> Spikes:
-    "Fewer trials, the same share of each half."
+def subset(data: Spikes, trials: int | float, seed: int = 0) -> Spikes:
+    "Fewer trials of both halves together, so many or a share, the same share of each half."
     sizes = np.array([len(data.train), len(data.valid)])
     whole = isinstance(trials, (int, np.integer)) and not isinstance(trials, bool)
     if not whole: trials = round(within("trials", trials, 0, 1, above=True) * sizes.sum())

@@ -260,13 +260,8 @@ def velocity_r2(
     return np.array(out) if each else float(np.mean(out))
 
 # %% ../../nbs/autolfads/decoding.ipynb #37e794c6
-def velocity(
-    position,            # or angles  # … time output
-    bin_size: float,     # seconds
-    *,
-    angular: float = 0,  # what makes a full turn, 360 or 2π: jumps by it are no movement
-) -> np.ndarray:         # the same shape, per second
-    "Second-order central differences along time; one-sided at the ends."
+def velocity(position, bin_size: float, *, angular: float = 0) -> np.ndarray:  # … time output
+    "Second-order central differences along time; jumps by a full turn, `angular`, are none."
     x = numbers(position, "position", 1, 2, 3)
     axis = max(x.ndim - 2, 0)
     if x.shape[axis] < 3:

@@ -102,7 +102,7 @@ GRID = [   # paper, kind of recording, experiments (None: all), what is refused,
     ("autolfads", "spikes", ("psth",), {"nwb": TRIALS} | dict.fromkeys(
         ("neuraltraj", "ibl"), "has no conditions")),
     ("autolfads", "spikes", ("continuous",),
-     dict.fromkeys(SPIKES[:-1], "this task has trials")),
+     dict.fromkeys(SPIKES[:-1], "this task has trials|shorter than one bin")),
     ("autolfads", "traces", ("calcium", "continuous"), {}),
 ]
 CASES = [(paper, kind, e, file, refused.get(file))

@@ -191,17 +191,21 @@ class Result:
         return "\n".join(f"  {line}" for line in [*lines[:4], *more,
                                                   f"see failed/{runs[0]}/traceback.txt"])
 
-    def report(self) -> str:
-        "What became of it, its numbers, where they lie, and the line that draws them."
-        if not self.table: return f"{self}\nno run is finished: see {self.out / 'failed'}"
-        import pandas as pd
-        rows, draws = pd.read_parquet(self.table), self.spec.template.parent / "figures.ipynb"
-        told = [numbers(some, self.varied, getattr(setting_of(self.spec.paper), "shown", {}).get(e))
-                for e, some in rows.groupby("experiment")] if self.spec.paper in papers() else []
-        lines = [str(self), *filter(None, told), f"table: {self.table}"]
-        if draws.is_file(): lines.append(shlex.join([
-            "papermill", str(draws), "figures.ipynb", "-p", "results", str(self.out)]))
-        return "\n".join(lines)
+# %% ../../nbs/sweeps/engines.ipynb #7c1e0a55
+def _report(self: Result) -> str:
+    "What became of it, its numbers, where they lie, and the line that draws them."
+    if not self.table: return f"{self}\nno run is finished: see {self.out / 'failed'}"
+    import pandas as pd
+    rows, draws = pd.read_parquet(self.table), self.spec.template.parent / "figures.ipynb"
+    told = [numbers(some, self.varied, getattr(setting_of(self.spec.paper), "shown", {}).get(e))
+            for e, some in rows.groupby("experiment")] if self.spec.paper in papers() else []
+    lines = [str(self), *filter(None, told), f"table: {self.table}"]
+    if draws.is_file(): lines.append(shlex.join([
+        "papermill", str(draws), "figures.ipynb", "-p", "results", str(self.out)]))
+    return "\n".join(lines)
+
+
+Result.report = _report
 
 # %% ../../nbs/sweeps/engines.ipynb #3bf1c003
 def _follow(ends, todo, total, workers):

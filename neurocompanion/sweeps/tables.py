@@ -8,7 +8,6 @@ __all__ = ['SCALES', 'publish', 'NoResults', 'table', 'reader', 'Words', 'enough
 # %% ../../nbs/sweeps/tables.ipynb #66a04da6
 import json, os, re
 from pathlib import Path
-from .. import plots
 from ..core import SweepError, atomic_path, home
 from .sweep import collect, load, rows_of, status
 
@@ -205,6 +204,7 @@ def stamp(
     note: str = "",  # anything more the reader must know
 ):
     "Write on a figure what its numbers come from."
+    from neurocompanion import plots
     data, place = str(rows["data"].iloc[0]), rows.attrs["place"]
     own = "" if place == "committed" else f"results in {Path(place).name}"
     plots.stamp(where, data=data if data in plots.DATA else "own", scale=rows.attrs["scale"],

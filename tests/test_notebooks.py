@@ -167,3 +167,52 @@ def test_every_paper_has_one_headline_and_three_scales():
         headlines.setdefault(spec.paper, []).append(spec.headline)
         for scale in ("tiny", "laptop", "paper"): assert expand(spec, scale)
     assert headlines and all(sum(h) == 1 for h in headlines.values()), headlines
+
+
+GRU = '''#| export
+class GRU(nn.Module):
+    "A recurrent model with one gate less."
+
+    def __init__(self, hidden: int = 512, *, residual: bool = False):
+        super().__init__()
+        self.residual = residual
+        self.embed, self.out = embedding(hidden), readout(hidden, zero=residual)
+        self.core = nn.GRU(hidden, hidden, batch_first=True)
+
+    def advance(self, x, mask, state=None):                        # b t n, b n
+        x = visible(x, mask)
+        z, state = self.core(self.embed(x), state)
+        return predict(self.out(z), x, self.residual), state
+
+    def forward(self, x, mask): return self.advance(x, mask)[0]    # b t n'''
+
+
+def test_add_a_model(exported, tmp_path):
+    "As CONTRIBUTING says: a class and a line; tests, sweeps and figures know it then."
+    tree = tmp_path / "tree"
+    shutil.copytree(exported, tree, symlinks=True)
+    path = tree / "nbs/worm_scaling/models.ipynb"
+    book = json.loads(path.read_text())
+    at = next(i for i, c in enumerate(book["cells"]) if "\nMODELS = {" in "".join(c["source"]))
+    cell = book["cells"][at]
+    line = "".join(cell["source"]).replace("MODELS = {", 'MODELS = {"gru": GRU, ')
+    book["cells"][at:at + 1] = [dict(cell, id="a-gru", source=GRU), dict(cell, source=line)]
+    path.write_text(json.dumps(book))
+    own = dict(PYTHONPATH=str(tree), NEUROCOMPANION_RESULTS=str(tmp_path / "results"))
+
+    def call(*command):
+        done = run(*command, cwd=tree, **own)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+    call(BIN / "nbdev_export")
+    said = call(BIN / "pytest", "-n0", "-q", "tests/test_worm_models.py", "-k", "causal")
+    assert int(re.search(r"(\d+) passed", said)[1]) == len(call(
+        sys.executable, "-c", "from neurocompanion.worm_scaling.models import MODELS; "
+        "print('m' * len(MODELS))").strip()) * 7
+    said = call(BIN / "neurocompanion", "sweep", "worm_scaling/headline", "--scale", "tiny",
+                "--set", "model=gru")
+    assert "0 failed" in said and "valid_loss" in said
+    draw = said.strip().splitlines()[-1].split()
+    call(BIN / draw[0], draw[1], tmp_path / "figures.ipynb", *draw[3:])
+    drawn = (tmp_path / "figures.ipynb").read_text()
+    assert "image/png" in drawn and "data_scaling: not among these results" in drawn

@@ -1,30 +1,25 @@
 "Fetching, checking and unpacking, against a server on this machine that misbehaves on demand."
 import errno
 import hashlib
-import io
 import json
 import os
 import re
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from neurocompanion import core
 from neurocompanion.core import SourceError
-from neurocompanion.recordings import archives, download, sources
+from neurocompanion.recordings import download, sources
 from neurocompanion.recordings.sources import (
-    Source, available, fetch, fetch_all, registry, unpack, verify)
+    Source, available, fetch, fetch_all, registry, verify)
 
 BODY = bytes(i * 7 % 251 for i in range(400_000))
 
@@ -593,144 +588,6 @@ def test_a_zarr_brought_by_hand(cache):
     (cache / "zapbench/traces/c/0").mkdir(parents=True)
     assert fetch("zapbench/traces") == cache / "zapbench/traces"
     assert list(available("zapbench/traces")["where"]) == ["cache"]
-
-
-# ---- archives
-
-REG, SYM, LNK, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
-FIFO, CHR, BLK = tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE
-IN_ZIP = {REG: stat.S_IFREG, SYM: stat.S_IFLNK, DIR: stat.S_IFDIR, FIFO: stat.S_IFIFO,
-          CHR: stat.S_IFCHR, BLK: stat.S_IFBLK}
-
-
-def packed(path, *members, how="w"):
-    "A tar or a zip of (name, kind, content or target, mode)."
-    with zipfile.ZipFile(path, "w", 8) if how == "zip" else tarfile.open(path, how) as archive:
-        for name, kind, content, *more in members:
-            if how == "zip":
-                m = zipfile.ZipInfo(name)
-                m.create_system, m.compress_type = 3, zipfile.ZIP_DEFLATED
-                m.external_attr = more[0] if more else (IN_ZIP[kind] | 0o644) << 16
-                archive.writestr(m, content)
-                continue
-            m = tarfile.TarInfo(name)
-            m.type, m.mode = kind, more[0] if more else 0o644
-            if kind == REG: m.size = len(content)
-            else: m.linkname = content
-            archive.addfile(m, io.BytesIO(content) if kind == REG else None)
-    return path
-
-
-@pytest.mark.parametrize("how", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
-def test_unpack(tmp_path, how):
-    members = [("./d/" if how == "zip" else "./d", DIR, ""), ("d/a", REG, b"A"), ("d/s", SYM, "a"),
-               ("up", SYM, "d/../d/a"), ("d/e/back", SYM, "../a")]
-    members.append(("h", REG, b"A", 0) if how == "zip" else ("h", LNK, "d/a"))
-    path = packed(tmp_path / "x.bin", *members, how=how)  # by its content, not its name
-    (tmp_path / "empty").mkdir()
-    for into in ("empty", "deep/er/out"):
-        out = unpack(path, tmp_path / into)
-        assert out == tmp_path / into and (out / "d/s").is_symlink()
-        found = {p.relative_to(out).as_posix(): p.read_bytes()
-                 for p in out.rglob("*") if p.is_file()}
-        assert found == dict.fromkeys(["d/a", "d/s", "up", "h", "d/e/back"], b"A")
-
-
-EVIL = {
-    "climbs": [("../evil", REG, b"x")],
-    "climbs later": [("a/../../evil", REG, b"x")],
-    "absolute": [("/tmp/evil_nc", REG, b"x")],
-    "windows": [("..\\evil", REG, b"x")],
-    "windows later": [("a\\..\\..\\evil", REG, b"x")],
-    "drive": [("C:evil", REG, b"x")],
-    "directory": [("../evil/", DIR, "")],
-    "symlink out": [("s", SYM, "../..")],
-    "symlink absolute": [("s", SYM, "/etc/passwd")],
-    "write through a symlink": [("s", SYM, "../.."), ("s/evil", REG, b"x")],
-    "write through an inner symlink": [("d/", DIR, ""), ("s", SYM, "d"), ("s/x", REG, b"x")],
-    "link in a link": [("s", SYM, "."), ("s/t", SYM, "x")],
-    "two links": [("x", SYM, "y/.."), ("y", SYM, ".")],
-    "chain": [("d/", DIR, ""), ("d/x", SYM, ".."), ("y", SYM, "d/x/..")],
-    "hard link out": [("h", LNK, "../secret")],
-    "hard link absolute": [("h", LNK, "/etc/passwd")],
-    "hard link to a symlink": [("s", SYM, "../secret"), ("h", LNK, "s")],
-    "hard link to nothing": [("h", LNK, "nothing")],
-    "replace a file": [("a", REG, b"A"), ("a", SYM, "b")],
-    "fifo": [("f", FIFO, "")],
-    "device": [("f", CHR, "")],
-    "block device": [("f", BLK, "")],
-}
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("cheat, how", [(cheat, how) for cheat in EVIL for how in ("w", "zip")
-                                        if how == "w" or "hard" not in cheat])
-def test_evil_archives(tmp_path, cheat, how):
-    box = tmp_path / "box"
-    box.mkdir()
-    (box / "secret").write_text("secret")
-    path = packed(box / "x", *EVIL[cheat], how=how)
-    with pytest.raises(SourceError, match="Nothing was unpacked|disk refuses"):
-        unpack(path, box / "out")
-    assert files(box) == ["secret", "x"] and (box / "secret").read_text() == "secret"
-    assert not Path("/tmp/evil_nc").exists() and files(tmp_path) == ["box"]
-
-
-def test_set_user_id_is_not_kept(tmp_path):
-    members = [("s", REG, b"#!", 0o6755), ("d", DIR, "", 0o7777)]
-    out = unpack(packed(tmp_path / "x.tar", *members), tmp_path / "out")
-    assert not (out / "s").stat().st_mode & 0o7022 and (out / "s").stat().st_mode & 0o100
-    assert not (out / "d").stat().st_mode & 0o7000 and not out.stat().st_mode & 0o7000
-
-
-def test_bombs(tmp_path):
-    bomb, small = (packed(tmp_path / f"{n}.zip", ("zeros", REG, bytes(n << 20)), how="zip")
-                   for n in (70, 1))
-    for path, how, says in [(bomb, {}, "grows out of proportion"),
-                            (small, dict(max_bytes=1000), "more than 1,000 bytes")]:
-        with pytest.raises(SourceError, match=says): unpack(path, tmp_path / "out", **how)
-    assert unpack(small, tmp_path / "out").exists()
-    assert files(tmp_path) == ["1.zip", "70.zip", "out"]
-
-
-@pytest.mark.parametrize("how", ["w:gz", "w:bz2", "w:xz", "w", "zip"])
-@pytest.mark.parametrize("fault", ["cut", "bits"])
-def test_damaged_archives(tmp_path, how, fault):
-    noise = bytes(hashlib.sha256(bytes([i % 256, i // 256])).digest()[0] for i in range(20_000))
-    path = packed(tmp_path / "x.bin", ("a", REG, noise), ("b", REG, noise), how=how)
-    data = bytearray(path.read_bytes())
-    third = len(data) // 3
-    if fault == "cut": data = data[:len(data) * 2 // 5]
-    elif how == "w": data[148:156] = b"\xff" * 8  # the header's own checksum: tar has no other
-    else: data[third:third + 40] = bytes(40)
-    path.write_bytes(data)
-    with pytest.raises(SourceError, match="damaged"): unpack(path, tmp_path / "out")
-    assert files(tmp_path) == ["x.bin"]
-
-
-def test_what_is_no_archive_or_encrypted(tmp_path):
-    data = bytearray(packed(tmp_path / "x", ("a", REG, b"A"), how="zip").read_bytes())
-    data[data.index(b"PK\x01\x02") + 8] |= 1
-    for content, says in [(data, "encrypted members"), (b"", "damaged|not known"),
-                          (b"no archive at all" * 100, "damaged|not known"),
-                          (b"PK but not really", "damaged|not known")]:
-        (tmp_path / "x").write_bytes(content)
-        with pytest.raises(SourceError, match=says): unpack(tmp_path / "x", tmp_path / "out")
-    with pytest.raises(SourceError, match="no such archive"):
-        unpack(tmp_path / "nothing", tmp_path / "out")
-
-
-def test_unpack_never_overwrites_and_says_when_the_disk_is_full(tmp_path, monkeypatch):
-    path = packed(tmp_path / "x.tar", ("a", REG, b"A"))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/mine").write_text("mine")
-    with pytest.raises(SourceError, match="something already"): unpack(path, tmp_path / "full")
-    assert files(tmp_path / "full") == ["mine"]
-
-    def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(archives, "_write_file", full)
-    with pytest.raises(SourceError, match="out: the disk is full"): unpack(path, tmp_path / "out")
-    assert files(tmp_path) == ["full", "x.tar"]
 
 
 # ---- real recordings

@@ -9,7 +9,6 @@ __all__ = ['LFADS', 'Output', 'load_reference', 'kl_ic', 'normal_log_prob', 'ar_
 # %% ../../nbs/autolfads/models.ipynb #46734b1e
 import math
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
 from ..core import ParameterError, RecordingError, is_whole, keep_memory
+from ..recordings.guard import npz
 from ..fast.dropout import drop, kept, scale
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
@@ -339,15 +339,6 @@ def _fitting(path, model, ours):
     return made
 
 
-def _arrays(path):
-    "All arrays of a file."
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {k: torch.from_numpy(file[k]) for k in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as e:
-        raise RecordingError("this file of reference values cannot be read", where=path,
-                             expected="an .npz file of numbers", found=e) from e
-
 # %% ../../nbs/autolfads/models.ipynb #a0189733
 def _sizes_of(path, saved, ours):
     "The sizes of the model that a file's weights fit."
@@ -372,7 +363,7 @@ def load_reference(
     path,  # an .npz file with `sd/*` weights, `enc`, `ext` where there are any, and `out/*`
 ) -> tuple[LFADS, tuple, dict]:  # in evaluation mode; call `model(*inputs)`; expected, by its names
     "A model with a file's weights, its inputs, and what it should say."
-    saved = _arrays(path)
+    saved = {k: torch.from_numpy(v) for k, v in npz(path).items()}
     ours = _complete(path, {k[3:]: v for k, v in saved.items() if k.startswith("sd/")})
     try:
         model = LFADS(**_sizes_of(path, saved, ours))

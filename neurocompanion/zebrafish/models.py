@@ -9,7 +9,6 @@ __all__ = ['HL_RANGE', 'HL_SIGMA', 'UNet3D', 'lead_embedding', 'FiLM', 'Norm', '
 # %% ../../nbs/zebrafish/models.ipynb #da237ed2
 import math
 from itertools import product
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import ParameterError, RecordingError, is_whole
+from ..recordings.guard import npz
 from .traces import (  # noqa: F401, passed on
     LinearTraces, TiDE, TimeMix, TSMixer)
 
@@ -249,20 +249,6 @@ def _turned(value):
     return value.mT if value.ndim == 2 else value
 
 # %% ../../nbs/zebrafish/models.ipynb #fec9ecab
-def _read(path):
-    "All arrays of a file of reference values."
-    try:
-        with np.load(path, allow_pickle=False) as f: saved = {k: f[k] for k in f.files}
-    except (OSError, ValueError, BadZipFile) as e:
-        raise RecordingError("this file of reference values cannot be read", where=path,
-                             expected="an .npz file of numbers", found=e) from e
-    wanted = "x", "t", "y", "p/conv_in/kernel", "p/conv_out/kernel"
-    lacking = [k for k in wanted if k not in saved]
-    if not lacking: return {k: torch.from_numpy(v) for k, v in saved.items()}
-    raise RecordingError("a reference value is missing", where=path, found=f"no {lacking[0]}",
-                         expected="x, t, y and weights named p/*")
-
-
 def _count(weights, kind):
     "Blocks at each level of one kind."
     places = {k.split("/")[1][len(kind):].split("_b")[0] for k in weights
@@ -288,7 +274,8 @@ def load_reference(
     path,  # an .npz file with weights `p/*`, frames `x`, lead times `t` and output `y`
 ) -> tuple[UNet3D, Tensor, Tensor, Tensor]:  # model, x, lead, y; call `model(x, lead)`
     "A network with a file's weights, its frames and lead times, and what it should say."
-    saved, found = _read(path), []
+    arrays = npz(path, ("x", "t", "y", "p/conv_in/kernel", "p/conv_out/kernel"))
+    saved, found = {k: torch.from_numpy(v) for k, v in arrays.items()}, []
     weights = {_ours(k[2:]): _turned(v) for k, v in saved.items() if k.startswith("p/")}
     x, lead, y = saved["x"][..., 0], saved["t"], saved["y"].flatten(4)
     if saved["y"].shape[-1] > 1 and saved["y"].shape[1] == 1: y = saved["y"][:, 0].movedim(-1, 1)

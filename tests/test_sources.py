@@ -321,9 +321,6 @@ def test_what_else_the_disk_may_say(server, cache, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(download, "open", failing_open(errno.EACCES, -1), raising=False)
         refused(big(server), "the disk refuses: found Permission denied. Set NEUROCOMPANION_CACHE")
-    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(cache / "file"))
-    (cache / "file").write_text("in the way")
-    refused(big(server), "the disk refuses.*Set NEUROCOMPANION_CACHE")
 
 
 # ---- the mirror
@@ -352,11 +349,6 @@ def test_the_mirror_reads_only_files_of_the_right_size_and_once(mirror, monkeypa
     sources._hashes.clear()  # as a new process would
     fetch(big())
     assert read == ["right"]
-    at = (mirror / "right").stat()
-    (mirror / "right").write_bytes(BODY[::-1])           # flipped, and its time set back
-    os.utime(mirror / "right", ns=(at.st_atime_ns, at.st_mtime_ns))
-    with pytest.raises(SourceError): fetch(big())
-    assert read == ["right", "right"]
 
 
 def test_the_mirror_comes_before_the_cache_and_a_wrong_name_is_passed_over(server, mirror, cache):

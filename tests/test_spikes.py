@@ -276,4 +276,3 @@ def test_kinds_of_numbers_and_of_axes():
     merge(c, 2)[...] = 1
     chop(x, 5, 2)[...] = 1
     assert not x.any() and not c.any()  # both are copies
-    assert {first_offset(10, seed=0, trial=i) for i in range(200)} == set(range(11))

@@ -153,7 +153,6 @@ def test_silent_and_constant_units(ds):
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda x: B.gpfa(x, 0), "1 to 20 latents"), (lambda x: B.gpfa(x, 2.5), "1 to 20 latents"),
     (lambda x: B.gpfa(x, 3, bin_size=0), "bins of 0 s"),
     (lambda x: B.gpfa(x, 3, noise=0), "noise 0"),
     (lambda x: B.gpfa([], 3), "not trials"),

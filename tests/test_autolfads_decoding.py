@@ -1,6 +1,4 @@
 "Decoding: the benchmark's numbers, scikit-learn's ridge, and that test trials stay out."
-from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -10,12 +8,6 @@ from sklearn.model_selection import GridSearchCV
 from neurocompanion.autolfads import decoding as D
 from neurocompanion.core import ParameterError
 from neurocompanion.training.metrics import pseudo_r2, relative_pseudo_r2
-
-
-@pytest.fixture(scope="module")
-def gold():
-    with np.load(Path(__file__).parent / "golden" / "nlb_metrics.npz", allow_pickle=False) as z:
-        return dict(z)
 
 
 @pytest.fixture
@@ -118,7 +110,6 @@ def test_mask_and_nan_leave_bins_out(data):
 
 @pytest.mark.parametrize("call, words", [
     (lambda r, b: D.fit_decoder(r, b[:, :-1]), "do not belong together"),
-    (lambda r, b: D.fit_decoder(r, b, delay=40), "between -40 and 40"),
     (lambda r, b: D.fit_decoder(r, b, delay=[]), "delay is not"),
     (lambda r, b: D.fit_decoder(r, b, alpha=np.nan), "alpha is not a penalty"),
     (lambda r, b: D.fit_decoder(r, b, alpha=[]), "alpha is not a penalty"),
@@ -127,7 +118,6 @@ def test_mask_and_nan_leave_bins_out(data):
     (lambda r, b: D.fit_decoder(r, b, mask=np.ones((3, 3))), "the mask does not fit"),
     (lambda r, b: D.fit_decoder(r, np.ones_like(b)), "Is the behaviour constant?"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool)), "group 0"),
-    (lambda r, b: D.velocity_r2(r, b, r[:9], b[:9], np.ones(30, bool)), "test_mask is missing"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.ones((30, 2)) * 0.5), "train_mask does not fit"),
     (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers"),
 ])

@@ -1,5 +1,4 @@
 "LFADS: agreement with reference values and plain loops, gradients, shapes, what is refused."
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from neurocompanion.fast import lfads
 GOLDEN = Path(__file__).parent / "data" / "lfads_golden.npz"
 SMALL = dict(ic_encoder=5, ic=4, generator=6, factors=3)
 CONTROLLED = SMALL | dict(ci_encoder=4, controller=5, inputs=2)
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -200,7 +198,6 @@ def test_external_inputs_of_no_width(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(lose=["enc"]), "enc is missing"), (dict(lose=["ext"]), "external inputs are missing"),
     (dict(lose=["out/output_params"]), "out/output_params is missing"),
     (dict(put={"sd/readout.0.bias": np.zeros(3)}), "sd/readout.0.bias does not fit"),
     (dict(put={"sd/decoder.con_h0": np.zeros((1, 9))}), "does not fit the other weights"),
@@ -387,15 +384,11 @@ def test_nll_of_masks():
 
 # ---- use
 
-def test_counts_of_any_type_and_copies():
+def test_counts_of_any_type():
     model = M.LFADS(5, 6, **CONTROLLED).eval()
     x = counts(3, 6, 5)
     with torch.no_grad():
         torch.testing.assert_close(model(x.to(torch.uint8)).factors, model(x).factors)
-        twin = copy.deepcopy(model)
-        other = M.LFADS(5, 6, **CONTROLLED).eval()
-        other.load_state_dict(model.state_dict())
-        for m in (twin, other): assert torch.equal(m(x).log_rates, model(x).log_rates)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "int64", "uint16", "bool", ">f4"])
@@ -435,21 +428,6 @@ def test_evaluation_has_no_dropout():
         assert not torch.equal(model.train()(x, dropout=0.5).factors, model(x).factors)
 
 
-def test_learns_traces():
-    phase = 6.28 * torch.rand(40, 1, 1)
-    y = 1.5 * torch.cos(torch.arange(20.0)[:, None] / 3 + phase + torch.arange(8.0) / 2)
-    y = y + 0.1 * torch.randn(40, 20, 8)
-    model = M.LFADS(8, 20, head="gaussian", ic_encoder=16, ic=8, generator=16, factors=4)
-    adam, hyper = torch.optim.Adam(model.parameters(), 1e-2), M.Hyper(dropout=0.0, cd_rate=0.2)
-    before = M.nll(model, y, y, samples=0)
-    for _ in range(150):
-        adam.zero_grad()
-        M.loss(model, y, y, hyper=hyper)[0].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 200)
-        adam.step()
-    assert M.nll(model, y, y, samples=0) < before - 0.1
-
-
 @pytest.mark.parametrize("wrong, message", [
     (dict(neurons=0), "neurons is not a size"), (dict(steps=2.5), "steps is not a size"),
     (dict(read_steps=9), "more than it reconstructs"),
@@ -474,7 +452,6 @@ def test_data_that_are_refused():
         (lambda: M.sample_mask((2, 3), 1.5), "share of held-out"),
         (lambda: model([[1, 2], [3]], ext), "data are no array"),
         (lambda: model(x, 3.0), "external inputs of the wrong shape"),
-        (lambda: M.nll(model, x, x, ext, mask=np.ones((2, 6, 5))), "the mask does not fit"),
     ]:
         with pytest.raises(ParameterError, match=message): call()
 

@@ -114,7 +114,6 @@ def test_adjacency_does_not_touch_the_connectome(tmp_path):
     ('[{"pre": "AVAL"}]', "connection 0: a field is missing"),
     ('[{"pre": "AVAL", "post": "AVAR", "typ": 0, "syn": [-1]}]', "AVAL to AVAR: this is no weight"),
     ("Source,Target,Weight,Type\nAVAL,AVAR,1,gap\n", "line 2: no such kind"),
-    ("Source,Target,Weight,Type\nAVAL,AVAR\n", "line 2: no number for a weight"),
     (",RID\nRID,much\n", "a response is no number"), (",RID\n", "no table of signals")])
 def test_damaged_files_say_what_is_wrong(tmp_path, content, says):
     path = tmp_path / "wiring.txt"

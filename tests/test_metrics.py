@@ -1,6 +1,4 @@
 "Metrics against reference numbers, closed forms and their promises about bad input."
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from scipy.optimize import least_squares
 from neurocompanion.core import ParameterError
 from neurocompanion.training import metrics as M
 
-GOLDEN = Path(__file__).parent / "golden" / "nlb_metrics.npz"
 near = pytest.approx
 
 
@@ -22,16 +19,15 @@ def poisson(seed=0, shape=(20, 30, 5)):
 
 # ---- bits per spike
 
-def test_bits_per_spike_agrees_with_the_benchmark():
+def test_bits_per_spike_agrees_with_the_benchmark(gold):
     "As arrays, tensors, lists; flat, with gaps, and neuron by neuron."
-    with np.load(GOLDEN, allow_pickle=False) as z: golden = dict(z)
-    pred, spikes, gaps = golden["pred"], golden["spikes"], golden["sp_nan"]
-    want = near(float(golden["out_bps"]), abs=1e-9)
+    pred, spikes, gaps = gold["pred"], gold["spikes"], gold["sp_nan"]
+    want = near(float(gold["out_bps"]), abs=1e-9)
     for p, s in [(pred, spikes), (pred.tolist(), spikes.tolist()),
                  (torch.tensor(pred, requires_grad=True), torch.tensor(spikes)),
                  (pred.reshape(-1, 6), spikes.reshape(-1, 6))]:
         assert M.bits_per_spike(p, s) == want
-    assert M.bits_per_spike(pred, gaps) == near(float(golden["out_bps_nan"]), abs=1e-9)
+    assert M.bits_per_spike(pred, gaps) == near(float(gold["out_bps_nan"]), abs=1e-9)
     alone = [M.bits_per_spike(pred[..., i:i + 1], gaps[..., i:i + 1]) for i in range(6)]
     assert M.bits_per_spike(pred, gaps, per_neuron="each") == near(alone)
     assert M.bits_per_spike(pred, gaps, per_neuron=True) == near(np.mean(alone))
@@ -62,7 +58,6 @@ def test_zero_rates_silent_neurons_and_empty_input():
     (lambda: M.bits_per_spike([[0.1, np.nan]], [[0, 1]]), "rates holds NaN or infinity"),
     (lambda: M.bits_per_spike([[0.1, np.inf]], [[0, 1]]), "rates holds NaN or infinity"),
     (lambda: M.bits_per_spike([["a", "b"]], [[0, 1]]), "not an array of numbers"),
-    (lambda: M.r2(torch.tensor([1 + 1j]), [1.0]), "not an array of numbers"),
     (lambda: M.r2(["1"], [1.0]), "not an array of numbers"),
     (lambda: M.r2(np.array(["2026-11-21"], "M8[D]"), [1.0]), "not an array of numbers"),
     (lambda: M.r2([1.0, 2.0], [1.0, np.inf]), "target holds NaN or inf.*Mark as NaN"),
@@ -72,8 +67,7 @@ def test_zero_rates_silent_neurons_and_empty_input():
     (lambda: M.fit_scaling([1, 2, 0], [1, 2, 3]), "1 others of 3"),
     (lambda: M.fit_scaling([1, 2, 3], [1, np.nan, 3], "log"), "1 others of 3"),
     (lambda: M.fit_scaling([2, 2, 2], [1, 2, 3]), "2 or more, found 1"),
-    (lambda: M.fit_scaling([1, 2, 3], [1, 2, 3], "cubic"), "found cubic"),
-    (lambda: M.extrapolation(np.arange(1, 9), np.arange(1, 9), hold=0), "1 to 7")])
+    (lambda: M.fit_scaling([1, 2, 3], [1, 2, 3], "cubic"), "found cubic")])
 def test_what_is_wrong_is_said(call, says):
     with pytest.raises(ParameterError, match=says): call()
 

@@ -141,7 +141,9 @@ def test_notebooks_are_ready_for_quarto(exported):
     ("", "torch numpy pandas matplotlib xarray scipy papermill pooch"),
     ("core command recordings.sources", "torch numpy pandas xarray requests pooch papermill"),
     ("training.metrics", "torch pandas matplotlib xarray scipy"),
-    ("recordings.standard recordings.spikes.counts sweeps.sweep", "torch matplotlib")])
+    ("recordings.standard recordings.spikes.counts sweeps.sweep", "torch matplotlib"),
+    ("sweeps.engines", "torch papermill pandas IPython nbformat matplotlib numpy"),
+    ("autolfads.pbt", "torch")])
 def test_imports_are_light(modules, heavy):
     "The package itself pulls nothing; the wings that hold no tensors do not pull torch."
     code = "; ".join(["import sys, neurocompanion"] +

@@ -115,7 +115,6 @@ def test_other_models(pool, make):
 def test_refused(pool, body):
     for call, words in [
             (lambda: P.pretrain(pool, epochs=0, settings=SMALL), "epochs is out of range"),
-            (lambda: P.pretrain(pool, epochs=1, settings=SMALL, start="x"), "mean or usual"),
             (lambda: P.pretrain(pool, epochs=1, settings=SMALL | dict(bins=17)), "at most 17 bins"),
             (lambda: T.fine_tune_many(body, []), "sessions does not fit"),
             (lambda: T.fine_tune_many(body, pool, seeds=[1, 2]), "seeds does not fit the rest"),

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from processes import runs, until
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm import simulate_pool as sp
@@ -245,25 +246,11 @@ def test_a_killed_parent_leaves_no_process_behind(pool, tmp_path, monkeypatch):
     parent = multiprocessing.get_context("fork").Process(
         target=read_pool, args=(pool[1][:3],), kwargs=dict(then=_slow))
     parent.start()
-    pids = _until(lambda: (tmp_path / "pids").is_file() and
-                  len(p := (tmp_path / "pids").read_text().split()) == 2 and p)
+    pids = until(lambda: (tmp_path / "pids").is_file() and
+                 len(p := (tmp_path / "pids").read_text().split()) == 2 and p)
     parent.kill()
     parent.join()
-    _until(lambda: not any(_runs(p) for p in pids))
-
-
-def _runs(pid):
-    try: return open(f"/proc/{pid}/stat").read().split()[2] != "Z"
-    except OSError: return False
-
-
-def _until(true, seconds=30):
-    "What becomes true, or a failure."
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-    return found
+    until(lambda: not any(map(runs, pids)))
 
 
 def test_after_an_error_nothing_goes_on(pool, tmp_path):

@@ -165,7 +165,6 @@ def test_title_contents_and_pictures_of_a_notebook_that_stays_as_it_is():
 # ---- what stops a page
 
 @pytest.mark.parametrize("cell, says", [
-    ("[@nobody1900]", "nobody1900 not found"),
     (code("x", dict(output_type="error", ename="KeyError", evalue="'a'", traceback=[])),
      "a/t.ipynb, cell 1: a cell ended in an error: found KeyError: 'a'"),
     (code("#| fig-cap: Loss: falls\nx"), "a/t.ipynb, cell 1: the comments at the head")])

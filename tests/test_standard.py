@@ -95,8 +95,6 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "no time": (lambda: worm().drop_vars("time"), "`time` is missing or not numbers"),
     "time as dates": (lambda: worm().assign_coords(time=np.arange(20).astype("M8[s]")),
                       "expected seconds along time"),
-    "time stands still": (lambda: changed(worm(), "time", 0.5, 3), "frame 3: time does not "
-                          "increase: expected more than 0.5 s, found 0.5 s"),
     "time is NaN": (lambda: changed(worm(), "time", np.nan, 7), "frame 7: time is not finite"),
     "time says ms": (lambda: note(worm(), "time", units="ms"), "time has the wrong units"),
     "time says seconds": (lambda: note(worm(), "time", units="seconds"), 'and call them "s"'),
@@ -110,9 +108,8 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "no names": (lambda: worm().drop_vars("neuron"), "coordinate `neuron` is missing"),
     "numbers as names": (lambda: worm().assign_coords(neuron=[1, 2, 3]),
                          "expected one name each, text"),
-    "a gap": (lambda: changed(worm(), "trace", np.nan, (4, 1)), "time 1 s, neuron AVAR: `trace` "
-              "has gaps: expected finite numbers, found nan (1 such values)"),
-    "infinite": (lambda: changed(worm(), "trace", -np.inf, (4, 1)), "found -inf"),
+    "infinite": (lambda: changed(worm(), "trace", -np.inf, (4, 1)), "time 1 s, neuron AVAR: "
+                 "`trace` has gaps: expected finite numbers, found -inf (1 such values)"),
     "no labelled": (lambda: worm().drop_vars("labelled"), "`labelled` is missing"),
     "labelled of other length": (lambda: worm().drop_vars("labelled").assign(
         labelled=("other", np.ones(5, bool))), "expected 3 truth values along neuron, found 5"),
@@ -122,8 +119,6 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "state over neurons": (lambda: worm().drop_vars("state").assign(state=("neuron", [0, 1, 0])),
                            "not one state per frame"),
     # spikes
-    "negative count": (lambda: changed(session(), "spikes", session().spikes.astype(int) - 1),
-                       "trial 0, time 0 s, unit 0: `spikes` are not counts"),
     "half a spike": (lambda: changed(session(), "spikes", session().spikes / 2), "found 0.5"),
     "endless spikes": (lambda: changed(session(), "spikes", session().spikes + np.inf),
                        "found inf"),
@@ -154,11 +149,6 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
 }
 
 
-def test_what_is_whole_passes():
-    for ds in (worm(), session(), fish(), worm(state=None), session(counts=np.zeros((10, 3)))):
-        check(ds)
-
-
 @pytest.mark.parametrize("case", BROKEN, ids=str)
 def test_broken(case):
     make, words = BROKEN[case]
@@ -172,7 +162,7 @@ def test_broken(case):
         assert text.startswith(f"{ds.attrs.get('kind', 'recording')} of {ds.attrs['subject']}")
 
 
-@pytest.mark.parametrize("case", ["a gap", "a unit twice", "no units", "negative count"])
+@pytest.mark.parametrize("case", ["infinite", "a unit twice", "no units", "half a spike"])
 def test_broken_is_never_saved(case, tmp_path):
     with pytest.raises(RecordingError): save(BROKEN[case][0](), tmp_path / "a.nc")
     assert not list(tmp_path.iterdir())
@@ -184,8 +174,6 @@ CONSTRUCT = {  # what the constructors refuse
     "unknown state": (lambda: worm(states=["fwd"]), "expected fwd, found rev"),
     "codes without names": (lambda: worm(state=np.zeros(20, int)), "codes without names"),
     "an empty state": (lambda: worm(state=["", "rev"] * 10), "a state has no plain name"),
-    "behaviour of other length": (lambda: worm(behaviour={"v": np.ones(19)}),
-                                  "`v` has the wrong shape"),
     "behaviour on other time": (lambda: worm(behaviour={"v": ("time", [1, 2])}),
                                 "expected 20 (time)"),
     "one frame": (lambda: worm(trace=np.ones((1, 3)), time=[0], state=None, behaviour=None),
@@ -241,20 +229,12 @@ def other(**attrs):
 def put(data): return lambda path: path.write_bytes(data)
 
 
-def flip(path):
-    raw = bytearray(path.read_bytes())
-    n = len(raw)
-    raw[n // 3:n // 2] = bytes(b ^ 255 for b in raw[n // 3:n // 2])
-    path.write_bytes(raw)
-
-
 BAD_FILES = {
     "empty": (put(b""), "found no bytes"),
     "text": (put(b"my notes"), "not an HDF5 file: expected HDF5, as in netCDF-4 and MATLAB 7.3, "
              "found b'my notes'"),
     "netCDF-3": (put(b"CDF\x01" + bytes(200)), "found a netCDF-3 file"),
     "MATLAB 5": (put(b"MATLAB 5.0 MAT-file".ljust(200)), "found a MATLAB 5 file"),
-    "flipped": (flip, ""),
     "foreign": (other(), "not a recording of the standard: expected kind = traces or spikes or "
                 "video, found kind = None, and in it x"),
     "foreign with our word": (other(kind="traces"), "variable `trace` is missing"),
@@ -271,9 +251,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_file(case, tmp_path):
     spoil, words = BAD_FILES[case]
-    big = np.random.default_rng(0).standard_normal((2000, 3))
-    path = save(worm(trace=big, time=np.arange(2000) / 4, state=None, behaviour=None),
-                tmp_path / "a.nc")
+    path = save(worm(), tmp_path / "a.nc")
     spoil(path)
     if words is None:
         assert open_recording(path).attrs["kind"] == "traces"
@@ -292,7 +270,7 @@ def test_any_damage_is_one_error(tmp_path):
         for i in rng.integers(0, len(bad), 20): bad[i] = rng.integers(256)
         (tmp_path / "b.nc").write_bytes(bad)
         try: open_recording(tmp_path / "b.nc")
-        except RecordingError: refused += 1
+        except RecordingError as e: refused += str(e).startswith(str(tmp_path / "b.nc"))
     assert refused > 30
 
 
@@ -306,16 +284,10 @@ def test_paths_of_the_home_and_links(tmp_path, monkeypatch):
     assert open_recording(tmp_path / "a.nc").kind == "spikes"
 
 
-def test_whole_numbers_in_a_film_are_not_read_to_look_for_gaps():
-    class Disk:
-        shape, dtype, read = (4, 2, 3, 3), np.dtype("uint16"), 0
-
-        def __getitem__(self, key):
-            Disk.read += 1
-            return np.ones(self.shape, self.dtype)[key]
-
-    check(video(Disk(), sampling_rate=1, subject="f", source="s"))
-    assert Disk.read == 0
+def test_whole_numbers_in_a_film_are_not_read_to_look_for_gaps(film):
+    disk = film(4, 2, 3, 3, dtype="uint16")
+    check(video(disk, sampling_rate=1, subject="f", source="s"))
+    assert disk.read == []
 
 
 def test_bad_places(tmp_path, monkeypatch):
@@ -349,8 +321,8 @@ def test_round_trip_and_no_trace_on_the_original(tmp_path):
     ds = worm(report=nested, note=["one"], voltage=np.float32(0.1), many=2**70, flags=[True, False],
               behaviour={"speed": np.full(20, gap), "posture": np.ones((20, 4), np.float32),
                          "lit": np.arange(20) % 2 == 0, "phase": ["ä", ""] * 10})
-    for n, make in enumerate((ds, worm(report=[]), worm(report="nothing"), session(), fish(),
-                              session(counts=np.array([[1, np.nan, 0]])))):
+    for n, make in enumerate((ds, worm(report=[]), worm(report="nothing", state=None), session(),
+                              fish(), session(counts=np.array([[1, np.nan, 0]])))):
         before = make.copy(deep=True)
         path = save(make, tmp_path / f"{n}.nc")
         same(open_recording(path), make)
@@ -359,11 +331,6 @@ def test_round_trip_and_no_trace_on_the_original(tmp_path):
         same(open_recording(path), make)
     same(open_recording(save(ds.isel(time=slice(3, 9)), tmp_path / "cut.nc")),
          ds.isel(time=slice(3, 9)))
-
-
-def test_same_recording_same_bytes(tmp_path):
-    a, b = (save(worm(), tmp_path / f"{n}.nc") for n in "ab")
-    assert a.read_bytes() == b.read_bytes()
 
 
 def test_text_of_every_make(tmp_path):
@@ -464,12 +431,7 @@ def test_names_agree_with_the_connectome(mirror):
     assert nerve | {"CANL", "CANR"} == set(NEURONS)
 
 
-def test_to_302():
-    ds = worm(trace=np.arange(60, dtype=np.float32).reshape(20, 3))
-    x, mask = to_302(ds.assign_coords(labelled=("neuron", [False, True, False])))
-    assert x.dtype == np.float32 and mask.dtype == bool and not x[~mask].any()
-    assert list(np.flatnonzero(mask)) == [NEURONS.index("AVAR")]
-    assert to_302(worm(labelled=[False] * 3))[1].sum() == 0
+def test_to_302_refuses():
     for other, words in ((session(), "only traces have 302 rows"),
                          (worm(neuron=["AVAL", "VB01", "?"]), "VB01: a labelled neuron is none")):
         with pytest.raises(RecordingError, match=words): to_302(other)
@@ -508,6 +470,7 @@ def test_any_worm(tmp_path, ds):
     same(open_recording(save(ds, tmp_path / "a.nc")), ds)
     x, mask = to_302(ds)
     want = np.zeros_like(x)
+    assert x.dtype == ds.trace.dtype and mask.dtype == bool
     for name, trace, named in zip(ds.neuron.values, ds.trace.values.T, ds.labelled.values):
         assert mask[NEURONS.index(name)] == named
         if named: want[NEURONS.index(name)] = trace

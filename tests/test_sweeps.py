@@ -413,15 +413,6 @@ def test_inputs_that_cannot_be_read(toy, tmp_path):
     with pytest.raises(SweepError, match="killed by SIGKILL"): sweep(grid, scale="tiny", out=out)
 
 
-def test_imports_stay_light():
-    heavy = "torch papermill pandas IPython nbformat matplotlib numpy".split()
-    code = f"""
-import sys, neurocompanion.sweeps.engines
-print([m for m in {heavy} if m in sys.modules])"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False),
        st.sampled_from(["{!r}", "{:e}", "{:.17g}"]))

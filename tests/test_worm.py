@@ -99,12 +99,6 @@ def test_states_none_and_all_zero(kato, tmp_path):
     assert list(state_names(read_worms(kato)[0])) == list(state_names(worm(0)))
 
 
-def test_uncertain_labels_may_be_taken(tmp_path):
-    labels = [["AVAL", "RIML?", "---", "7", "AVA"]]
-    (read,) = read_worms(write_kato(tmp_path / "a.mat", [worm()], labels), uncertain=True)
-    assert list(read.neuron.values[read.labelled]) == ["AVAL", "RIML"]
-
-
 # what is refused
 
 
@@ -133,14 +127,11 @@ def replace(field, value=None):
     return edited(change)
 
 
-def states(**vectors):
-    "Other states of the second worm."
-    def change(f, g):
-        inner = f[g["States"][1, 0]]
-        for name, v in vectors.items():
-            if name in inner: del inner[name]
-            inner[name] = v
-    return edited(change)
+def short_state(f, g):
+    "A state of the second worm that ends too early."
+    inner = f[g["States"][1, 0]]
+    del inner["fwd"]
+    inner["fwd"] = np.ones((1, 4))
 
 
 def flipped(path):
@@ -161,7 +152,6 @@ def other_hdf5(path):
 
 
 REFUSED = {
-    "no names": (replace("NeuronNames"), "field `NeuronNames` is missing"),
     "fewer worms in a field": (replace("tv", lambda old: old[:1]),
                                "disagree on the number of worms"),
     "no cells": (replace("tv", np.ones((1, 2))), "field `tv` is no cell array"),
@@ -172,9 +162,7 @@ REFUSED = {
                                 "worm0: the states do not fit"),
     "no frames per second": (put("fps", np.ones((0, 1))), "the file is damaged, or not"),
     "flipped bytes": (flipped, "the file is damaged, or not"),
-    "two states at once": (states(a=np.ones((1, 40)), b=np.ones((1, 40))),
-                           "worm1: two states at once"),
-    "state of other length": (states(fwd=np.ones((1, 4))), "worm1: state `fwd` does not fit: "
+    "state of other length": (edited(short_state), "worm1: state `fwd` does not fit: "
                               "expected 40 zeros and ones"),
     "another HDF5": (other_hdf5, "no reader knows this layout"),
     "MATLAB 5": (lambda p: p.write_bytes(b"MATLAB 5.0 MAT-file".ljust(200)) and p,

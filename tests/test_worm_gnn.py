@@ -8,7 +8,6 @@ from neurocompanion.worm_gnn import experiments as ex
 
 SMALL = dict(data="simulated", minutes=2, k=3, folds=1, epochs=5, lr=1e-2)
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

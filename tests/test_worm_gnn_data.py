@@ -1,6 +1,5 @@
 "The data of the graph-network paper: real worms, honest scaling, folds, and readers."
 import warnings
-from math import comb
 
 import h5py
 import numpy as np
@@ -12,7 +11,7 @@ from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_kato
 from neurocompanion.worm_gnn.data import (
     CHUNK, SHARED_3, SHARED_15, derivative, load_flavell, load_worms, neuron_table, scaled,
-    simulated_worms, split, training_sets)
+    simulated_worms, split)
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +134,6 @@ def test_masks_over_steps():
         for chunk, step in zip(f, on):
             assert len(step) == 101 and not step[96:].any()
             assert (step[:96].reshape(12, 8) == chunk[:, None]).all()
-
-
-def test_which_worms_train():
-    for n in (3, 5):
-        assert len(training_sets(n)) == 2**n - 1
-        for k in range(1, n + 1):
-            chosen = training_sets(n, k)
-            assert len(set(chosen)) == comb(n, k)
-            for c in chosen: assert len({*c} & {*range(n)}) == k
 
 
 def test_nichols_from_the_pool(tmp_path):

@@ -158,12 +158,13 @@ def test_features_are_scaled_as_in_training(scaling):
         assert found == pytest.approx(score(p[part], worm.y[part])["nll"], rel=1e-4)
 
 
-def test_a_fold_needs_known_states():
+@pytest.mark.parametrize("members, says", [
+    ([], "nobody to train"), ([Member((0,), 2)], "no known state to train or to validate")])
+def test_somebody_is_trained_with_known_states(members, says):
     y = WORMS[0].y.copy()
     y[CUTS[0][2].on(len(y)).validation] = -1
-    with pytest.raises(ParameterError, match="no known state to train or to validate"):
-        train_states(MAKES["mlp"], [WORMS[0]._replace(y=y), *WORMS[1:]], [Member((0,), 2)], CUTS,
-                     epochs=1)
+    with pytest.raises(ParameterError, match=says):
+        train_states(MAKES["mlp"], [WORMS[0]._replace(y=y), *WORMS[1:]], members, CUTS, epochs=1)
 
 
 def test_training_learns():
@@ -223,11 +224,6 @@ def test_trajectories(make, burn_in):
     x = windows(WORMS[2].x, None, 16, burn_in)
     row = table.query("member == 0 and worm == 'worm 2' and step == 5").iloc[0]
     assert row.stay == pytest.approx(np.square(x[:, burn_in + 5] - x[:, burn_in]).mean(), rel=1e-4)
-
-
-def test_somebody_is_trained():
-    with pytest.raises(ParameterError, match="nobody to train"):
-        train_states(MAKES["mlp"], WORMS, [], CUTS)
 
 
 def test_padded_windows_do_not_count():

@@ -15,7 +15,6 @@ from neurocompanion.worm_scaling import data, models
 
 KINDS = tuple(models.MODELS.values())                       # a new model is tested like the others
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -46,18 +46,11 @@ def test_direct_output_is_the_frame_asked_for():
     for i, h in enumerate((4, 1, 2)): torch.testing.assert_close(made[i], every[i, h - 1])
 
 
-def test_samples_read_only_what_they_need():
-    class Film:
-        shape, read = (50, 1, 2, 2), []
-
-        def __getitem__(self, key):
-            self.read.append(key)
-            return np.zeros(self.shape)[key]
-
-    film = Film()
-    samples = training.Samples(film, np.arange(10), 4, 32, batch=2, steps=3)
+def test_samples_read_only_what_they_need(film):
+    disk = film(50, 1, 2, 2)
+    samples = training.Samples(disk, np.arange(10), 4, 32, batch=2, steps=3)
     assert len(list(samples)) == len(samples) == 3
-    frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in film.read)
+    frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in disk.read)
     assert frames == 3 * 2 * 5                                # context and one frame, each
 
 

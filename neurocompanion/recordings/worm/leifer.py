@@ -6,14 +6,14 @@
 __all__ = ['read_leifer']
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #4bee16ea
-import hashlib, io, re, tarfile
+import re, tarfile
 from pathlib import Path
 
 import numpy as np
 
 from ...core import sha256
 from ..guard import AGAIN, each_of, intact, refuse
-from .labels import SOURCES, recording
+from .labels import recording
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #78860ea5
 _PART = re.compile(r"^(.*?)_?(gcamp|labels|t)\.txt$")
@@ -25,12 +25,11 @@ def _numbers(raw, where):
     width, numbers = len(lines[0].split()), raw.split()
     try: v = np.fromiter(map(float, numbers), float, len(numbers))
     except ValueError as e:
-        refuse(where, "the text is not numbers", "numbers with blanks between", e,
-               "Download it again from its source")
+        refuse(where, "the text is not numbers", "numbers with blanks between", e, AGAIN)
     if not width or v.size != width * len(lines):
         row = next((i for i, s in enumerate(lines) if len(s.split()) != width), 0)
         refuse(where, "rows differ in length", f"{width} numbers in each",
-               f"{len(lines[row].split())} in row {row + 1}", "Download it again from its source")
+               f"{len(lines[row].split())} in row {row + 1}", AGAIN)
     return v.reshape(len(lines), width)
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #6aeec2d0
@@ -38,31 +37,18 @@ def _one(parts, key, path, uncertain, **about):
     "A worm from its three files."
     where, (x, labels, t) = f"{path}, worm {key}", (parts[k] for k in ("gcamp", "labels", "t"))
     if len(x) != len(t):
-        refuse(where, "traces and time vector do not match", f"{len(x)} times", len(t),
-               "Download it again from its source")
+        refuse(where, "traces and time vector do not match", f"{len(x)} times", len(t), AGAIN)
     if len(labels) < x.shape[1]:
         refuse(where, "traces and names do not match", f"{x.shape[1]} lines in the labels",
-               len(labels), "Download it again from its source")
+               len(labels), AGAIN)
     report = [{"neuron": "", "label": s, "action": "dropped", "reason": "a label without a trace"}
               for s in labels[x.shape[1]:] if s.strip()]
     # time × neuron is certain here, so a square table is not turned
     return recording(x.T if x.shape[1] == len(x) else x, labels[:x.shape[1]], t[:, 0],
                      where=where, uncertain=uncertain, subject=f"leifer-{key}", report=report,
-                     units="fluorescence", source="leifer2023", doi=SOURCES["leifer2023"],
-                     licence="not stated", file=path.name, **about)
+                     units="fluorescence", source="leifer2023", file=path.name, **about)
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #1d5894a1
-class _Hashed(io.RawIOBase):
-    "A file that is hashed while it is read."
-    def __init__(self, f): self.f, self.sha = f, hashlib.sha256()
-    def readable(self): return True
-
-    def read(self, n=-1):
-        piece = self.f.read(n)
-        self.sha.update(piece)
-        return piece
-
-
 def _collect(files, path, uncertain, digest, bad):
     "Worms from a stream of names and contents, in the order of their numbers."
     waiting, made = {}, {}
@@ -87,7 +73,7 @@ def _complete(key, parts, path):
     lacks = [p for p in ("gcamp", "labels", "t") if p not in parts]
     if "gcamp" in parts or len(parts) == 2:
         refuse(path, f"worm {key} is not complete", "gcamp, labels and t",
-               f"no {key}_{lacks[0]}.txt", "Download it again from its source")
+               f"no {key}_{lacks[0]}.txt", AGAIN)
 
 # %% ../../../nbs/recordings/worm/leifer.ipynb #d6e778a7
 _MOST = 1 << 30   # bytes of one text; an hour of a whole brain has a tenth
@@ -100,13 +86,10 @@ def _from_archive(path, uncertain, bad):
                                   "bytes", f"{m.size:,}", AGAIN)
         return tar.extractfile(m).read()
 
-    with open(path, "rb") as f, intact(path, "Download it again from its source"):
-        hashed = _Hashed(f)
-        with tarfile.open(fileobj=hashed, mode="r|*") as tar:
-            files = ((m.name, lambda m=m: text(tar, m)) for m in tar if m.isfile())
-            worms = _collect(files, path, uncertain, lambda key: "", bad)
-        while hashed.read(1 << 20): pass
-    return [ds.assign_attrs(sha256=hashed.sha.hexdigest()) for ds in worms]
+    with intact(path), tarfile.open(path, "r|*") as tar:
+        digest = sha256(path)
+        files = ((m.name, lambda m=m: text(tar, m)) for m in tar if m.isfile())
+        return _collect(files, path, uncertain, lambda key: digest, bad)
 
 
 def leifer_files(folder):
@@ -124,5 +107,4 @@ def read_leifer(path, *, uncertain=False, bad=None) -> list:   # a recording for
                          lambda key: sha256(digest[key]), bad)
     else: worms = _from_archive(path, uncertain, bad)
     if worms or bad: return worms
-    refuse(path, "no worm in it", "files such as 0_gcamp.txt, 0_labels.txt, 0_t.txt", "none",
-           "Download it again from its source")
+    refuse(path, "no worm in it", "files such as 0_gcamp.txt, 0_labels.txt, 0_t.txt", "none", AGAIN)

@@ -1,9 +1,12 @@
 "What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
 import os
+import signal
+
 import pytest
 from hypothesis import settings
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background ignores it
 
 # continuous integration tries the same examples every time; at a desk they are new each time
 settings.register_profile("ci", derandomize=True)

@@ -228,4 +228,5 @@ def numbers(
     groups = rows.groupby(by, sort=False, dropna=False)["mean"]
     t = groups.agg(["mean", "size"]).rename(columns={"mean": value, "size": "rows"}).reset_index()
     more = [f"… and {len(t) - 20} more lines"] if len(t) > 20 else []
-    return "\n".join([t[:20].fillna("").to_string(index=False, float_format="%.4g"), *more])
+    shown = t[:20].fillna("").to_string(index=False, float_format="{:.4g}".format)
+    return "\n".join([shown, *more])

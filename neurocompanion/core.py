@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
-           'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
+           'one_of', 'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
            'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory', 'trim_memory', 'quiet',
            'progress', 'git_revision', 'versions', 'run_record']
 
@@ -64,6 +64,13 @@ class ParameterError(NeurocompanionError, ValueError):
 def need(ok: bool, name: str, expected, found):
     "Refuse an argument, `found`, that is out of range."
     if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=repr(found))
+
+
+def one_of(what: str, value, known, **more):   # more: where, and what to do
+    "A value that is among those that are known; or the error that lists these."
+    if value in known: return value
+    raise ParameterError(f"there is no such {what}", found=repr(value),
+                         expected=" or ".join(map(repr, known)), **more)
 
 
 def is_whole(value, least: int = 1) -> bool:

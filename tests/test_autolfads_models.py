@@ -429,10 +429,10 @@ def test_evaluation_has_no_dropout():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(neurons=0), "neurons is not a size"), (dict(steps=2.5), "steps is not a size"),
+    (dict(neurons=0), "neurons is out of range"), (dict(steps=2.5), "steps is out of range"),
     (dict(read_steps=9), "more than it reconstructs"),
-    (dict(external=-1), "external is not a size"),
-    (dict(inputs=2, ci_encoder=3), "controller is not"),
+    (dict(external=-1), "external is out of range"),
+    (dict(inputs=2, ci_encoder=3), "controller is out of range"),
 ])
 def test_sizes_that_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message): M.LFADS(**dict(neurons=5, steps=6) | wrong)
@@ -448,7 +448,7 @@ def test_data_that_are_refused():
         (lambda: M.loss(model, x, x[:, :5], ext), "data to reconstruct"),
         (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(cd_rate=1.0)), "cd_rate is a share"),
         (lambda: M.loss(model, x, x, ext, hyper=M.Hyper(dropout=-0.1)), "dropout is a share"),
-        (lambda: M.average(model, x, ext, samples=-1), "samples is not a size"),
+        (lambda: M.average(model, x, ext, samples=-1), "samples is out of range"),
         (lambda: M.sample_mask((2, 3), 1.5), "share of held-out"),
         (lambda: model([[1, 2], [3]], ext), "data are no array"),
         (lambda: model(x, 3.0), "external inputs of the wrong shape"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, one_of
 from ..recordings import read as door
 from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.simulate import generator, within
@@ -42,8 +42,7 @@ def split(
     n, rng = within("trials", trials, 2, whole=True), generator(seed, "split")
     if not 0 < within("valid", valid) < 1:
         raise ParameterError("valid is out of range", found=valid, expected="a share below 1")
-    if how not in SPLITS: raise ParameterError("there is no such split", found=repr(how),
-                                               expected=", ".join(SPLITS))
+    one_of("split", how, SPLITS)
     block, gap = within("block", block, 1, whole=True), within("gap", gap, whole=True)
     if how in ("repeats", "conditions"): condition = _codes(condition, n)[0]
     held = _last(condition, valid) if how == "repeats" else \
@@ -155,8 +154,7 @@ def from_arrays(
     name: str = "spikes",  # which recording
 ) -> Spikes:
     "Both halves of a recording, checked."
-    if kind not in ("spikes", "traces"):
-        raise ParameterError("there is no such kind", found=kind, expected="spikes or traces")
+    one_of("kind", kind, ("spikes", "traces"))
     x = _numbers(name, kind, x, counts=kind == "spikes")
     if not all(len(r) for r in rows):
         raise ParameterError("one half of the split is empty", where=name, expected="trials in "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import ParameterError
+from ..core import ParameterError, one_of
 from ..training.metrics import correlation, pseudo_r2, r2, relative_pseudo_r2
 
 # %% ../../nbs/autolfads/decoding.ipynb #de3fe256
@@ -356,10 +356,8 @@ def psth_r2(
     if not there: raise ParameterError("no condition has a trial")
     x = np.stack([x[members[i]].mean(0) for i in there])           # condition time unit
     y = y[there]
-    if average == "neuron": return r2(x, y, per_neuron="each" if each else True)
-    if average not in ("both", "condition"):
-        raise ParameterError("no such average", expected="'neuron', 'both' or 'condition'",
-                             found=repr(average))
+    if one_of("average", average, ("neuron", "both", "condition")) == "neuron":
+        return r2(x, y, per_neuron="each" if each else True)
     out = np.array([r2(a, b, per_neuron="each" if average == "both" else False)
                     for a, b in zip(x, y)])                        # condition, or condition unit
     return out if each else float(np.nanmean(out))
@@ -489,9 +487,6 @@ def speed_interval_correlation(
     where = where.ravel()
     groups = [where == k for k in range(len(names))]
     r = np.array([correlation(speed[g], t[g]).item() if g.sum() > 1 else np.nan for g in groups])
-    if average == "each": return r
-    if average not in ("mean", "median"):
-        raise ParameterError("no such average", expected="'mean', 'median' or 'each'",
-                             found=repr(average))
+    if one_of("average", average, ("mean", "median", "each")) == "each": return r
     r = r[np.isfinite(r)]
     return float(getattr(np, average)(r)) if r.size else np.nan

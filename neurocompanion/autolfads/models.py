@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
-from ..core import ParameterError, RecordingError, is_whole, keep_memory
+from ..core import ParameterError, RecordingError, is_whole, keep_memory, need, one_of
 from ..recordings.guard import npz
 from ..fast.dropout import drop, kept, scale
 
@@ -48,7 +48,10 @@ class LFADS(nn.Module):
                      ic_encoder=ic_encoder, generator=generator, factors=factors)
         _check_sizes(0, external=external, inputs=inputs)
         _check_sizes(min(inputs, 1), ci_encoder=ci_encoder, controller=controller)
-        _check_together(neurons, steps, encoded, read_steps, head)
+        one_of("head", head, ("poisson", "gaussian"))
+        if encoded > neurons or read_steps > steps: raise ParameterError(
+            "a model cannot read more than it reconstructs", found=f"{encoded} and {read_steps}",
+            expected=f"encoded ≤ {neurons} neurons, read_steps ≤ {steps}")
         self.neurons, self.steps = neurons, steps
         self.encoded, self.read_steps = encoded, read_steps
         self.external, self.inputs, self.head = external, inputs, head
@@ -105,19 +108,7 @@ LFADS._add_controller = _add_controller
 def _check_sizes(least, **sizes):
     "Every size is a whole number that is large enough."
     for name, value in sizes.items():
-        if not is_whole(value, least): raise ParameterError(
-            f"{name} is not a size", found=repr(value), expected=f"a whole number from {least} on")
-
-
-def _check_together(neurons, steps, encoded, read_steps, head):
-    "Sizes that fit one another, and a head that exists."
-    if encoded > neurons or read_steps > steps:
-        raise ParameterError("a model cannot read more than it reconstructs",
-                             expected=f"encoded ≤ {neurons} neurons, read_steps ≤ {steps}",
-                             found=f"{encoded} and {read_steps}")
-    if head not in ("poisson", "gaussian"):
-        raise ParameterError("there is no such head", expected="'poisson' or 'gaussian'",
-                             found=repr(head))
+        need(is_whole(value, least), name, f"a whole number from {least} on", value)
 
 # %% ../../nbs/autolfads/models.ipynb #1a896a4b
 _FILE_NAMES = {"co_means": "co_mean", "co_stds": "co_std", "gen_states": "states",

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
 from .. import core
-from ..core import ParameterError, TrainingError, atomic_path, need_same
+from ..core import ParameterError, TrainingError, atomic_path, need_same, one_of
 from . import pbt_engines
 from .pbt_engines import Turns, in_words, made_from, one_thread, state_name
 from ..recordings.simulate import within
@@ -38,11 +38,6 @@ SPACE = {
     "kl_ic": Range(1e-6, 1e-3, "log", 0.8),            # KL of the initial condition
     "l2_gen": Range(1e-4, 1.0, "log", 0.8),            # L2 of the generator
     "l2_con": Range(1e-4, 1.0, "log", 0.8)}            # L2 of the controller
-
-# %% ../../nbs/autolfads/pbt.ipynb #0f314404
-def _in(name, value, allowed):
-    if value in allowed: return value
-    raise ParameterError(f"there is no such {name}", found=repr(value), expected=", ".join(allowed))
 
 # %% ../../nbs/autolfads/pbt.ipynb #da05c349
 def checked_space(space: dict) -> dict:  # name: `Range`, or its fields in order
@@ -328,7 +323,7 @@ def pbt(
     **options,                # for the engine
 ) -> Search:
     "Population-based training."
-    _in("rivals", rivals, ("pairs", "random"))
+    one_of("rivals", rivals, ("pairs", "random"))
     members = within("members", members, 2, whole=True)
     if window is not None: window = within("window", window, 1, whole=True)
     first = [{**(fixed or {}), **h} for h in draw(space, members, seed)]
@@ -361,7 +356,7 @@ def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, riv
     for k, v, low in (("epochs", epochs, 1), ("lead", lead, 0), ("generations", generations, 1),
                       ("seed", seed, 0), ("workers", 1 if workers is None else workers, 1)):
         within(k, v, low, whole=True)
-    run, keep = ENGINES[_in("engine", engine, ENGINES)], None
+    run, keep = ENGINES[one_of("engine", engine, ENGINES)], None
     if out is None: keep = TemporaryDirectory(prefix="pbt-"); out = keep.name
     folder, clock = Path(out).expanduser().resolve(), time.perf_counter()
     if folder.exists() and not folder.is_dir():

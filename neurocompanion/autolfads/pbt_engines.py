@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
-from ..core import ParameterError, TrainingError, atomic_path
+from ..core import ParameterError, TrainingError, atomic_path, one_of
 from ..sweeps.warm import die_with, ending
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d38a7a66
@@ -239,8 +239,7 @@ def processes(
     torch, here = sys.modules.get("torch"), []
     forks = hasattr(os, "fork") and not (torch and torch.cuda.is_available())
     start = start or ("fork" if forks else "spawn")   # threads of a GPU's driver would be lost
-    if start not in ("fork", "spawn"):
-        raise ParameterError("there is no such start", found=start, expected="fork or spawn")
+    one_of("start", start, ("fork", "spawn"))
     try:
         for _ in range(workers): here.append(_Process(start, make, folder, here))
         _deal(turns, here, wait)

@@ -54,13 +54,14 @@ def _one(s, needs=()):
     task, what, place = TASKS[s.task], s.data, s.recording
     if s.data == "real" and task.kind == "traces": what = task.files[0]    # all worms are in it
     elif s.data == "real":
-        if place >= len(task.files): raise ParameterError(
-            "there is no such recording", found=place, expected=f"0 to {len(task.files) - 1}")
-        what, place = task.files[place], 0
-    found = door.read(what, needs=needs)
-    if place < len(found): return found[place]
-    raise ParameterError("there is no such recording", found=s.recording,
-                         expected=f"0 to {len(found) - 1}")
+        what, place = _numbered(task.files, place), 0
+    return _numbered(door.read(what, needs=needs), place)
+
+
+def _numbered(things, number):
+    if number < len(things): return things[number]
+    raise ParameterError("there is no such recording", found=number,
+                         expected=f"0 to {len(things) - 1}")
 
 # %% ../../nbs/autolfads/tasks.ipynb #54e210a7
 def load(s: Setting, needs=()):  # what it must have beyond the standard -> a Dataset

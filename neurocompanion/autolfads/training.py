@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 from .. import core
-from ..core import ParameterError, TrainingError, is_whole, need
+from ..core import TrainingError, is_whole, need, one_of
 from . import models
 from .data import Spikes
 from .models import Hyper
@@ -48,17 +48,9 @@ def ramp_at(epoch: int, ramp: int) -> float:  # from 0, of so many epochs
     return min((epoch + 1) / (ramp + 1), 1.0)
 
 # %% ../../nbs/autolfads/training.ipynb #4f303584
-def _known(what, names, given):
-    "Names that are known, or the error that says which is not."
-    if unknown := set(given) - set(names):
-        raise ParameterError(f"there is no such {what}", found=", ".join(sorted(unknown)),
-                             expected=", ".join(names))
-    return given
-
-
 def _settings(**given) -> Settings:
     "Settings that can be, or the one that cannot."
-    s = Settings(**_known("setting", Settings._fields, given))
+    s = Settings(**{one_of("setting", k, Settings._fields): v for k, v in given.items()})
     for k, low in dict(batch=1, ramp=0, samples=1, hidden_every=1, wait=1, patience=1).items():
         v = getattr(s, k)
         need(is_whole(v, low) or v is None and k == "patience", k, f"a whole number from {low}", v)
@@ -73,8 +65,8 @@ def _settings(**given) -> Settings:
 def _hyper(old, new) -> Hyper:
     "Hyperparameters, some of them new."
     new = new._asdict() if isinstance(new, Hyper) else dict(new)
-    _known("hyperparameter", Hyper._fields, new)
-    made = old._replace(**{k: float(v) for k, v in new.items()})
+    made = old._replace(**{one_of("hyperparameter", k, Hyper._fields): float(v)
+                           for k, v in new.items()})
     for k, v in made._asdict().items():
         top = 1 if k in ("dropout", "cd_rate") else math.inf
         need(0 <= v < top and (v > 0 or k != "lr"), k, f"a number from 0, below {top:g}", v)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 from ..core import (NeurocompanionError, ParameterError, RecordingError, SourceError,
-                                 checksum, files_below, sha256)
+                                 checksum, files_below, one_of, sha256)
 from . import sources
 from .guard import Look, intact, look
 from .standard import KINDS, check, is_zarr, name_of, open_recording
@@ -310,8 +310,7 @@ def read(
     **how,                    # options of readers: align=, bin_size=, planes=, times="first", …
 ) -> Recordings:              # a list; `.left_out` holds what cannot be used, with reasons
     "Recordings of the data standard, wherever they come from."
-    if kind not in (None, *KINDS): raise ParameterError(
-        "there is no such kind", found=repr(kind), expected=" or ".join(KINDS))
+    if kind is not None: one_of("kind", kind, KINDS)
     if isinstance(what, str) and what == "simulated": return simulated(kind, **how)
     parts = what if isinstance(what, (list, tuple)) else [what]
     places = [p for part in parts for p in places_of(part, kind)]

@@ -12,7 +12,7 @@ import numbers
 import numpy as np
 import xarray as xr
 
-from ...core import ParameterError, RecordingError, need
+from ...core import ParameterError, RecordingError, need, one_of
 from ..guard import room_for
 from ..simulate import generator, within
 
@@ -37,26 +37,18 @@ def spike_counts(
     room_for((len(starts), n, len(times) + 8), np.uint8, "spike counts")
     counts = np.zeros((len(starts), n, len(times)), np.uint8)
     for u, t in enumerate(times):
-        c = _in_one(t, starts[0], bin_size, n) if len(starts) == 1 else _in_many(
-            t, starts, bin_size, n)
+        if len(starts) == 1:   # bins one after another
+            k = np.floor((t - starts[0]) / bin_size + EDGE).astype(np.int64)
+            c = np.bincount(k[(k >= 0) & (k < n)], minlength=n)[None]
+        else:                  # windows, which may overlap
+            edges = starts[:, None] + bin_size * (np.arange(n + 1) - EDGE)   # trial time
+            c = np.diff(np.searchsorted(t, edges), axis=1)
         if c.max(initial=0) > np.iinfo(counts.dtype).max: counts = counts.astype(np.uint32)
         counts[..., u] = c
     return counts if np.ndim(start) else counts[0]
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #8fcb5007
 EDGE = 1e-6  # of a bin
-
-
-def _in_one(t, start, bin_size, n):
-    "Spikes in bins one after another."
-    k = np.floor((t - start) / bin_size + EDGE).astype(np.int64)
-    return np.bincount(k[(k >= 0) & (k < n)], minlength=n)[None]
-
-
-def _in_many(t, starts, bin_size, n):
-    "Spikes in windows, which may overlap."
-    edges = starts[:, None] + bin_size * (np.arange(n + 1) - EDGE)     # trial time
-    return np.diff(np.searchsorted(t, edges), axis=1)
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #b8484a9a
 def _finite(name, x):
@@ -243,8 +235,7 @@ def remove_correlated(
 ) -> xr.Dataset:                   # without those units; the report names them and why
     "Remove units until no pair correlates above `threshold`."
     v = _spiking(ds)["spikes"]
-    if by not in ("pairs", "rate"): raise ParameterError(
-        "`by` is not known", expected='"pairs" or "rate"', found=repr(by))
+    one_of("`by`", by, ("pairs", "rate"))
     within("threshold", threshold, 0, 1, above=True)
     bins = v.sizes["time"] if seconds is None else whole_bins("seconds", seconds, ds.bin_size)
     x = v.transpose(..., "time", "unit").values[..., :bins, :]
@@ -335,16 +326,21 @@ def chop(
     tail: str = "mirror",  # fill the last chop with the end in mirror image; or "drop" it
 ):                         # chops, copied  # chop length …
     "Cut continuous data into chops of one length that overlap."
-    x = x if hasattr(x, "shape") and hasattr(x, "device") else np.asarray(x)
+    if hasattr(x, "detach"):
+        return _as_tensor(chop(x.numpy(force=True), length, overlap, offset=offset, tail=tail), x)
+    x = np.asarray(x)
     T = _chopped(x, length, overlap, offset, tail)
     step = length - overlap
     k = (T - length) // step + 1 if tail == "drop" else max(0, -(-(T - length) // step)) + 1
     at = np.arange(k)[:, None] * step + np.arange(length)       # chop length
     at %= 2 * T
-    at = np.where(at < T, at, 2 * T - 1 - at) + offset
-    if isinstance(x, np.ndarray): return x[at]
+    return x[np.where(at < T, at, 2 * T - 1 - at) + offset]
+
+
+def _as_tensor(array, like):
+    "An array on the device of a tensor."
     import torch
-    return x[torch.as_tensor(at, device=x.device)]
+    return torch.as_tensor(array, device=like.device)
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #fd7d8f6a
 def _chopped(x, length, overlap, offset, tail):
@@ -354,8 +350,7 @@ def _chopped(x, length, overlap, offset, tail):
     if x.ndim < 1 or not x.shape[0]: raise ParameterError(
         "there is nothing to chop", expected="an array over time", found=tuple(x.shape))
     within("offset", offset, 0, x.shape[0] - 1, whole=True)
-    if tail not in ("mirror", "drop"): raise ParameterError(
-        "tail is not known", expected='"mirror" or "drop"', found=repr(tail))
+    one_of("tail", tail, ("mirror", "drop"))
     T = x.shape[0] - offset
     if tail == "drop" and T < length: raise ParameterError(
         "the recording is shorter than one chop", expected=f"{length} samples", found=T,
@@ -391,48 +386,41 @@ def merge(
     offset: int = 0,           # samples left out before the first chop: NaN
 ):                             # one recording  # time …
     "Join overlapping chops; where they agree the result is what they say, to the last bit."
-    c = chops if hasattr(chops, "shape") and hasattr(chops, "device") else np.asarray(chops)
+    if hasattr(chops, "detach"):
+        c = (1.0 * chops).numpy(force=True)   # whole numbers in PyTorch's own type
+        return _as_tensor(merge(c, overlap, weighting, total=total, offset=offset), chops)
+    c = np.asarray(chops)
     if c.ndim < 2 or not (c.shape[0] and c.shape[1]): raise ParameterError(
         "these are no chops", expected="an array of chop × length …", found=tuple(c.shape))
     within("overlap", overlap, 0, c.shape[1] - 1, whole=True)
     within("offset", offset, whole=True)
     if total is not None: within("total", total, 1, whole=True)
-    if isinstance(c, np.ndarray): return _merged(c, overlap, weighting, total, offset, np)
-    import torch
-    return _merged(c, overlap, weighting, total, offset, torch)
+    c = c if c.dtype.kind in "fc" else c.astype(float)
+    return _merged(c, overlap, weighting, total, offset)
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #c29c8fc0
-def _floats(c, lib):
-    "Chops as floating-point numbers."
-    if lib is np: return c if c.dtype.kind in "fc" else c.astype(float)
-    return c if c.is_floating_point() else c.to(lib.get_default_dtype())
-
-
-def _blend(a, b, v, lib):
+def _blend(a, b, v):
     "From a to b; what both say stays exact, and what only one knows is taken from it."
     with np.errstate(invalid="ignore"): out = a + v * (b - a)
-    return lib.where((a == b) | lib.isnan(b), a, lib.where(lib.isnan(a), b, out))
+    return np.where((a == b) | np.isnan(b), a, np.where(np.isnan(a), b, out))
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #a2dc08f1
-def _merged(c, overlap, weighting, total, offset, lib):
+def _merged(c, overlap, weighting, total, offset):
     "Chops, joined."
-    c, (k, length), step = _floats(c, lib), c.shape[:2], c.shape[1] - overlap
-    v = ramp(overlap, weighting).reshape(-1, *[1] * (c.ndim - 2))
-    v = v.astype(c.real.dtype) if lib is np else lib.as_tensor(v, dtype=c.dtype, device=c.device)
+    (k, length), step = c.shape[:2], c.shape[1] - overlap
+    v = ramp(overlap, weighting).reshape(-1, *[1] * (c.ndim - 2)).astype(c.real.dtype)
     n = offset + step * (k - 1) + length
     whole = max(n, total or 0)
-    out = lib.full((whole, *c.shape[2:]), np.nan, dtype=c.dtype, **(
-        {} if lib is np else {"device": c.device}))
+    out = np.full((whole, *c.shape[2:]), np.nan, c.dtype)
     out[offset:offset + length] = c[0]
     if overlap <= step:                                     # only neighbours meet: all at once
         body = out[offset + length:n].reshape(k - 1, step, *c.shape[2:])
         body[...] = c[1:, overlap:]
         at = offset + step * np.arange(1, k)[:, None] + np.arange(overlap)    # chop overlap
-        out[at if lib is np else lib.as_tensor(at, device=c.device)] = _blend(
-            c[:-1, step:], c[1:, :overlap], v, lib)
+        out[at] = _blend(c[:-1, step:], c[1:, :overlap], v)
     else:
         for i in range(1, k):
             at = offset + i * step
-            out[at:at + overlap] = _blend(out[at:at + overlap], c[i, :overlap], v, lib)
+            out[at:at + overlap] = _blend(out[at:at + overlap], c[i, :overlap], v)
             out[at + overlap:at + length] = c[i, overlap:]
     return out if total is None else out[:total]

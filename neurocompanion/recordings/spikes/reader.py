@@ -14,11 +14,12 @@ import numpy as np
 
 from ..guard import (AGAIN, Look, each_of, mat5, refuse, room_for,
                                              table_of)
-from neurocompanion.recordings.spikes.hdf5 import (
-    bin_seconds, not_taken, assumed, is_nlb, made, over, read_lfads, read_nlb,
-    read_steinmetz)
+from .hdf5 import (
+    bin_seconds, not_taken, is_nlb, made, over, read_lfads, read_nlb, read_steinmetz)
 from .nwb import read_nwb
+from ..schema import sizes_text
 from .counts import spike_counts
+from ..standard import assumed
 
 # %% ../../../nbs/recordings/spikes/reader.ipynb #77252365
 def _one(v):
@@ -34,7 +35,7 @@ def _trials(path, name, field):
         x = getattr(s, field, None)
         if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype.kind not in "biuf" or not x.size:
             refuse(f"{path}, trial {i}", f"`{field}` holds no counts", "unit × time",
-                   "nothing" if x is None else f"{x.dtype} {' × '.join(map(str, x.shape))}", AGAIN)
+                   "nothing" if x is None else f"{x.dtype} {sizes_text(x.shape)}", AGAIN)
         if out and x.shape[0] != out[0].shape[1]:
             refuse(f"{path}, trial {i}", "the trial has other units than the first",
                    f"{out[0].shape[1]} units", x.shape[0], "Leave the trial out of the file")
@@ -164,8 +165,8 @@ def read_aplysia(path, *, bin_size=None) -> list:   # seconds; None: 0.01
     path = Path(path)
     s = np.asarray(mat5(path)["spks"])
     if s.ndim != 2 or s.shape[1] != 2 or not len(s) or not np.isfinite(s.astype(float)).all():
-        refuse(path, "`spks` is no list of spikes", "rows of unit and second", " × ".join(
-               map(str, s.shape)), AGAIN)
+        refuse(path, "`spks` is no list of spikes", "rows of unit and second",
+               sizes_text(s.shape), AGAIN)
     unit, t = s[:, 0].astype(int), s[:, 1].astype(float)
     if (bad := (t < 0) | (s[:, 0] != unit) | (unit < 1)).any():
         i = int(bad.argmax())
@@ -241,7 +242,7 @@ def _session(eid, rows, bin_size):
     trials = [_dense(d, i, p) for p, d, i in rows]
     for (p, _, i), x in zip(rows, trials):
         if x.shape != trials[0].shape: refuse(f"{p}, row {i}", "the trial differs from the first",
-            " × ".join(map(str, trials[0].shape)), " × ".join(map(str, x.shape)), "Split the file")
+            sizes_text(trials[0].shape), sizes_text(x.shape), "Split the file")
     T, n = trials[0].shape
     found, report = {k: {} for k in ("unit", "time", "trial", "session")}, []
     for name in first:

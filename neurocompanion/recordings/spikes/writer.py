@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from ...core import ParameterError, atomic_path
+from ...core import ParameterError, atomic_path, one_of
 
 # %% ../../../nbs/recordings/spikes/writer.ipynb #38734084
 def _ragged(group, name, rows, tail=()):
@@ -101,8 +101,7 @@ def write_matlab(
 ) -> Path:              # the file
     "Write spikes as a MATLAB file of one of four layouts."
     from scipy.io import savemat
-    if layout not in MATLAB: raise ParameterError("layout is not known", found=repr(layout),
-                                                  expected=", ".join(MATLAB))
+    one_of("layout", layout, MATLAB)
     x, c = ds.spikes.values.astype(np.uint8), ds["condition"].values
     if layout == "datahigh": fields = {"D": _structs([
         {"data": v.T, "condition": f"reach{k + 1}", "epochStarts": 1.0,

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from ...core import ParameterError, checksum
 from ..guard import npy, npz, refuse, room_for
-from ..standard import traces
+from ..standard import assumed, traces
 
 # %% ../../../nbs/recordings/video/masks.ipynb #572ed5c5
 def local_correlation(
@@ -142,8 +142,7 @@ def read_suite2p(folder, *, sampling_rate=None) -> list:   # frames a second; No
     x, rate = npy(folder / "F.npy"), sampling_rate or 1.0
     if x.ndim != 2: refuse(folder, "F.npy is no matrix", "region × frame", f"{x.ndim} axes",
                            "Save suite2p's F.npy")
-    note = [] if sampling_rate else [{"sampling_rate": "not in the files", "action": "assumed",
-                                      "reason": "1 Hz; pass sampling_rate="}]
+    note = [] if sampling_rate else [assumed("sampling_rate", "1 Hz; pass sampling_rate=")]
     more, sure = {}, folder / "iscell.npy"
     if sure.is_file(): more["is_cell"] = ("neuron", npy(sure)[:, 0] > 0)
     return [traces(x.T, [f"?{i:03d}" for i in range(len(x))], np.arange(x.shape[1]) / rate,

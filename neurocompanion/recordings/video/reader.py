@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ...core import RecordingError, mirror_dir
-from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
+from ..guard import (AGAIN, Look, extra, hdf5, intact, look, opened, refuse,
                                              room_for, start_of)
-from ..standard import video
+from ..standard import assumed, video
 from .masks import read_clusters, read_suite2p
 
 # %% ../../../nbs/recordings/video/reader.ipynb #fb37384b
@@ -72,11 +72,6 @@ class View:
         return out.transpose([left.index(a) for a in mine])
 
 # %% ../../../nbs/recordings/video/reader.ipynb #d8c56edd
-def _lacking(package, where):
-    refuse(where, f"{package} is not installed", "the extra `video`", "none",
-           "pip install 'neurocompanion[video]'")
-
-
 def open_zarr(
     path,               # a folder, or an address that begins with gs:// or https://
     axes=None,          # the file's axes in the order t, z, y, x; None leaves them
@@ -90,8 +85,7 @@ def open_zarr(
 
 def _local(path):
     "A Zarr array in a folder."
-    try: import zarr
-    except ImportError: _lacking("zarr", path)
+    zarr = extra("zarr", path)
     try: found = zarr.open(path, mode="r")
     except Exception:
         refuse(path, "this is not a Zarr array", "a folder with zarr.json or .zarray",
@@ -121,9 +115,7 @@ def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
 # %% ../../../nbs/recordings/video/reader.ipynb #e822ffe5
 def _remote(address, cache):
     "A Zarr array at an address, version 3 or else 2."
-    try: import tensorstore as ts
-    except ImportError: _lacking("tensorstore", address)
-    store = _bucket(address)
+    ts, store = extra("tensorstore", address), _bucket(address)
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
     for driver in ("zarr3", "zarr"):
         try: return _Slices(ts.open({"driver": driver, "kvstore": store}, read=True,
@@ -321,8 +313,7 @@ def read_film(
     path = Path(path)
     array = open_video(path, name, planes, axes)
     who = path.parent if path.is_dir() and path.name in ("series", "images") else path
-    note = [] if sampling_rate else [{"sampling_rate": "not in the file", "action": "assumed",
-                                      "reason": "1 Hz; pass sampling_rate="}]
+    note = [] if sampling_rate else [assumed("sampling_rate", "1 Hz; pass sampling_rate=")]
     return [video(array, subject=who.stem, source="film", report=note, file=path.name,
                   sampling_rate=sampling_rate or 1.0)]
 

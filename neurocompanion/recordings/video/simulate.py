@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
-from ...core import ParameterError
+from ...core import ParameterError, one_of
 from ..simulate import calcium, generator, provenance, with_truth, within
 from ..standard import video
 
@@ -186,9 +186,7 @@ def _check_fish(p):
     for k in ("frame_rate", "photons"): within(k, p[k], above=True)
     within("coupling", p["coupling"], 0, 0.79), within("responding", p["responding"], 0, 1)
     within("radius", p["radius"], 0.5 * math.hypot(*p["voxel_size"]))
-    if p["dtype"] not in ("uint16", "float32"):
-        raise ParameterError("no camera gives this type", expected="'uint16' or 'float32'",
-                             found=repr(p["dtype"]), where="dtype")
+    one_of("dtype", p["dtype"], ("uint16", "float32"))
 
 # %% ../../../nbs/recordings/video/simulate.ipynb #46a9550a
 def _mask_means(frames, mask):

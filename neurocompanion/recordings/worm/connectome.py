@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ...core import ParameterError, RecordingError, sha256
+from ...core import ParameterError, RecordingError, one_of, sha256
 from ..sources import fetch
-from ..guard import refuse
+from ..guard import AGAIN, refuse, start_of
 from ..standard import NEURONS
 from .labels import clean_names
 
@@ -29,7 +29,7 @@ CONNECTOMES = {  # name → entry of the registry, unit of the weights, doi
 
 # %% ../../../nbs/recordings/worm/connectome.ipynb #42ccaa78
 _MISPRINTS = {"IL2V4": "IL2VR"}
-_FIX, _AGAIN = "Correct the file", "Download the file again from its source"
+_FIX = "Correct the file"
 
 
 def _names(raw):
@@ -76,13 +76,13 @@ _TYP = {0: "chemical", 2: "electrical"}
 def _json_edges(path):
     "The connections of a JSON file."
     try: found = json.loads(Path(path).read_bytes())
-    except ValueError as e: refuse(path, "the file is damaged or cut short", "JSON", e, _AGAIN)
+    except ValueError as e: refuse(path, "the file is damaged or cut short", "JSON", e, AGAIN)
     if not (isinstance(found, list) and found): refuse(path, "no list of connections", "a list",
-                                                       type(found).__name__, _AGAIN)
+                                                       type(found).__name__, AGAIN)
     for i, e in enumerate(found):
         if not (isinstance(e, dict) and {"pre", "post", "typ", "syn"} <= set(e)):
             refuse(f"{path}, connection {i}", "a field is missing", "pre, post, typ, syn",
-                   ", ".join(e) if isinstance(e, dict) else e, _AGAIN)
+                   ", ".join(e) if isinstance(e, dict) else e, AGAIN)
         if e["typ"] not in _TYP: refuse(f"{path}, connection {i}", "no such kind of connection",
                                         "0 (chemical) or 2 (electrical)", e["typ"], _FIX)
         yield e["pre"], e["post"], _TYP[e["typ"]], float(np.sum(e["syn"]))
@@ -102,7 +102,7 @@ def _csv_edges(path):
         try: weight = float(e["Weight"])
         except (KeyError, ValueError):
             refuse(f"{path}, line {i}", "no number for a weight", "Source, Target, Weight, Type",
-                   ", ".join(row), _AGAIN)
+                   ", ".join(row), AGAIN)
         if e.get("Type") not in _TYP.values():
             refuse(f"{path}, line {i}", "no such kind of connection", "chemical or electrical",
                    row[-1], _FIX)
@@ -115,10 +115,9 @@ def _signals(path):
     receivers = [row[0] for row in rows]
     if any(len(row) != len(senders) + 1 for row in rows) or not rows:
         refuse(path, "this is no table of signals", f"{len(senders)} values in each row",
-               ", ".join(sorted({str(len(row) - 1) for row in rows})), _AGAIN)
+               ", ".join(sorted({str(len(row) - 1) for row in rows})), AGAIN)
     try: x = np.array([[float(v or "nan") for v in row[1:]] for row in rows])
-    except ValueError as e: refuse(path, "a response is no number", "a number or nothing", e,
-                                   _AGAIN)
+    except ValueError as e: refuse(path, "a response is no number", "a number or nothing", e, AGAIN)
     to, why = _names([*senders, *receivers])
     signal = np.full((len(NEURONS),) * 2, np.nan)
     for i, post in enumerate(receivers):
@@ -138,9 +137,7 @@ def read_connectome(
 ) -> xr.Dataset:              # `chemical` and `electrical`, or `signal`  # pre post
     "Read a connectome, whichever of the known layouts it has."
     path = Path(path)
-    if not path.is_file(): refuse(path, "there is no such file", "a file", "none",
-                                  "Correct the path")
-    start = path.read_bytes()[:200].decode("utf-8-sig", "replace").lstrip()
+    start = start_of(path, 200).decode("utf-8-sig", "replace").lstrip()
     if start[:1] in ("[", "{"): W, covered, report = _matrices(_json_edges(path), path)
     elif start.startswith("Source"): W, covered, report = _matrices(_csv_edges(path), path)
     elif start.startswith(","): W, covered, report = _signals(path)
@@ -155,9 +152,7 @@ def read_connectome(
 
 def load_connectome(name: str) -> xr.Dataset:   # one of `CONNECTOMES`
     "One of the published connectomes, fetched and read."
-    if name not in CONNECTOMES:
-        raise ParameterError("there is no such connectome", expected=" or ".join(CONNECTOMES),
-                             found=repr(name), fix="Read a file of your own with read_connectome")
+    one_of("connectome", name, CONNECTOMES, fix="Read a file of your own with read_connectome")
     entry, units, doi = CONNECTOMES[name]
     return read_connectome(fetch(entry), name, units=units, doi=doi)
 
@@ -178,9 +173,7 @@ def adjacency(
         raise ParameterError("the connectome has no such weights", where=which,
                              expected=" or ".join(connectome), found=repr(kind))
     lost = ~connectome["covered"].sel(pre=names).values
-    if missing not in ("error", "zero", "nan"):
-        raise ParameterError("there is no such way with missing neurons", found=repr(missing),
-                             expected="'error', 'zero' or 'nan'")
+    one_of("way with missing neurons", missing, ("error", "zero", "nan"))
     if lost.any() and missing == "error":
         raise RecordingError("the connectome does not cover these neurons", where=which,
                              found=", ".join(np.array(names)[lost]), expected="all of them",

@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from ...core import sha256
-from ..guard import hdf5, intact, opened, refuse, values
+from ..guard import AGAIN, hdf5, intact, opened, refuse, values
+from ..schema import sizes_text
 from ..standard import NEURONS
 from .labels import recording
 
@@ -54,12 +55,12 @@ def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
     "A worm from what either container holds; time begins at its first frame."
     time, x = np.ravel(np.asarray(time, float)), np.asarray(x, float)
     if x.ndim != 2: refuse(where, "`trace_array` is not a matrix", "neurons × time",
-                           " × ".join(map(str, x.shape)), "Download the file again")
+                           sizes_text(x.shape), AGAIN)
     cut, frames, stamps = [], max(x.shape), len(time)
     if stamps not in x.shape:
         if times != "first" or stamps < frames:
             refuse(where, f"{frames} frames but {stamps} time stamps", fix='times="first" takes '
-                   "the first ones" if stamps > frames else "Download the file again")
+                   "the first ones" if stamps > frames else AGAIN)
         cut = [{"time": f"{stamps - frames} of {stamps} time stamps", "action": "dropped",
                 "reason": f"there are {frames} frames; the first are taken"}]
         time = time[:frames]
@@ -69,8 +70,7 @@ def _worm(x, time, labels, behaviour, where, uncertain, times, **about):
     own = {"confidence": sure} if np.isfinite(sure).any() else None
     return recording(x, names, time - time[:1], where=where, uncertain=uncertain, behaviour=kept,
                      of_neurons=own, report=cut + report, source="flavell2023", units="z-score",
-                     clock_start=float(time[0]) if len(time) else 0.0, licence="not stated",
-                     **about)
+                     clock_start=float(time[0]) if len(time) else 0.0, **about)
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #ea82fb34
 JSON = ("timestamp_confocal", "trace_array", "labeled")
@@ -78,27 +78,26 @@ JSON = ("timestamp_confocal", "trace_array", "labeled")
 
 def read_flavell_json(path, *, uncertain=False, times="") -> list:   # "first": cut time stamps
     "Read a worm of Atanas 2023 from JSON."
-    path, again = Path(path), "Download the file again from its source"
-    with intact(path, again): d = json.loads(raw := path.read_bytes())
+    path = Path(path)
+    with intact(path): d = json.loads(raw := path.read_bytes())
     d = d if isinstance(d, dict) else {}
     for key in JSON:
         if key not in d: refuse(path, f"field `{key}` is missing", ", ".join(JSON),
-                                ", ".join(d) or "none", again)
+                                ", ".join(d) or "none", AGAIN)
     if len(lengths := {len(v) for v in d["trace_array"]}) != 1:
-        refuse(path, "traces differ in length", "one length", sorted(lengths), again)
+        refuse(path, "traces differ in length", "one length", sorted(lengths), AGAIN)
     rest = {k: v for k, v in d.items()
             if isinstance(v, list) and k not in (*JSON, "trace_original")}
     subject = str(d.get("uid") or path.stem)
     simulated = {"simulated": True} if "simulated" in d else {}
     return [_worm(d["trace_array"], d["timestamp_confocal"], d["labeled"], rest,
                   f"{path}, worm {subject}", uncertain, times, subject=subject, file=path.name,
-                  **simulated, doi="10.1016/j.cell.2023.07.035",
-                  sha256=hashlib.sha256(raw).hexdigest())]
+                  **simulated, sha256=hashlib.sha256(raw).hexdigest())]
 
 # %% ../../../nbs/recordings/worm/flavell.ipynb #694c2be1
 def labels_in(path: Path, uid: str):   # a file of labels: JSON, or the laboratory's own JLD2
     "The labels of one worm among many, by trace column; None if it is not in the file."
-    with intact(path, "Download the file again"):
+    with intact(path):
         if path.suffix != ".jld2":
             found = json.loads(path.read_bytes()).get(uid)
             return found[0] if isinstance(found, list) else found
@@ -141,10 +140,10 @@ def read_flavell_h5(
 ) -> list:            # one recording
     "Read a worm of Dag 2023 or Atanas 2023 from HDF5."
     path = Path(path)
-    uid, again = path.stem.removesuffix("-data"), "Download the file again from its source"
+    uid = path.stem.removesuffix("-data")
     with opened(path) as f:
         for key in H5:
-            if key not in f: refuse(path, f"`{key}` is missing", ", ".join(H5), ", ".join(f), again)
+            if key not in f: refuse(path, f"`{key}` is missing", ", ".join(H5), ", ".join(f), AGAIN)
         x, time = values(f[H5[0]]), values(f[H5[1]])
         behaviour = {k: values(d) for k, d in f.get("behavior", {}).items()
                      if d.shape and d.shape[0] in (*x.shape, len(time))}

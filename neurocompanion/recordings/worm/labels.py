@@ -12,6 +12,7 @@ from collections import Counter
 import numpy as np
 
 from ..guard import refuse
+from ..schema import sizes_text
 from ..standard import NEURONS, parts_of, traces
 
 # %% ../../../nbs/recordings/worm/labels.ipynb #c42c02e7
@@ -80,7 +81,7 @@ def time_first(x, T, where):
     if x.ndim == 2 and x.shape[1] == T: return x.T
     if x.ndim == 2 and x.shape[0] == T: return x
     refuse(where, "traces and time vector do not match", f"a side of {T} frames",
-           " × ".join(map(str, x.shape)), "Correct the file")
+           sizes_text(x.shape), "Correct the file")
 
 
 def _gap_report(names, labels, missing, keep, T):
@@ -103,6 +104,7 @@ def recording(
 ):                           # a recording of kind traces
     "One worm from its parts: names cleaned, gaps filled, checked."
     time = np.ravel(np.asarray(time, float))
+    about = {"licence": "not stated", "doi": SOURCES.get(about.get("source"), ""), **about}
     x = time_first(np.asarray(x), len(time), where)
     if len(labels) != x.shape[1]:
         refuse(where, "traces and names do not match", f"{x.shape[1]} names", len(labels),

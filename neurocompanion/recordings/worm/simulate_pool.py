@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import lfilter
 from ...core import (
-    NeurocompanionError, ParameterError, RecordingError, atomic_path, progress)
+    NeurocompanionError, ParameterError, RecordingError, atomic_path, one_of, progress)
 from ..simulate import generator, observed, within
 from .simulate import CYCLE, worms
 from ..standard import NEURONS, state_names
@@ -79,9 +79,7 @@ def plan(
     worms, seed = within("worms", worms, 0, 1, above=True), within("seed", seed, whole=True)
     if minutes is not None: minutes = within("minutes", minutes, 0, above=True)
     names = list(POOL) if sources is None else [sources] if isinstance(sources, str) else sources
-    for name in names:
-        if name not in POOL: raise ParameterError("there is no such source", found=repr(name),
-                                                  expected=" or ".join(POOL))
+    for name in names: one_of("source", name, POOL)
     return [_file(name, file, n, max(1, round(worms * n)), minutes, seed)
             for name in dict.fromkeys(names) for file, n in POOL[name].files.items()]
 

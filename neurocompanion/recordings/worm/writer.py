@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from ...core import ParameterError, atomic_path
+from ...core import ParameterError, atomic_path, one_of
 from ..standard import NEURONS, state_names
 
 from .yemini import FIELDS, SKIP
@@ -109,8 +109,7 @@ def write_zimmer(
     turned: bool = False,      # write the traces the other way round
 ) -> Path:
     "Write worms as MATLAB 7.3, in a layout of the Zimmer laboratory."
-    if source not in ZIMMER:
-        raise ParameterError("no such layout", expected=" or ".join(ZIMMER), found=source)
+    one_of("layout", source, ZIMMER)
     worms = list(worms)
     struct = _struct(source, worms, _labels(worms, labels), turned)
     with atomic_path(path) as tmp:
@@ -287,14 +286,12 @@ def write_worms(
 ) -> Path:                 # what to read: a file, or the folder
     "Write worms in any layout, under the names that its source gives."
     folder, worms = Path(folder), list(worms)
+    one_of("layout", layout, [v for all_of in WRITERS.values() for v in all_of])
     if layout in ZIMMER:
         return write_zimmer(folder / f"{ZIMMER[layout][0]}.mat", worms, layout, labels)
     if layout == "yemini2021": return write_yemini(folder / "Head_Activity_OH16230.mat", worms)
     if layout == "leifer2023": return write_leifer(folder / "exported_data.tar.gz", worms, labels)
     if layout == "leifer2023_folder": return write_leifer(folder, worms, labels)
-    if not layout.startswith("flavell2023"):
-        known = ", ".join(v for all_of in WRITERS.values() for v in all_of)
-        raise ParameterError("no such layout", expected=known, found=layout)
     each = [None] * len(worms) if labels is None else labels
     for ds, raw in zip(worms, each, strict=True):
         if layout == "flavell2023_h5": write_flavell_h5(folder / f"{ds.subject}-data.h5", ds)

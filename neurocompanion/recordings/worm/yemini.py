@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...core import sha256
-from ..guard import each_of, intact, mat5, refuse
-from .labels import SOURCES, recording
+from ..guard import AGAIN, each_of, intact, mat5, refuse
+from .labels import recording
 
 # %% ../../../nbs/recordings/worm/yemini.ipynb #fef2b1ec
 FIELDS = ("fps", "files", "neurons", "is_L", "norm_traces")
@@ -24,7 +24,7 @@ def _load(path):
     m = mat5(path, [*FIELDS, "stim_names", "stim_times"])
     missing = [k for k in FIELDS if k not in m]
     if missing: refuse(path, f"field `{missing[0]}` is missing", ", ".join(FIELDS),
-                       ", ".join(m) or "none", "Download it again")
+                       ", ".join(m) or "none", AGAIN)
     return {k: list(np.ravel(v)) if k != "stim_times" else v for k, v in m.items()}
 
 
@@ -40,8 +40,7 @@ def _seen(d, worm, path):
         c, left, entries = _word(cell), np.ravel(is_left), np.ravel(entries)
         if len(left) != len(entries) or len(left) not in (F, 2 * F):
             refuse(f"{path}, neuron {c}", "`is_L` and `norm_traces` do not fit the worms",
-                   f"{F} or {2 * F} entries each", f"{len(left)} and {len(entries)}",
-                   "Download the file again from its source")
+                   f"{F} or {2 * F} entries each", f"{len(left)} and {len(entries)}", AGAIN)
         for i in range(worm, len(left), F):
             x = np.ravel(entries[i]).astype(float)
             if not x.size: continue
@@ -60,7 +59,7 @@ def _one(d, i, path, uncertain, **about):
     for n, x in zip(names, traces):
         if len(x) != T: refuse(
             f"{where}, neuron {n}", "the trace differs in length from the others", f"{T} samples",
-            len(x), "Download the file again from its source")
+            len(x), AGAIN)
     if T <= SKIP + 1: refuse(where, "the traces are too short", f"more than {SKIP + 1} samples", T,
                              "Leave the worm out")
     if not 0 < fps < np.inf: refuse(path, "`fps` is not a rate", "a number above 0", fps,
@@ -75,15 +74,13 @@ def read_yemini(path, *, uncertain=False, bad=None) -> list:   # a recording for
     "Read the worms of a file of Yemini 2021."
     path = Path(path)
     d = _load(path)
-    about = {"source": "yemini2021", "doi": SOURCES["yemini2021"], "licence": "not stated",
-             "sha256": sha256(path), "file": path.name}
+    about = {"source": "yemini2021", "sha256": sha256(path), "file": path.name}
     names, times = [_word(s) for s in d.get("stim_names", [])], d.get("stim_times")
     if np.shape(times) == (len(names), 2):
         about["stimuli"] = [{"name": n, "on": float(a), "off": float(b)}
                             for n, (a, b) in zip(names, times)]
     if not len(d["neurons"]) == len(d["is_L"]) == len(d["norm_traces"]):
         refuse(path, "fields disagree on the number of classes", "one entry for each class",
-               ", ".join(f"{k} {len(d[k])}" for k in FIELDS[2:]),
-               "Download it again from its source")
+               ", ".join(f"{k} {len(d[k])}" for k in FIELDS[2:]), AGAIN)
     with intact(path):
         return each_of(lambda i: _one(d, i, path, uncertain, **about), range(len(d["files"])), bad)

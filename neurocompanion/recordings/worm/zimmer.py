@@ -14,7 +14,7 @@ from h5py import h5a, h5d, h5g, h5o, h5r, h5s, h5t
 
 from ...core import sha256
 from ..guard import AGAIN, each_of, hdf5, names_in, own, refuse, room_for
-from .labels import SOURCES, time_first, recording
+from .labels import time_first, recording
 
 # %% ../../../nbs/recordings/worm/zimmer.ipynb #c196181e
 def _text(d) -> str:
@@ -234,8 +234,8 @@ def read_zimmer(path, *, uncertain=False, bad=None) -> list:   # a recording for
         own(group.id, path)
         root = found[0] or path.stem
         source = _source(root, set(group), layout)
-        about = {"doi": SOURCES[source], "licence": "not stated", "source": source,
-                 "file": path.name, "uncertain": uncertain, "sha256": sha256(path)}
+        about = {"source": source, "file": path.name, "uncertain": uncertain,
+                 "sha256": sha256(path)}
         key, name = _key(m, group), "worm" if layout[0] == "NeuronNames" else root + "-"
         if "simulated" in m.f.attrs: about["simulated"] = True
         rows = enumerate(_fields(m, group, layout, path), 1)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ParameterError, is_whole
+from ..core import ParameterError, is_whole, need_whole, one_of
 from ..fast.dropout import drop
 
 # %% ../../nbs/sessions/models.ipynb #8b0f3c58
@@ -48,9 +48,7 @@ SCHEMES = "neuron", "causal", "inter-region", "intra-region"  # one token each; 
 
 
 def _check_sizes(heads, width, dropout, **sizes):
-    for name, v in dict(heads=heads, width=width, **sizes).items():
-        if not is_whole(v): raise ParameterError(f"{name} is not a size", found=repr(v),
-                                                 expected="a whole number from 1 on")
+    need_whole(heads=heads, width=width, **sizes)
     if width % heads: raise ParameterError("width must be divisible by the heads", found=width,
                                            expected=f"a multiple of {heads}")
     if not 0 <= dropout < 1:
@@ -90,9 +88,7 @@ def enrol(model, name, units, kind, make):
     if not is_whole(units): raise ParameterError("a session has units", where=name,
                                                  found=repr(units),
                                                  expected="a whole number from 1 on")
-    if kind not in ("spikes", "traces"):
-        raise ParameterError("there is no such kind of session", where=name, found=repr(kind),
-                             expected="'spikes' (log rates) or 'traces' (means)")
+    one_of("kind of session", kind, ("spikes", "traces"))
     model.stitchers[_key(name)] = make()
     model.sessions[name], model.kinds[name] = int(units), kind
 

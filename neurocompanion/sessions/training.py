@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from .. import core
-from ..core import ParameterError, is_whole, need
+from ..core import ParameterError, need_whole
 from .data import Session
 from .models import beside, fill_in, hide
 from .pretraining import (
@@ -255,9 +255,7 @@ def fine_tune(body: nn.Module, session, *, seed: int = 0, **how) -> Tuned:
 # %% ../../nbs/sessions/training.ipynb #4628635b
 def _jobs(how):
     "One job for each (body, session, seed); what is given once is given to all."
-    for name in "epochs", "batch":
-        v = getattr(how, name)
-        need(is_whole(v), name, "a whole number from 1 on", v)
+    need_whole(epochs=how.epochs, batch=how.batch)
     listed = lambda v, one: [v] if isinstance(v, one) else list(v)
     given = dict(body=listed(how.body, nn.Module), sessions=listed(how.sessions, Session),
                  seeds=listed(how.seeds, Integral))

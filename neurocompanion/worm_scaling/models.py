@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import ParameterError
+from ..core import ParameterError, need_whole
 from ..fast.dropout import Dropout, drop
 from ..recordings.standard import NEURONS
 
@@ -52,8 +52,7 @@ def visible(
 # %% ../../nbs/worm_scaling/models.ipynb #6c8b0ef9
 def embedding(hidden: int, norm: bool = True) -> nn.Module:
     "302 neurons → H hidden units, rectified and, with `norm`, normalised."
-    if hidden < 1:
-        raise ParameterError("a model needs hidden units", expected="hidden >= 1", found=hidden)
+    need_whole(hidden=hidden)
     layers = [nn.Linear(len(NEURONS), hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.LayerNorm(hidden)] if norm else []))
 

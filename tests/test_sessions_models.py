@@ -187,7 +187,7 @@ def test_a_start_of_its_own():
     (lambda m: m.session_parameters("c"), "does not know this session"),
     (lambda m: M.NDT(0), "bins is out of range"),
     (lambda m: M.NDT(10, width=10, heads=3), "multiple of 3"),
-    (lambda m: M.NDT(10, dropout=1.0), "dropout is a share"),
+    (lambda m: M.NDT(10, dropout=1.0), "dropout is out of range: expected a share"),
     (lambda m: M.forward_prediction(m, counts(2, 5, 7), "a", last=0), "cannot be forecast"),
     (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape"),
 ])

@@ -191,8 +191,8 @@ class Fit:
         return pd.DataFrame(self.rows)
 
     def __repr__(self):
-        return (f"Fit: loss {self.best_loss:.4g} at epoch {self.best_epoch} of {len(self.rows)}, "
-                f"stopped by {self.stopped}")
+        return (f"{type(self).__name__}: loss {self.best_loss:.4g} at epoch {self.best_epoch} "
+                f"of {len(self.rows)}, stopped by {self.stopped}")
 
 # %% ../../nbs/training/fit.ipynb #0f88974f
 def _check_settings(how):

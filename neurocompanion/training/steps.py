@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['score', 'place', 'minibatches', 'count_steps', 'gradient', 'settled_precision', 'autocast', 'device_of', 'to_floats',
-           'evaluate']
+           'evaluating', 'evaluate']
 
 # %% ../../nbs/training/steps.ipynb #daf5f7d7
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
@@ -157,6 +157,15 @@ def to_floats(values) -> list:
     return [next(fetched) if a else float(v) for v, a in zip(values, away)]
 
 # %% ../../nbs/training/steps.ipynb #83287f61
+@contextmanager
+def evaluating(model: nn.Module):
+    "Evaluation mode inside; outside the model is in the mode that it was in."
+    training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(training)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -166,11 +175,10 @@ def evaluate(
     precision: str = "float32",  # "bf16" and "auto" as in `fit`
 ) -> float:                      # mean over all entries
     "The loss over a whole data set, in evaluation mode."
-    device, was_training = device_of(model), model.training
+    device = device_of(model)
     data, amp = place(data, device), autocast(precision, device)
-    model.eval()
-    try: scores = [score(model, loss, b, amp) for b in minibatches(data, batch, device=device)]
-    finally: model.train(was_training)
+    with evaluating(model):
+        scores = [score(model, loss, b, amp) for b in minibatches(data, batch, device=device)]
     means, weights = (to_floats(s) for s in zip(*scores))
     if not sum(weights): raise TrainingError("nothing to score: every batch has weight 0")
     return sum(m * w for m, w in zip(means, weights) if w) / sum(weights)

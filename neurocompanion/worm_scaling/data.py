@@ -10,7 +10,7 @@ __all__ = ['smooth', 'alpha_for', 'smooth_in_time', 'seconds', 'average', 'norma
 from collections import Counter
 import numpy as np
 import torch
-from ..core import ParameterError, RecordingError, need_whole, one_of
+from ..core import ParameterError, RecordingError, need, need_whole, one_of
 from ..recordings.standard import to_302
 
 # %% ../../nbs/worm_scaling/data.ipynb #e314ecfa
@@ -31,8 +31,8 @@ def smooth(
 # %% ../../nbs/worm_scaling/data.ipynb #dcdb4e6f
 def alpha_for(tau: float, dt):
     "The weight of the newest frame, `dt` seconds after the last, for a time constant of `tau`."
-    if tau > 0: return -np.expm1(-np.asarray(dt, float) / tau)
-    raise ParameterError("tau is a time constant", expected="seconds, above 0", found=tau)
+    need(tau > 0, "tau", "a time constant in seconds, above 0", tau)
+    return -np.expm1(-np.asarray(dt, float) / tau)
 
 
 def smooth_in_time(
@@ -54,8 +54,7 @@ def seconds(
 ) -> np.ndarray:       # the step that each frame falls in, from 0  # t
     "The step number of every frame, by its time stamp."
     time = np.asarray(time, dtype=float)
-    if not 0 < dt < np.inf:
-        raise ParameterError("a step has a width", expected="dt in seconds, above 0", found=dt)
+    need(0 < dt < np.inf, "dt", "the width of a step in seconds, above 0", dt)
     return np.floor((time - time[0]) / dt + 1e-9).astype(int)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from ..core import ParameterError, default_device, set_seed
 from ..sweeps import paper
-from ..training.fit import evaluate, fit
+from ..training.fit import fit
+from ..training.steps import evaluate, evaluating
 from . import data as wd, pool as pools
 from .heads import LR, History, Mean, Naive, OwnHistory, build
 from .models import generate, next_step_loss, training_flops
@@ -28,12 +29,11 @@ def errors(
     windows: wd.Windows,  # in their own order
 ):                        # mean squared error of each neuron, NaN where none is named  # worm n
     "The error of every neuron of every worm."
-    total, was_training = torch.zeros(windows.masks.shape, dtype=torch.float64), model.training
-    model.eval()
-    for (w, m), worm in zip(windows, windows.worm.split(windows.batch)):
-        error = (model(w[:, :-1], m) - w[:, 1:]).square().mean(1)   # b n
-        total.index_add_(0, worm.cpu(), error.cpu().double())
-    model.train(was_training)
+    total = torch.zeros(windows.masks.shape, dtype=torch.float64)
+    with evaluating(model):
+        for (w, m), worm in zip(windows, windows.worm.split(windows.batch)):
+            error = (model(w[:, :-1], m) - w[:, 1:]).square().mean(1)   # b n
+            total.index_add_(0, worm.cpu(), error.cpu().double())
     total /= windows.worm.bincount()[:, None].cpu()
     return total.where(windows.masks.cpu() > 0, torch.nan)
 

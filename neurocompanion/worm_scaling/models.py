@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import ParameterError, need_whole
 from ..fast.dropout import Dropout, drop
 from ..recordings.standard import NEURONS
+from ..training.steps import evaluating
 
 # %% ../../nbs/worm_scaling/models.ipynb #63df2e6a
 class Linear(nn.Module):
@@ -193,9 +194,7 @@ def generate(
 ) -> Tensor:                       # predictions of the moments after x  # b steps n
     "Predict `steps` moments, each from the past and from the predictions before it."
     known = _known_inputs(x, steps, teacher, context)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if context: return _by_windows(model, known, mask, x.shape[1], steps, context)
         y, state = model.advance(known, mask)
         found = [y[:, x.shape[1] - 1:]]
@@ -203,7 +202,6 @@ def generate(
             y, state = model.advance(found[-1][:, -1:], mask, state)
             found.append(y)
         return torch.cat(found, 1)
-    finally: model.train(training)
 
 # %% ../../nbs/worm_scaling/models.ipynb #15cabfd4
 def _known_inputs(x, steps, teacher, context):

@@ -22,7 +22,7 @@ from ..recordings.standard import open_recording
 from ..recordings.video.film import df_over_f
 from ..training.fit import fit
 from ..training.schedules import cosine, make_optimiser
-from .data import coarser_video, recording_splits, undivided, windows
+from .data import coarser_video, recording_splits, windows
 from .models import UNet3D, steps_of
 from .sharding import (
     Grid, add_gradients, grid_of, multiple_of, part_loss, part_of, shard, share_dropout, sum_over)
@@ -84,8 +84,8 @@ def _own_device():
 # %% ../../nbs/zebrafish/distributed.ipynb #ee12d824
 def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # to train, to validate
     "First frames of windows, over all conditions that are not held out."
-    splits = recording_splits(ds, held_out) if "condition" in ds else undivided(ds.sizes["time"])
-    made = windows(context, horizon, splits=splits, longest=max(context, 256))
+    made = windows(context, horizon, splits=recording_splits(ds, held_out),
+                   longest=max(context, 256))
     train, valid = (np.concatenate([*made[k].values()]) for k in ("train", "valid"))
     if len(train): return train, valid
     raise ParameterError("no window fits into the frames for training",

@@ -10,7 +10,7 @@ __all__ = ['PRESETS', 'SCALING', 'LAYERS', 'Norm', 'Block', 'MLP', 'Edges', 'GNN
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import ParameterError, need_whole, one_of
+from ..core import ParameterError, is_whole, need, need_whole, one_of
 
 # %% ../../nbs/worm_gnn/models.ipynb #abccf5e7
 class Norm(nn.Module):
@@ -95,7 +95,8 @@ class _Model(nn.Module):
     def __init__(self, nodes, features, out, hidden, norm, inputs=None):
         super().__init__()
         need_whole(nodes=nodes, features=features, hidden=hidden)
-        if out is not None: need_whole(out=out)         # None predicts the next step
+        need(out is None or is_whole(out), "out",
+             "a whole number, at least 1; out=None predicts the next step", out)
         one_of("normalisation", norm, ("running", "worm", "none"))
         self.nodes, self.features, self.out = nodes, features, out
         self.read = _Readout(inputs or nodes * features, hidden, out or nodes * features, norm)

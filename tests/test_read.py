@@ -1,4 +1,5 @@
 "Every experiment of every paper, on every kind of file that it can take; runs of about a second."
+import json
 import shutil
 from functools import lru_cache
 from importlib import import_module
@@ -148,3 +149,19 @@ def test_every_experiment_takes_every_file(files, one_thread, paper, kind, exper
         said, = take_notes()
         assert said.startswith("used 3 of 4 recordings: cut.nc left out" if file == "broken"
                                else "used ")
+
+
+def test_a_defect_with_one_sensible_reading(tmp_path):
+    "More time stamps than frames: left out with the reason, or read as its reader offers."
+    folder = write_worms(tmp_path, worms(2, neurons=30, labelled=20, duration=60),
+                         "flavell2023_json")
+    path = sorted(folder.glob("*.json"))[0]
+    raw = json.loads(path.read_text())
+    stamps = raw["timestamp_confocal"]
+    raw["timestamp_confocal"] = stamps + [stamps[-1] + i + 1 for i in range(50)]
+    path.write_text(json.dumps(raw))
+    found = read(folder)
+    assert len(found) == 1 and "frames but" in found.left_out[0][1]
+    assert 'times="first"' in found.left_out[0][1] and "used 1 of 2 recordings" in found.used
+    both = read(folder, times="first")
+    assert len(both) == 2 and both[0].sizes["time"] == len(stamps) and both[0].report

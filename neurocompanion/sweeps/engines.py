@@ -260,7 +260,7 @@ def sweep(
 ) -> Result:
     "Run what is missing of a sweep, and collect its table."
     spec = load(name)
-    fixed = {k: _place(v) for k, v in (fixed or {}).items()}
+    fixed = {k: _place(v, k) for k, v in (fixed or {}).items()}
     runs = expand(spec, scale, fixed)  # a mistake in the grid shows before anything is written
     out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / scale
     if engine not in ENGINES:
@@ -278,8 +278,10 @@ def sweep(
     except OSError as e: raise disk_error(e, e.filename or out) from e
 
 # %% ../../nbs/sweeps/engines.ipynb #46be6264
-def _place(value):
+def _place(value, name=""):
     "A path that is given from where the caller stands, as one that holds in every run's folder."
-    looks = isinstance(value, str) and ("/" in value or os.sep in value or "." in value)
+    words = "auto", "real", "simulated"
+    looks = isinstance(value, str) and (
+        name == "data" and value not in words or "/" in value or os.sep in value or "." in value)
     if not looks or not Path(value).expanduser().exists(): return value
     return str(Path(value).expanduser().resolve())

@@ -61,8 +61,9 @@ def _simulate(args):
 # %% ../nbs/command.ipynb #77cf5c5c
 def _sweep(args):
     from neurocompanion.sweeps.engines import sweep
-    done = sweep(args.name, scale=args.scale, fixed=_settings(args.set), out=args.out,
-                 workers=args.workers, retry=not args.no_retry, engine=args.engine)
+    from neurocompanion.sweeps.sweep import setting
+    done = sweep(args.name, scale=args.scale, fixed=dict(map(setting, args.set or ())),
+                 out=args.out, workers=args.workers, retry=not args.no_retry, engine=args.engine)
     print(done.report())
     return done.exit_code
 
@@ -72,12 +73,6 @@ def _collect(args):
     from neurocompanion.sweeps.tables import publish
     print(collect(args.dir))
     if args.publish: print(publish(args.dir, smaller=args.smaller))
-
-# %% ../nbs/command.ipynb #466ee93c
-def _settings(texts) -> dict:
-    "The parameters that `--set` fixes."
-    from neurocompanion.sweeps.sweep import setting
-    return dict(setting(text) for text in texts or ())
 
 # %% ../nbs/command.ipynb #d17a5b56
 def _reproduce(args):

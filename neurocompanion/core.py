@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
-           'one_of', 'is_whole', 'need_same', 'home', 'results_dir', 'cache_dir', 'mirror_dir', 'atomic_path', 'sha256',
-           'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory', 'trim_memory', 'quiet',
-           'progress', 'git_revision', 'versions', 'run_record']
+           'is_whole', 'need_whole', 'need_same', 'guess', 'one_of', 'home', 'results_dir', 'cache_dir', 'mirror_dir',
+           'atomic_path', 'sha256', 'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory',
+           'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
-import ctypes, errno, hashlib, os, random, subprocess, sys, time
+import ctypes, difflib, errno, hashlib, os, random, subprocess, sys, time
+from collections.abc import Hashable
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -66,16 +67,15 @@ def need(ok: bool, name: str, expected, found):
     if not ok: raise ParameterError(f"{name} is out of range", expected=expected, found=repr(found))
 
 
-def one_of(what: str, value, known, **more):   # more: where, and what to do
-    "A value that is among those that are known; or the error that lists these."
-    if value in known: return value
-    raise ParameterError(f"there is no such {what}", found=repr(value),
-                         expected=" or ".join(map(repr, known)), **more)
-
-
 def is_whole(value, least: int = 1) -> bool:
     "Whether a value is a whole number from `least` on."
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def need_whole(least: int = 1, **values):
+    "Refuse arguments, by name, that are no whole numbers from `least` on."
+    for name, v in values.items():
+        need(is_whole(v, least), name, f"a whole number, at least {least}", v)
 
 
 def need_same(what: str, where, new: dict, old: dict, fix: str):
@@ -85,6 +85,19 @@ def need_same(what: str, where, new: dict, old: dict, fix: str):
     more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
     tell = lambda which: ", ".join(f"{k} = {str(which.get(k))[:60]}" for k in differ[:4]) + more
     raise TrainingError(what, where=where, expected=tell(new), found=tell(old), fix=fix)
+
+# %% ../nbs/core.ipynb #tp000002
+def guess(name, known) -> str:
+    "What to do about a name that is not among the known."
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
+    return f"Perhaps you mean {close[0]!r}" if close else "Correct the name, or leave it out"
+
+
+def one_of(what: str, value, known, **more):   # more: where, and what else to do
+    "The value, if it is among the known; else the error that lists these."
+    if isinstance(value, Hashable) and value in known: return value
+    raise ParameterError(f"there is no such {what}", found=repr(value), **{
+        "expected": " or ".join(map(repr, known)), "fix": guess(value, known), **more})
 
 # %% ../nbs/core.ipynb #d87a6b48
 def _is_home(p: Path) -> bool:

@@ -185,9 +185,9 @@ def test_a_start_of_its_own():
     (lambda m: m(counts(2, 5, 7), "a", torch.zeros(2, 5)), "the mask does not fit"),
     (lambda m: m(counts(2, 5, 7), "a", torch.zeros(5, 2, dtype=torch.bool)), "True or False"),
     (lambda m: m.session_parameters("c"), "does not know this session"),
-    (lambda m: M.NDT(0), "bins is not a size"),
+    (lambda m: M.NDT(0), "bins is out of range"),
     (lambda m: M.NDT(10, width=10, heads=3), "multiple of 3"),
-    (lambda m: M.NDT(10, dropout=1.0), "dropout is a share"),
+    (lambda m: M.NDT(10, dropout=1.0), "dropout is out of range: expected a share"),
     (lambda m: M.forward_prediction(m, counts(2, 5, 7), "a", last=0), "cannot be forecast"),
     (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape"),
 ])

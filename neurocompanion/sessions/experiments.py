@@ -57,7 +57,7 @@ ORDERS = "random", "ranked", "reverse"
 
 def _numbers(s, most):
     "How many sessions to pretrain on, without the whole pool; and whether on that too."
-    words = [w.strip() for w in s.sizes.split(",") if w.strip()]
+    words = paper.words_of(s.sizes)
     if odd := [w for w in words if w != "all" and not (w.isdigit() and int(w))]:
         raise ParameterError("this is no number of sessions", found=odd[0],
                              expected="1, 2, … or all, with commas between")
@@ -66,7 +66,7 @@ def _numbers(s, most):
 # %% ../../nbs/sessions/experiments.ipynb #73eede34
 def _scores(s, held, rest, lab):
     "The mean validation score of each session, by name."
-    words = [w.strip() for w in s.ranked_by.split(",")]
+    words = paper.words_of(s.ranked_by)
     if odd := [w for w in words if not w.isdigit()]: raise ParameterError(
         "a ranking needs seeds", found=repr(odd[0]), expected="whole numbers with commas between")
     each = [tuned_scores(s, held, [[x] for x in rest], int(w), lab) for w in words]
@@ -77,9 +77,7 @@ def _scores(s, held, rest, lab):
 def _taken(s, held, rest, lab):
     "Orders, and the sessions that each takes: (order, how many, sessions)."
     numbers, whole = _numbers(s, len(rest))
-    names = [w.strip() for w in s.orders.split(",") if w.strip()]
-    if odd := {*names} - {*ORDERS}: raise ParameterError(
-        "there is no such order", found=sorted(odd)[0], expected=", ".join(ORDERS))
+    names = paper.words_of(s.orders, "order", ORDERS)
     score = _scores(s, held, rest, lab) if {*names} - {"random"} else None
     lines = {name: pools.order(rest, name, seed=s.seed, score=score) for name in names}
     return [(name, n, line[:n]) for name, line in lines.items() for n in numbers] + [

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ParameterError, is_whole
+from ..core import ParameterError, is_whole, need, need_whole, one_of
 from ..fast.dropout import drop
+from ..training.steps import evaluating
 
 # %% ../../nbs/sessions/models.ipynb #8b0f3c58
 class NDT(nn.Module):
@@ -48,19 +49,15 @@ SCHEMES = "neuron", "causal", "inter-region", "intra-region"  # one token each; 
 
 
 def _check_sizes(heads, width, dropout, **sizes):
-    for name, v in dict(heads=heads, width=width, **sizes).items():
-        if not is_whole(v): raise ParameterError(f"{name} is not a size", found=repr(v),
-                                                 expected="a whole number from 1 on")
+    need_whole(heads=heads, width=width, **sizes)
     if width % heads: raise ParameterError("width must be divisible by the heads", found=width,
                                            expected=f"a multiple of {heads}")
-    if not 0 <= dropout < 1:
-        raise ParameterError("dropout is a share", expected="0 ≤ dropout < 1", found=dropout)
+    need(0 <= dropout < 1, "dropout", "a share: 0 ≤ dropout < 1", dropout)
 
 # %% ../../nbs/sessions/models.ipynb #57f91914
 def hide(shape: tuple, ratio: float = 0.3, generator=None, device=None) -> Tensor:  # b t
     "Choose bins to hide (True), each as likely as `ratio`; at least one of the batch."
-    if not 0 < ratio <= 1:
-        raise ParameterError("ratio is a share", expected="above 0, at most 1", found=ratio)
+    need(0 < ratio <= 1, "ratio", "a share: above 0, at most 1", ratio)
     chance = torch.rand(tuple(shape), generator=generator, device=device)
     return chance <= chance.min().clamp(min=ratio)
 
@@ -90,9 +87,7 @@ def enrol(model, name, units, kind, make):
     if not is_whole(units): raise ParameterError("a session has units", where=name,
                                                  found=repr(units),
                                                  expected="a whole number from 1 on")
-    if kind not in ("spikes", "traces"):
-        raise ParameterError("there is no such kind of session", where=name, found=repr(kind),
-                             expected="'spikes' (log rates) or 'traces' (means)")
+    one_of("kind of session", kind, ("spikes", "traces"))
     model.stitchers[_key(name)] = make()
     model.sessions[name], model.kinds[name] = int(units), kind
 
@@ -311,13 +306,11 @@ def forward_prediction(
     *, batch: int = 64,       # trials at a time
 ) -> Tensor:                  # log rates of the last bins  # b last n
     "Forecast the last bins of trials in one shot, in evaluation mode."
-    was, t = model.training, spikes.shape[1]
+    t = spikes.shape[1]
     mask = torch.arange(t, device=spikes.device) >= t - last_bins(t, last)
     seen = spikes.masked_fill(mask[:, None], 0)            # whatever stands there, NaN as well
-    model.eval()
-    try: told = [model(part, session, mask)[:, mask] for part in seen.split(batch)]
-    finally: model.train(was)
-    return torch.cat(told)
+    with evaluating(model):
+        return torch.cat([model(part, session, mask)[:, mask] for part in seen.split(batch)])
 
 # %% ../../nbs/sessions/models.ipynb #e0e77c63
 def fill_in(

@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'USUAL', 'check_pool', 'held', 'sessions_in', 'simulated', 
 # %% ../../nbs/sessions/pools.ipynb #3fcecd38
 from pathlib import Path
 import numpy as np
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, one_of
 from ..recordings import read as door
 from ..recordings.worm import simulate
 from ..recordings.spikes import simulate as simulate_spikes
@@ -48,8 +48,7 @@ USUAL = {   # arguments of `from_recording`
 # %% ../../nbs/sessions/pools.ipynb #805cdfeb
 def held(source: str) -> list:  # names in the registry
     "The recordings of a source that the mirror or the cache holds."
-    if source not in GROUPS: raise ParameterError("there is no such source", found=repr(source),
-                                                  expected=" or ".join(GROUPS))
+    one_of("source", source, GROUPS)
     if found := door.at_hand(names=GROUPS[source]): return found
     raise RecordingError(f"no session of {source} is at hand", found="none in mirror or cache",
                          expected="at least one", fix="Run `neurocompanion fetch "
@@ -110,9 +109,8 @@ def pool(
 # %% ../../nbs/sessions/pools.ipynb #68e70dad
 def _simulated(source, n, data_seed, world, seed, how):
     "The sessions of a simulated pool."
-    worms, known = source == "worms", ("simulated", *GROUPS)
-    if source and source not in known: raise ParameterError(
-        "there is no such source", found=repr(source), expected=" or ".join(known))
+    worms = source == "worms"
+    one_of("source", source, ("", "simulated", *GROUPS))
     world = {"kind": "traces", "duration": 900.0} | world if worms else world
     usual = {} if worms else {"bin_ms": 0.0}
     return [from_recording(ds, seed=seed, **(usual | how))
@@ -121,8 +119,7 @@ def _simulated(source, n, data_seed, world, seed, how):
 # %% ../../nbs/sessions/pools.ipynb #dbc8b0f4
 def hold_out(pool: list, by: str = "session", names=None) -> list:  # pairs: a session, the rest
     "Each session, or some by name, against the others, or those of other animals (subject)."
-    if by not in ("session", "subject"): raise ParameterError(
-        "there is no such way to hold out", found=repr(by), expected="session or subject")
+    one_of("way to hold out", by, ("session", "subject"))
     known, pairs = [s.name for s in check_pool(pool)], []
     names = known if names is None else [names] if isinstance(names, str) else list(names)
     if odd := [n for n in names if n not in known]: raise ParameterError(
@@ -138,11 +135,10 @@ def hold_out(pool: list, by: str = "session", names=None) -> list:  # pairs: a s
 # %% ../../nbs/sessions/pools.ipynb #6cbe5bb5
 def order(pool: list, how: str = "random", *, seed: int = 0, score: dict | None = None) -> list:
     "Sessions as pretraining takes them: random, ranked by score (by name), or reverse."
+    one_of("order", how, ("random", "ranked", "reverse"))
     by_name = sorted(pool, key=lambda s: s.name)
     if how == "random":
         return [by_name[i] for i in generator(seed, "order").permutation(len(pool))]
-    if how not in ("ranked", "reverse"): raise ParameterError(
-        "there is no such order", found=repr(how), expected="random, ranked or reverse")
     score = {} if score is None else dict(score)
     if missing := [s.name for s in by_name if s.name not in score]: raise ParameterError(
         "a session has no score", found=missing[0], expected="one for each of the pool")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import core
-from ..core import ParameterError, TrainingError
+from ..core import ParameterError, TrainingError, one_of
 from .data import Session
 from .models import NDT, fill_in, forward_prediction, hide
 from ..training.checkpoints import fingerprint, read_checkpoint, write_checkpoint
@@ -100,8 +100,7 @@ def _check_pool(sessions):
 @torch.no_grad()
 def begin_at(start: str, model: nn.Module, session: Session):
     "The bias of the way out: each unit's log mean rate (\"mean\"), or the \"usual\" draw."
-    if start not in ("mean", "usual"):
-        raise ParameterError("start is not known", found=repr(start), expected="mean or usual")
+    one_of("start", start, ("mean", "usual"))
     if start == "usual" or session.train.shape[2] != len(session.units): return
     mean = session.train.mean((0, 1))
     if session.kind == "spikes": mean = (mean + 1 / session.train[..., 0].numel()).log()
@@ -183,9 +182,7 @@ def evaluate(
     batch: int = 64,          # trials at a time
 ) -> Score:
     "Score forecasts of the last bins of a session's trials."
-    if part not in ("train", "valid", "test"):
-        raise ParameterError("there is no such part", where=session.name, found=repr(part),
-                             expected="train, valid or test")
+    one_of("part", part, ("train", "valid", "test"))
     x = getattr(session, part)
     told = forward_prediction(model, x.to(device_of(model)), session.name, last, batch=batch).cpu()
     y = x[:, -told.shape[1]:].cpu()

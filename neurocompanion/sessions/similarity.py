@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'rate_distance', 'autocovariance', 'timescale_distance', 
 
 # %% ../../nbs/sessions/similarity.ipynb #d0356bdb
 import numpy as np
-from ..core import ParameterError
+from ..core import ParameterError, one_of
 from .data import Session
 
 # %% ../../nbs/sessions/similarity.ipynb #3a25b125
@@ -101,7 +101,6 @@ def similarities(held_out: Session, pool: list, measures=None):
     "Distances of sessions, a row each, from the one held out, by some `MEASURES` (None: all)."
     import pandas as pd
     names = list(MEASURES) if measures is None else list(measures)
-    if odd := [n for n in names if n not in MEASURES]: raise ParameterError(
-        "there is no such measure", found=odd[0], expected=", ".join(MEASURES))
+    for n in names: one_of("measure", n, MEASURES)
     return pd.DataFrame([{"session": s.name, **{n: MEASURES[n](held_out, s) for n in names}}
                          for s in pool])

@@ -9,7 +9,7 @@ __all__ = ['Tuned', 'Packed', 'fine_tune_many', 'fine_tune']
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from types import SimpleNamespace
 
@@ -18,33 +18,24 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from .. import core
-from ..core import ParameterError, is_whole, need
+from ..core import ParameterError, need_whole
 from .data import Session
 from .models import beside, fill_in, hide
 from .pretraining import (
     begin_at, check_counts, mean_loss, paper_schedule, stream)
 from ..training.checkpoints import configuration, fingerprint
+from ..training.fit import Fit
 from ..training.members import Member, Step, train
 from ..training.schedules import learning_rates, make_optimiser
 from ..training.steps import device_of
 
 # %% ../../nbs/sessions/training.ipynb #dda8dff0
-@dataclass
-class Tuned:
-    "A session that has been fine-tuned on a frozen body."
-    model: nn.Module        # shares the body; knows this session
+@dataclass(repr=False)
+class Tuned(Fit):
+    "How the fine-tune of a session on a frozen body went; one in company may be `diverged`."
+    model: nn.Module   # shares the body; knows this session
     session: str
     seed: int
-    rows: list = field(repr=False)  # one dict an epoch
-    best_epoch: int         # epoch with the lowest validation loss
-    best_loss: float
-    stopped: str            # "epochs" or "patience"; "diverged" in company
-
-    @property
-    def history(self):
-        "One row per epoch: epoch, step, train_loss, valid_loss, lr."
-        import pandas as pd
-        return pd.DataFrame(self.rows)
 
 # %% ../../nbs/sessions/training.ipynb #4f021519
 class _Job(Member):
@@ -244,8 +235,8 @@ def fine_tune_many(
     jobs = _jobs(how)
     train(jobs, Packed(jobs, how), epochs=epochs, patience=patience, checkpoint=checkpoint,
           settings=checkpoint and _settings(jobs, how), save_seconds=save_seconds, desc=desc)
-    return [Tuned(j.whole, j.batches.name, j.seed, j.history, j.best_epoch, j.best_loss, j.stopped)
-            for j in jobs]
+    return [Tuned(j.history, j.best_epoch, j.best_loss, j.stopped, j.step, j.whole, j.batches.name,
+                  j.seed) for j in jobs]
 
 
 def fine_tune(body: nn.Module, session, *, seed: int = 0, **how) -> Tuned:
@@ -255,9 +246,7 @@ def fine_tune(body: nn.Module, session, *, seed: int = 0, **how) -> Tuned:
 # %% ../../nbs/sessions/training.ipynb #4628635b
 def _jobs(how):
     "One job for each (body, session, seed); what is given once is given to all."
-    for name in "epochs", "batch":
-        v = getattr(how, name)
-        need(is_whole(v), name, "a whole number from 1 on", v)
+    need_whole(epochs=how.epochs, batch=how.batch)
     listed = lambda v, one: [v] if isinstance(v, one) else list(v)
     given = dict(body=listed(how.body, nn.Module), sessions=listed(how.sessions, Session),
                  seeds=listed(how.seeds, Integral))

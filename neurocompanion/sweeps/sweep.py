@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from ..core import NeurocompanionError, ParameterError, SweepError, atomic_path, home
-from ..core import quiet, results_dir, run_record
-from .paper import guess, papers, setting_of, settled_together
+from ..core import guess, quiet, results_dir, run_record
+from .paper import papers, setting_of, settled_together
 
 # %% ../../nbs/sweeps/sweep.ipynb #d23084a8
 class _Loader(yaml.SafeLoader):

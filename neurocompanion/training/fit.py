@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .. import core
-from ..core import TrainingError, is_whole, need
+from ..core import TrainingError, need, need_whole
 from .checkpoints import configuration, random_states, set_random_states
 from .members import Member, Step, diverged, train as train_members
 from .schedules import (
@@ -67,10 +67,10 @@ def settle(state: State):
         state.total, state.weight = state.total + mean * weight, state.weight + weight
 
 # %% ../../nbs/training/fit.ipynb #177caa53
-def take_step(state: State, loss: Callable, pieces: list, clip=None, amp=nullcontext()):
-    "Gradient of the pieces of a step, clipping, update, schedule."
+def take_step(state: State, loss: Callable, batch: tuple, clip=None, amp=nullcontext()):
+    "Gradient of a batch, clipping, update, schedule."
     state.optimiser.zero_grad(set_to_none=True)
-    mean, weight = gradient(state.model, loss, pieces, amp)
+    mean, weight = gradient(state.model, loss, batch, amp)
     norm = clip_grad_norm_(state.params, clip) if clip else 0.0
     state.rate = state.optimiser.param_groups[0]["lr"]
     state.pending.append((state.step + 1, state.rate, mean, weight, norm))
@@ -91,7 +91,6 @@ class Alone(Step):
     train: object                # as `place` returns it
     valid: object = None
     batch: int = 64
-    accumulate: int = 1
     shuffle: bool = True
     clip: float | None = None
     precision: str = "float32"
@@ -104,16 +103,16 @@ class Alone(Step):
 
     def __post_init__(self):
         self.amp = autocast(self.precision, self.device)
-        self.length = count_steps(self.train, self.batch, self.accumulate)
+        self.length = count_steps(self.train, self.batch)
 
     def epoch(self, members):
         "The steps that are still to be taken of the running epoch."
         [state] = members
         state.model.train()
-        for pieces in _begin(self, state):
+        for batch in _begin(self, state):
             if self.on_step: self.on_step(state)
-            take_step(state, self.loss, pieces, self.clip, self.amp)
-            del pieces  # so that the next batch can lie where this one did
+            take_step(state, self.loss, batch, self.clip, self.amp)
+            del batch  # so that the next batch can lie where this one did
             yield
         settle(state)
         if state.taken != self.length:
@@ -134,10 +133,9 @@ def _begin(self, state):
     state.step, state.taken = state.step + taken, taken
     n = len(self.train[0]) if isinstance(self.train, tuple) and self.shuffle else 0
     order = torch.randperm(n, generator=state.generator) if n else None
-    steps = minibatches(self.train, self.batch, accumulate=self.accumulate, order=order,
-                        skip=taken, device=self.device)
+    batches = minibatches(self.train, self.batch, order=order, skip=taken, device=self.device)
     if taken: set_random_states(now, device=self.device)
-    return steps
+    return batches
 
 # %% ../../nbs/training/fit.ipynb #9ab1cefd
 def _judge(self, members):
@@ -193,15 +191,14 @@ class Fit:
         return pd.DataFrame(self.rows)
 
     def __repr__(self):
-        return (f"Fit: loss {self.best_loss:.4g} at epoch {self.best_epoch} of {len(self.rows)}, "
-                f"stopped by {self.stopped}")
+        return (f"{type(self).__name__}: loss {self.best_loss:.4g} at epoch {self.best_epoch} "
+                f"of {len(self.rows)}, stopped by {self.stopped}")
 
 # %% ../../nbs/training/fit.ipynb #0f88974f
 def _check_settings(how):
     "Say which setting cannot be, before anything is trained."
-    for name in "epochs", "batch", "accumulate", "seed":
-        least = 0 if name == "seed" else 1
-        need(is_whole(how[name], least), name, f"a whole number, at least {least}", how[name])
+    need_whole(epochs=how["epochs"], batch=how["batch"])
+    need_whole(0, seed=how["seed"])
     for name in "lr", "clip", "patience":
         v = how[name]
         need(v is None or isinstance(v, numbers.Real) and 0 < v < math.inf, name,
@@ -211,8 +208,6 @@ def _check_settings(how):
         need(v is None and name == "weight_decay" or v is not None and v >= 0 and
              (v > 0 or name != "diverge"), name, "a number, at least 0", v)
     need(how["keep"] in ("best", "last"), "keep", "best or last", how["keep"])
-    need(0 <= how["keep_from"] < how["epochs"], "keep_from",
-         f"0 to {how['epochs'] - 1}, fewer than the epochs", how["keep_from"])
     path = how["checkpoint"]
     need(path is None or not Path(path).is_dir(), "checkpoint", "a file", f"the folder {path}")
 
@@ -232,8 +227,8 @@ def _step(how):
 def _settings(how):
     "What must be the same for a run to be continued."
     names = ("loss", "batch", "lr", "optimiser", "weight_decay", "schedule", "clip", "patience",
-             "keep", "keep_from", "accumulate", "precision", "shuffle", "seed", "valid_loss",
-             "on_epoch", "on_step", *["epochs"] * depends_on_length(how["schedule"]))
+             "keep", "precision", "shuffle", "seed", "valid_loss", "on_epoch", "on_step",
+             *["epochs"] * depends_on_length(how["schedule"]))
     return configuration(how["model"], {k: how[k] for k in ("train", "valid")},
                          **{k: how[k] for k in names})
 
@@ -266,8 +261,6 @@ def fit(
     clip: float | None = None,           # largest norm of the gradient
     patience: int | None = None,         # stop after so many epochs without improvement
     keep: str = "best",                  # weights to end with, or "last"; without `valid` the last
-    keep_from: int = 0,                  # so many epochs at the beginning cannot be the best
-    accumulate: int = 1,                 # pieces a step is cut into; or batches of an iterable
     precision: str = "float32",          # "bf16" needs a GPU; "auto": bf16 on a GPU
     shuffle: bool = True,                # tensors: a new order every epoch
     seed: int = 0,                       # decides order, dropout and all else that is random
@@ -287,6 +280,5 @@ def fit(
     step = _step(how)
     settings = _settings(how) if checkpoint else {}
     train_members([state := _start(step, how)], step, settings=settings, **{
-        k: how[k] for k in ("epochs", "patience", "keep_from", "checkpoint", "save_seconds",
-                            "resume", "desc")})
+        k: how[k] for k in ("epochs", "patience", "checkpoint", "save_seconds", "resume", "desc")})
     return Fit(state.history, state.best_epoch, state.best_loss, state.stopped, state.step)

@@ -91,18 +91,17 @@ def copied(new: dict, old: dict | None = None) -> dict:
     return old
 
 # %% ../../nbs/training/members.ipynb #eae18e26
-def judge(members: list, found: list, patience: int | None = None, keep_from: int = 0) -> list:
+def judge(members: list, found: list, patience: int | None = None) -> list:
     "Note how each has done, by its row and loss, and why it stops; those better than ever before."
     better = []
     for m, (row, loss) in zip(members, found):
         m.loss = loss
         m.history.append(row)
         if not math.isfinite(loss): m.stopped = "diverged"
-        elif m.epoch <= keep_from: pass
         elif loss < m.best_loss:
             m.best_loss, m.best_epoch = loss, m.epoch
             better.append(m)
-        elif patience and m.epoch - max(m.best_epoch, keep_from) >= patience:
+        elif patience and m.epoch - m.best_epoch >= patience:
             m.stopped = "patience"
     return better
 
@@ -224,7 +223,6 @@ def train(
     epochs: int,                  # at most, of each
     patience: int | None = None,  # one stops after so many epochs without improvement
     keep: str = "best",           # weights that are kept, or "last"
-    keep_from: int = 0,           # so many epochs at the beginning cannot be the best
     checkpoint: str | Path | None = None,  # file to write to and, if it is there, resume from
     settings: dict | None = None, # what must be the same for that
     save_seconds: float = 30.0,   # how often it is written, at most
@@ -272,7 +270,7 @@ def _close(going, step, how):
     for m in going: m.epoch += 1
     found = step.judge(going)
     core.trim_memory()
-    better = judge(going, found, how.patience, how.keep_from)
+    better = judge(going, found, how.patience)
     sound = [m for m in going if m.stopped != "diverged"]
     step.keep(better if how.keep == "best" else sound)
     step.adapt([m for m in sound if not m.stopped])

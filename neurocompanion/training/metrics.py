@@ -105,11 +105,7 @@ def mae(
     return float(mean) if lib is np and mean.ndim == 0 else mean
 
 
-def naive_mse(
-    x,           # the input: the state now  # ... neuron
-    target,      # the state to be forecast, same shape
-    mask=None,   # what is labelled, as in `masked_mse`
-):               # as `masked_mse`
+def naive_mse(x, target, mask=None):  # the state now, the state to be forecast; as `masked_mse`
     "The loss of the forecast that nothing changes: prediction = input."
     return masked_mse(x, target, mask)
 
@@ -247,11 +243,8 @@ def _forecasts(pred, target, length):
                          expected=f"(window, lead time, neuron), {length} windows or more")
 
 # %% ../../nbs/training/metrics.ipynb #e70c32f4
-def corr_h(
-    pred,     # forecasts  # window lead neuron
-    target,   # what came, same shape
-) -> float:   # mean over windows and neurons; constant snippets stay out
-    "Correlation along each forecast, over its lead times."
+def corr_h(pred, target) -> float:  # forecasts and what came  # window lead neuron
+    "Mean correlation along each forecast, over its lead times; constant snippets stay out."
     return _average(correlation(*_forecasts(pred, target, 1), axis=1))
 
 

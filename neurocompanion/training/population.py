@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .. import core
-from ..core import ParameterError, TrainingError, is_whole, need
+from ..core import ParameterError, TrainingError, is_whole, need, need_whole
 from .checkpoints import configuration
 from .members import Member, Step, seeded, train
 from .schedules import depends_on_length, learning_rates, make_schedule
@@ -463,7 +463,7 @@ def _check(how):
     "Say which setting cannot be, before anything is trained."
     need(len(how.seeds) > 0 and all(is_whole(s, 0) for s in how.seeds), "seeds",
          "how many, or whole numbers, at least one", how.seeds)
-    need(is_whole(how.epochs), "epochs", "a whole number, at least 1", how.epochs)
+    need_whole(epochs=how.epochs)
     need(how.batch is None or is_whole(how.batch), "batch", "a whole number, or None for all",
          how.batch)
     for name in "patience", "clip":

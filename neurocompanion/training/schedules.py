@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from ..core import ParameterError
+from ..core import ParameterError, need
 
 # %% ../../nbs/training/schedules.ipynb #6f326d3a
 def make_optimiser(
@@ -83,10 +83,7 @@ def _plateau(optimiser, steps, **settings):
 
 def _check_fractions(**fractions):
     "A corner of a schedule lies within the run."
-    for name, v in fractions.items():
-        if not 0 <= v <= 1:
-            raise ParameterError(f"{name} is out of range", found=v,
-                                 expected="a fraction of the run, 0 to 1")
+    for name, v in fractions.items(): need(0 <= v <= 1, name, "a fraction of the run, 0 to 1", v)
 
 
 def depends_on_length(schedule) -> bool:

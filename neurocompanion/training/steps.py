@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['score', 'place', 'minibatches', 'count_steps', 'gradient', 'settled_precision', 'autocast', 'device_of', 'to_floats',
-           'evaluate']
+           'evaluating', 'evaluate']
 
 # %% ../../nbs/training/steps.ipynb #daf5f7d7
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
@@ -90,62 +90,40 @@ def minibatches(
     data,                         # as `place` returns it
     size: int = 64,               # samples per step, where `data` are tensors
     *,
-    accumulate: int = 1,          # pieces of a step; of an iterable, that many batches make a step
     order: Tensor | None = None,  # a permutation of the samples
     skip: int = 0,                # steps to leave out at the beginning
     device="cpu",                 # where the model is
-):                                # iterator over steps, each a list of batches
+):                                # iterator over batches
     "Go through a data set once."
-    if isinstance(data, tuple): return _cut(data, size, accumulate, order, skip, device)
+    if isinstance(data, tuple): return _cut(data, size, order, skip, device)
     stream = iter(data)
-    for _ in islice(stream, skip * accumulate): pass
-    batches = (_to(b, device) for b in stream)
-    return iter(lambda: list(islice(batches, accumulate)), [])
+    for _ in islice(stream, skip): pass
+    return (_to(b, device) for b in stream)
 
 
-def count_steps(data, size: int = 64, accumulate: int = 1) -> int:
+def count_steps(data, size: int = 64) -> int:
     "How many steps an epoch has."
-    return -(-len(data[0]) // size) if isinstance(data, tuple) else -(-len(data) // accumulate)
+    return -(-len(data[0]) // size) if isinstance(data, tuple) else len(data)
 
 # %% ../../nbs/training/steps.ipynb #c1954280
-def _cut(data, size, accumulate, order, skip, device):
-    "Steps from tensors in memory."
+def _cut(data, size, order, skip, device):
+    "Batches from tensors in memory."
     if order is not None: order = order.to(data[0].device)
     for i in range(skip * size, len(data[0]), size):
         rows = None if order is None else order[i : i + size]
-        yield _split(tuple((x[i : i + size] if rows is None else x.index_select(0, rows))
-                           .to(device) for x in data), accumulate)
-
-
-def _split(batch, n):
-    "A batch as a list of at most `n` pieces."
-    if n == 1: return [batch]
-    return list(zip(*(x.split(-(-len(batch[0]) // n)) for x in batch)))
+        yield tuple((x[i : i + size] if rows is None else x.index_select(0, rows)).to(device)
+                    for x in data)
 
 # %% ../../nbs/training/steps.ipynb #8c6904d1
-def gradient(model: nn.Module, loss: Callable, pieces: list, amp=nullcontext()) -> tuple:
-    "Backpropagate the mean over all entries of all pieces; that mean, and the step's weight."
-    if len(pieces) == 1:
-        mean, weight = score(model, loss, pieces[0], amp)
-        _backpropagate(mean)
-        return mean.detach(), weight
-    total = weight = 0.0
-    for piece in pieces:
-        m, w = score(model, loss, piece, amp)
-        if not w: continue
-        _backpropagate(m * w)
-        total, weight = total + m.detach() * w, weight + w
-    for p in model.parameters():
-        if p.grad is not None: p.grad.div_(weight)
-    return (total / weight, weight) if weight else (m.detach(), weight)
-
-# %% ../../nbs/training/steps.ipynb #c2d87aff
-def _backpropagate(loss):
-    "`loss.backward()`, or a plain word where that is not possible."
-    if loss.requires_grad: return loss.backward()
-    raise ParameterError("the loss does not depend on the model's parameters",
-                         expected="a tensor that carries a gradient", found="one without",
-                         fix="Compute it without detach(), item() or no_grad()")
+def gradient(model: nn.Module, loss: Callable, batch: tuple, amp=nullcontext()) -> tuple:
+    "Backpropagate the mean over a batch; that mean, and its weight."
+    mean, weight = score(model, loss, batch, amp)
+    if not mean.requires_grad:
+        raise ParameterError("the loss does not depend on the model's parameters",
+                             expected="a tensor that carries a gradient", found="one without",
+                             fix="Compute it without detach(), item() or no_grad()")
+    mean.backward()
+    return mean.detach(), weight
 
 # %% ../../nbs/training/steps.ipynb #318ef1ba
 def settled_precision(precision: str, device: torch.device) -> str:
@@ -179,6 +157,15 @@ def to_floats(values) -> list:
     return [next(fetched) if a else float(v) for v, a in zip(values, away)]
 
 # %% ../../nbs/training/steps.ipynb #83287f61
+@contextmanager
+def evaluating(model: nn.Module):
+    "Evaluation mode inside; outside the model is in the mode that it was in."
+    training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(training)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -188,11 +175,10 @@ def evaluate(
     precision: str = "float32",  # "bf16" and "auto" as in `fit`
 ) -> float:                      # mean over all entries
     "The loss over a whole data set, in evaluation mode."
-    device, was_training = device_of(model), model.training
+    device = device_of(model)
     data, amp = place(data, device), autocast(precision, device)
-    model.eval()
-    try: scores = [score(model, loss, b, amp) for b, in minibatches(data, batch, device=device)]
-    finally: model.train(was_training)
+    with evaluating(model):
+        scores = [score(model, loss, b, amp) for b in minibatches(data, batch, device=device)]
     means, weights = (to_floats(s) for s in zip(*scores))
     if not sum(weights): raise TrainingError("nothing to score: every batch has weight 0")
     return sum(m * w for m, w in zip(means, weights) if w) / sum(weights)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 import numpy as np
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, is_whole, need, one_of
 from ..recordings.simulate import generator
 from ..recordings.worm.simulate import SHARED, worms
 from ..recordings.read import read
@@ -49,10 +49,8 @@ _KNOWN = {*IGNORED, *STATES[7], *STATES[3]}
 
 def class_names(states: int) -> tuple:  # states: 7, 4, 3 or 2
     "The classes that a number of states stands for."
-    if isinstance(states, (int, np.integer)) and states in STATES:
-        return tuple(dict.fromkeys(STATES[states].values()))
-    raise ParameterError("there is no such set of states", found=repr(states),
-                         expected=" or ".join(map(str, STATES)))
+    one_of("set of states", states, STATES)
+    return tuple(dict.fromkeys(STATES[states].values()))
 
 # %% ../../nbs/worm_gnn/data.ipynb #8e1fb747
 def class_codes(names, states: int, where: str | None = None) -> np.ndarray:  # t
@@ -93,9 +91,7 @@ def derivative(
     kind="central",  # or "backward": the change since the frame before, at first 0
 ) -> np.ndarray:  # change per second  # t n
     "Differences along time; central ones are one-sided at the ends."
-    if kind not in ("central", "backward"):
-        raise ParameterError("there is no such derivative", expected="central or backward",
-                             found=repr(kind))
+    one_of("derivative", kind, ("central", "backward"))
     trace, time = np.asarray(trace, float), np.asarray(time, float)
     part, t = np.zeros(len(time)) if part is None else np.asarray(part), np.arange(len(time))
     goes_on = np.diff(part) == 0                          # into the next frame
@@ -110,9 +106,7 @@ def scaled(
     training=None,            # which frames train, for "train" and "standardised"  # time
 ) -> Worm:                    # the worm with features scaled anew
     "Scale trace and derivative of each neuron."
-    if scaling not in ("whole", "train", "standardised"):
-        raise ParameterError("there is no such scaling", found=repr(scaling),
-                             expected="'whole', 'train' or 'standardised'")
+    one_of("scaling", scaling, ("whole", "train", "standardised"))
     if scaling == "train" and training is None:
         raise ParameterError("the training frames are not given", where=worm.name,
                              expected="training=a mask over time", found=None,
@@ -235,12 +229,9 @@ def split(
     gap: int = 0,           # blocks: training chunks left out next to those that are held back
 ) -> list:                  # k of `Fold`, over chunks
     "Fold i tests, fold i + 1 validates, the others train."
-    if not (isinstance(k, (int, np.integer)) and 3 <= k <= n_chunks):
-        raise ParameterError("the chunks cannot be dealt into folds", expected=f"k from 3 to "
-                             f"{n_chunks}, the number of chunks", found=repr(k))
-    if not (isinstance(gap, (int, np.integer)) and 0 <= gap < n_chunks // k):
-        raise ParameterError("the gap is out of range", found=repr(gap),
-                             expected=f"0 to {n_chunks // k - 1}, less than a fold")
+    need(is_whole(k, 3) and k <= n_chunks, "k", f"3 folds to {n_chunks}, the number of chunks", k)
+    need(is_whole(gap, 0) and gap < n_chunks // k, "gap",
+         f"0 to {n_chunks // k - 1}, less than a fold", gap)
     if gap and shuffled:
         raise ParameterError("shuffled chunks leave no room for a gap", found=f"gap={gap}",
                              expected="gap=0, or shuffled=False")
@@ -259,8 +250,7 @@ def _fold(n, test, validation, gap):
 # %% ../../nbs/worm_gnn/data.ipynb #7eaaf079
 def training_sets(n: int = 5, k: int | None = None) -> list:  # tuples of worms' places, from 0
     "All choices of k training worms out of n; of any number of them if k is None."
-    if k is not None and not 1 <= k <= n:
-        raise ParameterError("so many worms cannot train", expected=f"1 to {n}", found=k)
+    need(k is None or 1 <= k <= n, "the number of training worms", f"1 to {n}", k)
     sizes = range(1, n + 1) if k is None else [k]
     return [chosen for size in sizes for chosen in combinations(range(n), size)]
 

@@ -28,7 +28,7 @@ def load(s: Setting) -> tuple:  # lists of `Worm`: those of the study, and furth
     more = _others(s)
     names = {"shared15": wd.SHARED_15, "shared3": wd.SHARED_3}.get(s.neurons)
     if s.neurons == "flavell": names = (more or _flavell(s))[0].neurons
-    names = wd.neuron_list(names or [n.strip() for n in s.neurons.split(",")])
+    names = wd.neuron_list(names or paper.words_of(s.neurons))
     gone = wd.neuron_list(s.without.split(",")) if s.without else ()
     if lost := set(gone) - set(names):
         raise ParameterError("neurons are to be left out that are not there", expected=", ".join(

@@ -10,7 +10,7 @@ __all__ = ['PRESETS', 'SCALING', 'LAYERS', 'Norm', 'Block', 'MLP', 'Edges', 'GNN
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import ParameterError, is_whole
+from ..core import ParameterError, is_whole, need, need_whole, one_of
 
 # %% ../../nbs/worm_gnn/models.ipynb #abccf5e7
 class Norm(nn.Module):
@@ -94,13 +94,10 @@ class _Model(nn.Module):
 
     def __init__(self, nodes, features, out, hidden, norm, inputs=None):
         super().__init__()
-        for name, v in dict(nodes=nodes, features=features, hidden=hidden, out=out).items():
-            if is_whole(v) or name == "out" and v is None: continue
-            raise ParameterError(f"{name} is out of range", expected="a whole number above 0",
-                                 found=v, fix="out=None predicts the next step")
-        if norm not in ("running", "worm", "none"):
-            raise ParameterError("there is no such normalisation", found=norm,
-                                 expected="running, worm or none")
+        need_whole(nodes=nodes, features=features, hidden=hidden)
+        need(out is None or is_whole(out), "out",
+             "a whole number, at least 1; out=None predicts the next step", out)
+        one_of("normalisation", norm, ("running", "worm", "none"))
         self.nodes, self.features, self.out = nodes, features, out
         self.read = _Readout(inputs or nodes * features, hidden, out or nodes * features, norm)
 
@@ -188,15 +185,15 @@ class GNN(_Model):
                  sharpness: float = 1.0,      # factor within the softmax (10)
                  look: int | None = None,     # steps that static edges are inferred from; None: all
                  edge_hidden: int | None = None):  # units of (8) and (9); None: `hidden`
-        _known(self_path=(self_path, ("none", "residual", "concat")),
-               scale=(scale, ("sum", "mean", "neighbours")))
+        one_of("self_path", self_path, ("none", "residual", "concat"))
+        one_of("scale", scale, ("sum", "mean", "neighbours"))
         wide = 2 if self_path == "concat" else 1
         super().__init__(nodes, features, out, hidden, norm, nodes * features * wide)
         self.self_path, self.scale, self.look = self_path, scale, look
         self.edges = edges if isinstance(edges, str) else "given"
         if self.edges == "given": self.register_buffer("adjacency", _adjacency(edges, nodes))
         else:
-            _known(edges=(edges, ("static", "dynamic", "chunk")))
+            one_of("edges", edges, ("static", "dynamic", "chunk"))
             self.encoder = Edges(features, edge_hidden or hidden, norm=norm, per=edges,
                                  sharpness=sharpness)
 
@@ -216,13 +213,6 @@ class GNN(_Model):
         return self._answer(x, self.read(self._first(x, self._scaled(a)), seen))  # b t out
 
 # %% ../../nbs/worm_gnn/models.ipynb #d598f939
-def _known(**choices):
-    "Every setting is one of those that exist."
-    for name, (v, known) in choices.items():
-        if not (isinstance(v, str) and v in known):
-            raise ParameterError(f"there is no such {name}", expected=" or ".join(known), found=v)
-
-
 def _adjacency(edges, nodes):
     "Weights of a given graph as a tensor."
     try: a = torch.as_tensor(edges, dtype=torch.get_default_dtype())
@@ -413,7 +403,7 @@ class LayerGNN(_Model):
                  edges=None,                 # weights  # n n; None: all nodes are linked
                  *, layer: str = "gat",      # "gin0", "gin", "sage", "gat" or "attention"
                  norm: str = "running"):
-        _known(layer=(layer, tuple(LAYERS)))
+        one_of("layer", layer, LAYERS)
         super().__init__(nodes, features, out, hidden, norm,
                          hidden * (1 if layer == "attention" else nodes))
         self.layer = LAYERS[layer](features, hidden)

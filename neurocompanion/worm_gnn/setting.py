@@ -10,7 +10,7 @@ from functools import partial
 from ..core import ParameterError
 from ..recordings.sources import registry
 from ..recordings.worm.connectome import CONNECTOMES
-from ..sweeps.paper import declared, parameter
+from ..sweeps.paper import declared, parameter, words_of
 from .models import LAYERS, PRESETS
 
 # %% ../../nbs/worm_gnn/setting.ipynb #4db1a607
@@ -81,4 +81,4 @@ class Setting(Worms):
         return own + [CONNECTOMES[n][0] for n in self.connectomes if asked and n in CONNECTOMES]
 
     @property
-    def connectomes(self): return [n.strip() for n in self.connectome.split(",") if n.strip()]
+    def connectomes(self): return words_of(self.connectome)

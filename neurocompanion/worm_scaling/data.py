@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['smooth', 'alpha_for', 'smooth_in_time', 'seconds', 'average', 'normalise', 'derivative', 'standardise', 'starts',
-           'window_starts', 'windows', 'steps_covered', 'stack', 'Windows', 'mixed', 'individual', 'composition',
-           'validation']
+           'split', 'window_starts', 'steps_covered', 'Windows', 'mixed', 'of_source', 'composition', 'validation']
 
 # %% ../../nbs/worm_scaling/data.ipynb #4da5d70a
 from collections import Counter
 import numpy as np
 import torch
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, need, need_whole, one_of
 from ..recordings.standard import to_302
 
 # %% ../../nbs/worm_scaling/data.ipynb #e314ecfa
@@ -32,8 +31,8 @@ def smooth(
 # %% ../../nbs/worm_scaling/data.ipynb #dcdb4e6f
 def alpha_for(tau: float, dt):
     "The weight of the newest frame, `dt` seconds after the last, for a time constant of `tau`."
-    if tau > 0: return -np.expm1(-np.asarray(dt, float) / tau)
-    raise ParameterError("tau is a time constant", expected="seconds, above 0", found=tau)
+    need(tau > 0, "tau", "a time constant in seconds, above 0", tau)
+    return -np.expm1(-np.asarray(dt, float) / tau)
 
 
 def smooth_in_time(
@@ -55,8 +54,7 @@ def seconds(
 ) -> np.ndarray:       # the step that each frame falls in, from 0  # t
     "The step number of every frame, by its time stamp."
     time = np.asarray(time, dtype=float)
-    if not 0 < dt < np.inf:
-        raise ParameterError("a step has a width", expected="dt in seconds, above 0", found=dt)
+    need(0 < dt < np.inf, "dt", "the width of a step in seconds, above 0", dt)
     return np.floor((time - time[0]) / dt + 1e-9).astype(int)
 
 
@@ -88,11 +86,9 @@ def derivative(
     kind: str,  # "backward", or "central" (looks one step ahead)
 ) -> np.ndarray:  # n s
     "Change per second, without crossing from the second half into the first."
+    one_of("derivative", kind, ("backward", "central"))
     if kind == "backward":
         return np.hstack([0 * x[:, :1], np.diff(x, axis=-1) / np.diff(time)])
-    if kind != "central":
-        raise ParameterError("there is no such derivative", expected="'backward' or 'central'",
-                             found=repr(kind))
     parts = [(x[:, :half], time[:half]), (x[:, half:], time[half:])]
     return np.hstack([np.gradient(p, t, axis=-1) if len(t) > 1 else 0 * p for p, t in parts])
 
@@ -107,9 +103,7 @@ def standardise(
     residual: str = "",         # the derivative instead: "backward", or "central" (looks ahead)
 ):  # the recording at one value a step, labelled neurons only
     "Normalise, smooth and bring to `dt` seconds; `attrs['half']` steps are for training."
-    if statistics not in ("train", "whole"):
-        raise ParameterError("statistics come from a part of the recording", found=repr(statistics),
-                             expected="'train' or 'whole'")
+    one_of("part for the statistics", statistics, ("train", "whole"))
     ds = _labelled(ds)
     step = seconds(ds.time.values, dt)
     half = (step[-1] + 1) // 2
@@ -158,6 +152,12 @@ def starts(steps: int, n: int, length: int = 100) -> np.ndarray:
     return np.linspace(0, steps - length - 1, n).astype(int)
 
 # %% ../../nbs/worm_scaling/data.ipynb #b8d3fe4b
+def split(ds) -> dict:  # a standardised recording; part → (first step, one after the last)
+    "The first half is for training, the second for validation."
+    half = int(ds.attrs["half"])
+    return {"train": (0, half), "valid": (half, ds.sizes["time"])}
+
+
 def window_starts(
     ds,                 # a standardised recording
     part: str,          # "train": first half, or "valid": second half
@@ -165,11 +165,8 @@ def window_starts(
     length: int = 100,  # L
 ) -> np.ndarray:        # first steps, counted from the start of the recording
     "Where the windows of one half begin; none holds a step without a value."
-    if part not in ("train", "valid"):
-        raise ParameterError("a recording has two parts", found=repr(part),
-                             expected="'train' or 'valid'")
-    steps, half = ds.sizes["time"], int(ds.attrs["half"])
-    lo, hi = (0, half) if part == "train" else (half, steps)
+    one_of("part of a recording", part, split(ds))
+    lo, hi = split(ds)[part]
     ideal = lo + starts(hi - lo, n, length)
     second = np.rint(ds.time.values * ds.attrs["sampling_rate"]).astype(int)
     possible = np.arange(lo, hi - length)
@@ -181,34 +178,10 @@ def window_starts(
                          found=f"{hi - lo} steps with gaps between them",
                          fix="Use a larger dt or a smaller length, or leave this worm out")
 
-# %% ../../nbs/worm_scaling/data.ipynb #12ca32d2
-def windows(
-    ds,                 # a standardised recording
-    part: str,          # "train": first half, or "valid": second half
-    n: int,             # how many windows
-    length: int = 100,  # L
-):  # windows (n, length + 1, 302) and mask (n, 302), float32
-    "Evenly spaced windows of one half, all 302 neurons wide."
-    array, mask = to_302(ds)                                     # n t
-    first = window_starts(ds, part, n, length)
-    w = array.T[first[:, None] + np.arange(length + 1)].astype("float32")
-    return w, np.repeat(mask[None].astype("float32"), n, 0)
-
 # %% ../../nbs/worm_scaling/data.ipynb #2f679b83
 def steps_covered(first, length: int = 100) -> int:
     "Distinct input steps that windows with these first steps hold between them."
     return len(np.unique(np.asarray(first)[:, None] + np.arange(length)))
-
-# %% ../../nbs/worm_scaling/data.ipynb #ae705fcc
-def stack(
-    worms: list,         # standardised recordings
-    part: str,           # "train" or "valid"
-    n: int,              # windows per worm
-    length: int = 100,   # L
-):  # two tensors: windows (worms · n, length + 1, 302) and mask (worms · n, 302)
-    "The windows of all worms, as tensors."
-    w, m = zip(*(windows(ds, part, n, length) for ds in worms))
-    return torch.from_numpy(np.concatenate(w)), torch.from_numpy(np.concatenate(m))
 
 # %% ../../nbs/worm_scaling/data.ipynb #739b6d05
 class Windows:
@@ -222,7 +195,7 @@ class Windows:
 
     def _fill(self, halves, masks, first, length, batch, shuffle, seed):
         "Lay the halves one after the other, and count starts from the very first step."
-        if batch < 1: raise ParameterError("a batch has windows", expected=">= 1", found=batch)
+        need_whole(batch=batch)
         begin = np.cumsum([0, *map(len, halves)])[:-1]
         self.values = torch.from_numpy(np.concatenate(halves))                 # steps n
         self.masks = torch.from_numpy(np.stack(masks).astype("float32"))       # worms n
@@ -251,10 +224,8 @@ class Windows:
 def _half_of(ds, part, n, length):
     "One half of a recording, 302 wide, its mask, and where its windows begin."
     array, mask = to_302(ds)                                                   # n t
-    half = int(ds.attrs["half"])
-    first, lo = window_starts(ds, part, n, length), half if part == "valid" else 0
-    part_of = array[:, :half] if part == "train" else array[:, half:]
-    return np.ascontiguousarray(part_of.T, "float32"), mask, first - lo
+    first, (lo, hi) = window_starts(ds, part, n, length), split(ds)[part]
+    return np.ascontiguousarray(array[:, lo:hi].T, "float32"), mask, first - lo
 
 # %% ../../nbs/worm_scaling/data.ipynb #934b8088
 @classmethod
@@ -280,27 +251,18 @@ def _to_device(self, device):
 Windows.from_arrays, Windows.to = _from_arrays, _to_device
 
 # %% ../../nbs/worm_scaling/data.ipynb #56d40a72
-def mixed(
-    pool: list,    # the data set of every worm
-    size: int,     # how many worms
-    seed: int = 0,
-) -> list:         # numbers of the worms; larger draws of a seed hold the smaller
-    "Draw worms from all data sets, in proportion to the worms each has."
+def mixed(pool: list, size: int, seed: int = 0) -> list:
+    "Places of `size` worms of a pool, drawn at random; larger draws of a seed hold the smaller."
     if not 1 <= size <= len(pool):
         raise ParameterError("the pool has other worms to give", found=size,
                              expected=f"1 to {len(pool)} worms", fix="Ask for fewer worms")
     return np.random.default_rng(seed).permutation(len(pool))[:size].tolist()
 
 
-def individual(
-    pool: list,    # the data set of every worm
-    source: str,   # the data set to draw from
-    size: int,     # how many worms
-    seed: int = 0,
-) -> list:         # numbers of the worms; larger draws of a seed hold the smaller
-    "Draw worms from one data set."
-    own = [i for i, s in enumerate(pool) if s == source]
-    if own: return [own[i] for i in mixed(own, size, seed)]
+def of_source(pool: list, source: str | None) -> list:  # pool: the data set of every worm
+    "Places of the worms of one data set; of all, if none is named."
+    own = [i for i, s in enumerate(pool) if source in (None, s)]
+    if own: return own
     raise ParameterError("the pool has no such data set", found=repr(source),
                          expected=" or ".join(sorted(set(map(str, pool)))))
 
@@ -320,7 +282,5 @@ def validation(
     batch: int = 64,
 ) -> Windows:
     "The windows on which every model of a pool is judged, in a fixed order."
-    kept = [w for w in worms if source in (None, w.attrs["source"])]
-    if kept: return Windows(kept, "valid", n, length, batch=batch, shuffle=False)
-    raise ParameterError("the pool has no such data set", found=repr(source),
-                         expected=" or ".join(sorted({w.attrs["source"] for w in worms})))
+    kept = [worms[i] for i in of_source([w.attrs["source"] for w in worms], source)]
+    return Windows(kept, "valid", n, length, batch=batch, shuffle=False)

@@ -8,7 +8,7 @@ __all__ = ['LR', 'Naive', 'Mean', 'OwnHistory', 'History', 'build']
 # %% ../../nbs/worm_scaling/heads.ipynb #5621dec5
 import torch
 from torch import nn
-from ..core import ParameterError
+from ..core import one_of
 from .models import MODELS, visible
 
 # %% ../../nbs/worm_scaling/heads.ipynb #71167eb8
@@ -80,9 +80,7 @@ def build(
     own=(0.0, 0.0, 0.0),      # where the head "history" starts
 ):
     "A model by the names that sweeps use."
-    for what, name, known in (("model", model, MODELS), ("head", head, LR)):
-        if name not in known:
-            raise ParameterError(f"there is no such {what}", expected=" or ".join(known),
-                                 found=repr(name))
+    one_of("model", model, MODELS)
+    one_of("head", head, LR)
     net = MODELS[model](hidden, residual=head != "value")
     return History(net, own) if head == "history" else net

@@ -11,9 +11,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import ParameterError
+from ..core import ParameterError, need_whole
 from ..fast.dropout import Dropout, drop
 from ..recordings.standard import NEURONS
+from ..training.steps import evaluating
 
 # %% ../../nbs/worm_scaling/models.ipynb #63df2e6a
 class Linear(nn.Module):
@@ -52,8 +53,7 @@ def visible(
 # %% ../../nbs/worm_scaling/models.ipynb #6c8b0ef9
 def embedding(hidden: int, norm: bool = True) -> nn.Module:
     "302 neurons → H hidden units, rectified and, with `norm`, normalised."
-    if hidden < 1:
-        raise ParameterError("a model needs hidden units", expected="hidden >= 1", found=hidden)
+    need_whole(hidden=hidden)
     layers = [nn.Linear(len(NEURONS), hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.LayerNorm(hidden)] if norm else []))
 
@@ -194,9 +194,7 @@ def generate(
 ) -> Tensor:                       # predictions of the moments after x  # b steps n
     "Predict `steps` moments, each from the past and from the predictions before it."
     known = _known_inputs(x, steps, teacher, context)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if context: return _by_windows(model, known, mask, x.shape[1], steps, context)
         y, state = model.advance(known, mask)
         found = [y[:, x.shape[1] - 1:]]
@@ -204,7 +202,6 @@ def generate(
             y, state = model.advance(found[-1][:, -1:], mask, state)
             found.append(y)
         return torch.cat(found, 1)
-    finally: model.train(training)
 
 # %% ../../nbs/worm_scaling/models.ipynb #15cabfd4
 def _known_inputs(x, steps, teacher, context):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, need
 from ..training.metrics import corr_h, corr_w
 
 # %% ../../nbs/zebrafish/data.ipynb #df2e0f2e
@@ -114,10 +114,8 @@ SPLITS = split()
 
 # %% ../../nbs/zebrafish/data.ipynb #720d7b4c
 def recording_splits(ds, held_out=HELD_OUT) -> dict:  # as `split` makes them
-    "The splits of a recording whose conditions, codes in `condition`, follow one another."
-    if "condition" not in ds: raise RecordingError(
-        "the recording does not say what was shown", where=ds.attrs.get("subject"),
-        expected="`condition`, a code for each frame", found=", ".join(map(str, ds.data_vars)))
+    "The splits of a recording, by its conditions (codes in `condition`, one after another) if any."
+    if "condition" not in ds: return undivided(ds.sizes["time"])
     code = ds["condition"].values
     first = np.flatnonzero(np.diff(code, prepend=code[0] - 1))
     names = np.array(ds["condition"].attrs["flag_meanings"].split())[code[first]]
@@ -135,9 +133,7 @@ def windows(
     longest: int = LONGEST,   # the context that a held-out condition leaves room for
 ) -> dict:                    # split → condition → first frame of each window's context
     "Where windows begin: the first of the `context` frames that a forecast sees."
-    if not 1 <= context <= longest:
-        raise ParameterError("the context is out of range", found=context,
-                             expected=f"1 to {longest} frames")
+    need(1 <= context <= longest, "context", f"1 to {longest} frames", context)
     made = {"train": {}, "valid": {}, "test": {}}
     for name, parts in splits.items():
         for part, (first, last) in parts.items():

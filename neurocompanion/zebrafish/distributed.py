@@ -22,11 +22,11 @@ from ..recordings.standard import open_recording
 from ..recordings.video.film import df_over_f
 from ..training.fit import fit
 from ..training.schedules import cosine, make_optimiser
-from .data import coarser_video, recording_splits, undivided, windows
+from .data import coarser_video, recording_splits, windows
 from .models import UNet3D, steps_of
 from .sharding import (
     Grid, add_gradients, grid_of, multiple_of, part_loss, part_of, shard, share_dropout, sum_over)
-from .training import Samples, histogram_loss, trace_mae, voxel_mae
+from .training import Samples, film_losses
 
 # %% ../../nbs/zebrafish/distributed.ipynb #fbe838e8
 class Team(NamedTuple):
@@ -84,8 +84,8 @@ def _own_device():
 # %% ../../nbs/zebrafish/distributed.ipynb #ee12d824
 def starts_of(ds, context: int, horizon: int, held_out=()) -> tuple:  # to train, to validate
     "First frames of windows, over all conditions that are not held out."
-    splits = recording_splits(ds, held_out) if "condition" in ds else undivided(ds.sizes["time"])
-    made = windows(context, horizon, splits=splits, longest=max(context, 256))
+    made = windows(context, horizon, splits=recording_splits(ds, held_out),
+                   longest=max(context, 256))
     train, valid = (np.concatenate([*made[k].values()]) for k in ("train", "valid"))
     if len(train): return train, valid
     raise ParameterError("no window fits into the frames for training",
@@ -147,13 +147,10 @@ def everyone(loss: Callable, team: Team) -> Callable:
 # %% ../../nbs/zebrafish/distributed.ipynb #4a8e6d5b
 def losses_of(model: UNet3D, team: Team, cells=None) -> tuple:  # for training, for validation
     "The losses of this process, over the cells of its part; of voxels if None."
-    told = bool(model.embedding and model.outputs > 1 and cells is not None)
+    train, judge = film_losses(model, cells)
     if team.sharded:
-        judge = part_loss(cells, group=team.grid.group)
-        train = part_loss(cells, told, team.grid.group)
-    else:
-        judge = voxel_mae if cells is None else trace_mae(cells)
-        train = histogram_loss(cells) if told else judge
+        told = bool(model.embedding and model.outputs > 1)
+        train, judge = (part_loss(cells, t, team.grid.group) for t in (told, False))
     return everyone(train, team), everyone(judge, team)
 
 # %% ../../nbs/zebrafish/distributed.ipynb #67f4ac4d

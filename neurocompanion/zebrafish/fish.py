@@ -167,7 +167,7 @@ def load(s: Setting, other: int = 0) -> Fish:
     if s.data == "zapbench": return zapbench(s)
     ds = door.read(s.data, "video", needs="cells")[0]
     n = ds.sizes["time"]
-    splits = recording_splits(ds) if "condition" in ds else undivided(n)
+    splits = recording_splits(ds)
     stimulus = ds["stimulus"].values if "stimulus" in ds else np.zeros((n, 1))
     code = ds["condition"].values if "condition" in ds else np.zeros(n)
     df = relative(ds["video"].values, ds["cells"].values, train_frames(splits))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core import ParameterError
+from ..sweeps.paper import words_of
 from . import traces as tr
 from . import data as zd
 from .data import HELD_OUT, windows
@@ -111,10 +112,7 @@ MODELS = *NETS, "linear", "tsmixer", "timemix", "tide", "mean", "last", "evoked"
 
 def listed(s: Setting) -> list:
     "The models that are asked for."
-    words = [w.strip() for w in s.models.split(",") if w.strip()]
-    if odd := [w for w in words if w not in MODELS]: raise ParameterError(
-        "there is no such model", found=repr(odd[0]), expected=", ".join(MODELS))
-    return words
+    return words_of(s.models, "model", MODELS)
 
 
 def _trace_model(name, s, fish):

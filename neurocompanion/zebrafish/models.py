@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import ParameterError, RecordingError, is_whole
+from ..core import ParameterError, RecordingError, need, need_whole
 from ..recordings.guard import npz
 from .traces import (  # noqa: F401, passed on
     LinearTraces, TiDE, TimeMix, TSMixer)
@@ -65,17 +65,13 @@ class UNet3D(nn.Module):
 # %% ../../nbs/zebrafish/models.ipynb #a0e65cf6
 def _check_sizes(context, width, last, groups, embedding, outputs, dropout):
     "Sizes that fit one another."
-    for name, v in dict(context=context, width=width, groups=groups, outputs=outputs).items():
-        if not is_whole(v): raise ParameterError(f"{name} is not a size", found=repr(v),
-                                                 expected="a whole number from 1")
+    need_whole(context=context, width=width, groups=groups, outputs=outputs)
     for w in (width, last):
         if w % groups: raise ParameterError(
             "features do not fall into groups", found=f"{w} features, {groups} groups",
             expected="a multiple", fix=f"Take groups={math.gcd(width, last)}")
-    if embedding % 2: raise ParameterError("an embedding is pairs", found=embedding,
-                                           expected="an even number")
-    if not 0 <= dropout < 1: raise ParameterError("dropout is a share of features", found=dropout,
-                                                  expected="0 or more, below 1")
+    need(embedding % 2 == 0, "embedding", "an even number", embedding)
+    need(0 <= dropout < 1, "dropout", "a share of features: 0 or more, below 1", dropout)
 
 # %% ../../nbs/zebrafish/models.ipynb #e96800fb
 def lead_embedding(lead, size: int = 32) -> Tensor:  # steps ahead, from 1  # b -> b size

@@ -39,7 +39,7 @@ def test_what_is_not_trained_on_changes_nothing_for_what_is():
     (dict(model="transformer"), "no such model"), (dict(reading="mine"), "no such reading"),
     (dict(others="nichols"), "no such others"), (dict(colour=1), "no parameter"),
     (dict(epochs=0), "out of range"), (dict(states=5), "no such states"),
-    (dict(trained_on=6), "so many worms"), (dict(others="flavell", states=4), "two states"),
+    (dict(trained_on=6), "training worms"), (dict(others="flavell", states=4), "two states"),
     (dict(data="none.mat"), "none.mat"), (dict(model="connectome", connectome="x"), "connectome")])
 def test_what_cannot_be(wrong, said):
     with pytest.raises(NeurocompanionError, match=said): states(**wrong)

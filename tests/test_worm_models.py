@@ -237,6 +237,7 @@ def test_draws_are_nested_and_repeatable():
         assert all(a == b[:-1] for a, b in zip(draws, draws[1:]))
         assert sorted(draws[-1]) == list(range(100)) and draws == [
             data.mixed(pool, n, seed) for n in range(1, 101)]
-        own = [data.individual(pool, "b", n, seed) for n in range(1, 31)]
+        b = data.of_source(pool, "b")
+        own = [[b[i] for i in data.mixed(b, n, seed)] for n in range(1, 31)]
         assert all(a == b[:-1] for a, b in zip(own, own[1:]))
         assert sorted(own[-1]) == list(range(10, 40))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['smooth', 'alpha_for', 'smooth_in_time', 'seconds', 'average', 'normalise', 'derivative', 'standardise', 'starts',
-           'split', 'window_starts', 'steps_covered', 'Windows', 'mixed', 'of_source', 'composition', 'validation']
+           'split', 'window_starts', 'windows', 'steps_covered', 'stack', 'Windows', 'mixed', 'of_source',
+           'composition', 'validation']
 
 # %% ../../nbs/worm_scaling/data.ipynb #4da5d70a
 from collections import Counter
@@ -178,10 +179,24 @@ def window_starts(
                          found=f"{hi - lo} steps with gaps between them",
                          fix="Use a larger dt or a smaller length, or leave this worm out")
 
+# %% ../../nbs/worm_scaling/data.ipynb #12ca32d2
+def windows(ds, part, n, length=100):
+    "Evenly spaced windows of one half, all 302 neurons wide, and the mask of each."
+    array, mask = to_302(ds)                                     # n t
+    first = window_starts(ds, part, n, length)
+    w = array.T[first[:, None] + np.arange(length + 1)].astype("float32")
+    return w, np.repeat(mask[None].astype("float32"), n, 0)
+
 # %% ../../nbs/worm_scaling/data.ipynb #2f679b83
 def steps_covered(first, length: int = 100) -> int:
     "Distinct input steps that windows with these first steps hold between them."
     return len(np.unique(np.asarray(first)[:, None] + np.arange(length)))
+
+# %% ../../nbs/worm_scaling/data.ipynb #ae705fcc
+def stack(worms, part, n):
+    "The windows of all worms, as tensors."
+    w, m = zip(*(windows(ds, part, n) for ds in worms))
+    return torch.from_numpy(np.concatenate(w)), torch.from_numpy(np.concatenate(m))
 
 # %% ../../nbs/worm_scaling/data.ipynb #739b6d05
 class Windows:

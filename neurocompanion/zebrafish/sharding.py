@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Grid', 'grid_of', 'HaloConv', 'sum_over', 'SharedNorm', 'shard', 'multiple_of', 'add_gradients', 'SharedDropout',
-           'share_dropout', 'PartMeans', 'part_loss', 'part_of', 'compare', 'halo_share']
+           'share_dropout', 'PartMeans', 'part_loss', 'part_of', 'compare', 'run_together', 'halo_share']
 
 # %% ../../nbs/zebrafish/sharding.ipynb #e36d740d
 import os, subprocess, sys, tempfile
@@ -277,12 +277,12 @@ def compare(
 
 _CODE = """
 import ast, sys
-from neurocompanion.zebrafish.sharding import _together
-_together(*ast.literal_eval(sys.argv[1]))
+from neurocompanion.zebrafish.sharding import run_together
+run_together(*ast.literal_eval(sys.argv[1]))
 """
 
 
-def _together(parts, size, samples, how, folder):
+def run_together(parts, size, samples, how, folder):
     "Start a process for each part; where that can be, as copies of this one, with its imports."
     if how.get("save_memory"): import torch._dynamo  # noqa: F401, would be imported by each
     way, n = "fork" if sys.platform == "linux" else "spawn", parts[0] * parts[1] * samples

@@ -6,7 +6,8 @@
 __all__ = ['PAGES', 'sweeps', 'draw', 'reproduce']
 
 # %% ../../nbs/sweeps/reproduce.ipynb #9deeb11c
-import subprocess, sys
+import json, os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ..core import NeurocompanionError, SweepError, home, results_dir
 from .engines import sweep
@@ -29,22 +30,30 @@ def sweeps(
 # %% ../../nbs/sweeps/reproduce.ipynb #225b940b
 PAGES = "figures", "paper"   # the pages that read results
 
+_DRAW = """import json, sys
+from neurocompanion.sweeps.warm import execute
+for page in sys.argv[2:]:
+    try: execute(f"{page}.ipynb", f"{sys.argv[1]}/{page}.ipynb", {"results": sys.argv[1]})
+    except Exception as e: print(json.dumps([page, str(e).strip().splitlines()[-1]]))
+    else: print(json.dumps([page, None]))
+"""
+
 
 def draw(
     paper: str,           # the paper's folder
     results: str | Path,  # the folder that holds its sweeps
-    page: str = "figures",
-) -> Path:                # the executed notebook
-    "Draw a paper's page from `results`."
-    source, target = home() / "nbs" / paper / f"{page}.ipynb", Path(results) / f"{page}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    code = ("import sys; from neurocompanion.sweeps.warm import execute; "
-            "execute(sys.argv[1], sys.argv[2], {'results': sys.argv[3]})")
-    done = subprocess.run([sys.executable, "-c", code, source, target, results], cwd=source.parent,
-                          capture_output=True, text=True)
-    if done.returncode == 0: return target
-    raise SweepError(f"the page {page} could not be drawn", where=target, found=(
-        done.stderr.strip().splitlines() or ["no message"])[-1], fix="Open the notebook to see")
+) -> tuple:               # the executed notebooks by page, and a line for each that failed
+    "Draw a paper's pages from `results`."
+    folder, out = home() / "nbs" / paper, Path(results)
+    wanted = [p for p in PAGES if (folder / f"{p}.ipynb").is_file()]
+    out.mkdir(parents=True, exist_ok=True)
+    child = subprocess.run([sys.executable, "-c", _DRAW, out, *wanted], cwd=folder,
+                           capture_output=True, text=True)
+    said = dict(map(json.loads, filter(lambda x: x.startswith("["), child.stdout.splitlines())))
+    lost = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    drawn = {f"{paper}/{p}.ipynb": out / f"{p}.ipynb" for p in wanted if said.get(p, lost) is None}
+    return drawn, [f"the page {paper}/{p} could not be drawn: {said.get(p, lost)}"
+                   for p in wanted if said.get(p, lost)]
 
 # %% ../../nbs/sweeps/reproduce.ipynb #a9bee1dc
 def reproduce(
@@ -60,13 +69,11 @@ def reproduce(
     out, names = Path(out or results_dir() / "reproduce").resolve(), sweeps(paper)
     papers, bad, done = dict.fromkeys(n.split("/")[0] for n in names), [], {}
     for name in names: bad += _run(name, scale, workers, out)
-    pages = [f"{p}/{page}" for p in papers for page in PAGES
-             if (home() / "nbs" / p / f"{page}.ipynb").is_file()]
-    for i, page in enumerate(pages, 1):
-        print(f"drawing {page}, page {i} of {len(pages)} ...", flush=True)
-        paper, name = page.split("/")
-        try: done[f"{page}.ipynb"] = draw(paper, out / paper, name)
-        except SweepError as e: bad.append(str(e))
+    print(f"drawing the pages of {', '.join(papers)} ...", flush=True)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for drawn, failed in pool.map(lambda p: draw(p, out / p), papers):
+            for page in drawn: print(f"drawn: {page}", flush=True)
+            done, bad = done | drawn, bad + failed
     print("building the site ...", flush=True)
     try: page = build(site_folder, replace=done) / "index.html"
     except NeurocompanionError as e: page = bad.append(f"site: {e}")

@@ -206,9 +206,10 @@ def stamp(
     "Write on a figure what its numbers come from."
     from neurocompanion import plots
     data, place = str(rows["data"].iloc[0]), rows.attrs["place"]
-    own = "" if place == "committed" else f"results in {Path(place).name}"
-    plots.stamp(where, data=data if data in plots.DATA else "own", scale=rows.attrs["scale"],
-                seeds=seeds, note=" · ".join(filter(None, [note, own])))
+    scale = rows.attrs["scale"] if rows.attrs["scale"] in SCALES else ""  # none of single runs
+    own = "" if place == "committed" else f"{'results' if scale else 'runs'} in {Path(place).name}"
+    plots.stamp(where, data=data if data in plots.DATA else "own", scale=scale, seeds=seeds,
+                note=" · ".join(filter(None, [note, own])))
 
 # %% ../../nbs/sweeps/tables.ipynb #b1813c65
 def numbers(

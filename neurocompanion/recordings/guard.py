@@ -32,11 +32,11 @@ def refuse(
     raise RecordingError(what, where=where, expected=expected, found=found, fix=fix) from None
 
 
-def extra(package: str, where, more=""):   # zarr or tensorstore; the file; another way out
-    "A package that only the extra `video` brings."
+def extra(package: str, where, more="", kind="video"):   # zarr; the file; another way out
+    "A package that only an extra brings."
     try: return import_module(package)
-    except ImportError: refuse(where, f"{package} is not installed", "the extra `video`", "none",
-                               "pip install 'neurocompanion[video]'" + more)
+    except ImportError: refuse(where, f"{package} is not installed", f"the extra `{kind}`", "none",
+                               f"pip install 'neurocompanion[{kind}]'" + more)
 
 
 @contextmanager

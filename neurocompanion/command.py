@@ -59,6 +59,11 @@ def _simulate(args):
         print(path)
 
 # %% ../nbs/command.ipynb #77cf5c5c
+def _rates(args):
+    from neurocompanion import verbs
+    verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms)
+
+
 def _sweep(args):
     from neurocompanion.sweeps.engines import sweep
     from neurocompanion.sweeps.sweep import setting
@@ -96,6 +101,11 @@ _SCALE = _arg("--scale", choices=["tiny", "laptop", "paper"], default="laptop",
 _WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
 
 # %% ../nbs/command.ipynb #2f968c97
+_DATA = _arg("data", help="a file or folder in any layout, or a public name")
+_MADE = _arg("--out", metavar="FILE", help="the result: .nc, .csv, .parquet or .nwb "
+             "(default: named after the data, in this folder)")
+_MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
+                help="how long it may take, about (default: 5)")
 _COMMANDS = {
     "sources": (_sources, "list the public recordings, and where each is", "sources kato",
         _arg("name", nargs="?", default="", help="only names that hold this text")),
@@ -113,6 +123,10 @@ _COMMANDS = {
         _arg("-n", type=int, default=4, help="how many (default: 4)"),
         _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
         _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
+    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
+        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES,
+        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
+        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
         _arg("name", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),

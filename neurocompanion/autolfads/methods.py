@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Fitted', 'unseen', 'apart', 'smoother', 'linear', 'kept', 'chosen', 'network', 'population', 'from_network', 'method',
-           'truth_scores', 'bits_above', 'mixed', 'blend', 'hidden_score', 'Diagnosis', 'diagnose', 'coverage',
+           'truth_scores', 'gains', 'bits_above', 'mixed', 'blend', 'hidden_score', 'Diagnosis', 'diagnose', 'coverage',
            'calibration', 'METHODS']
 
 # %% ../../nbs/autolfads/methods.ipynb #4c2e0a3c
@@ -169,11 +169,15 @@ def truth_scores(rates, data: Spikes) -> dict:  # spikes per bin in the validati
             "bits": bits_per_spike(above, data.valid)}
 
 # %% ../../nbs/autolfads/methods.ipynb #a6adf69c
-def bits_above(rates, spikes, mean) -> float:  # spikes per bin, counts, rates to beat  # … unit
-    "Information about spikes beyond given mean rates, in bits a spike; NaN does not count."
+def gains(rates, spikes, mean):  # spikes per bin, counts, rates to beat  # … unit
+    "Information about spikes beyond given mean rates, in bits; 0 where a count is NaN."
     r, mean, ok = np.maximum(rates, 1e-9), np.maximum(mean, 1e-9), np.isfinite(spikes)
-    gain = np.where(ok, spikes * np.log(r / mean) - (r - mean), 0)
-    return float(gain.sum() / math.log(2) / max(np.nansum(spikes), 1))
+    return np.where(ok, spikes * np.log(r / mean) - (r - mean), 0) / math.log(2)
+
+
+def bits_above(rates, spikes, mean) -> float:
+    "The same in all, in bits a spike."
+    return float(gains(rates, spikes, mean).sum() / max(np.nansum(spikes), 1))
 
 # %% ../../nbs/autolfads/methods.ipynb #26f2b93e
 _BLENDS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)

@@ -70,7 +70,7 @@ def load(s: Setting, needs=()):  # what it must have beyond the standard -> a Da
         "a synthetic task comes as its two halves", found=s.task, fix="Use `halves`")
     if s.data == "simulated": return _stand_in(s)
     ds = _one(s, needs)
-    if s.task == "dad" and s.data == "real": ds = _single_steps(ds)
+    if s.task == "dad" and s.data == "real": ds = single_steps(ds)
     ds = _whole(ds)
     if ds.attrs["kind"] == "traces": return _active(ds, "trace", "neuron", s.units)
     width = s.bin_ms or TASKS[s.task].bin_ms
@@ -79,12 +79,12 @@ def load(s: Setting, needs=()):  # what it must have beyond the standard -> a Da
     return _active(ds, "spikes", "unit", s.units)
 
 # %% ../../nbs/autolfads/tasks.ipynb #c038cfaa
-def _single_steps(ds, window=8):
+def single_steps(ds, window: int = 8):
     "Counts of single steps in place of sums over sliding windows."
     single, certain = unslide(ds["spikes"].values, window)
     note = {"variable": "spikes", "action": "converted", "reason": f"sums over {window} steps to "
             f"counts of single steps; {certain:.1%} of units and trials have one solution"}
-    v = ds["spikes"].copy(data=single[:, window - 1:].astype(np.uint8))
+    v = ds["spikes"].copy(data=single[..., window - 1:, :].astype(np.uint8))
     return ds.assign(spikes=v).assign_attrs(report=[*ds.attrs["report"], note])
 
 
@@ -158,9 +158,12 @@ class Study(NamedTuple):
         return np.unique(self.recording["condition"].values, return_inverse=True)[1].ravel()
 
 
-def study(s: Setting) -> Study:
+def study(
+    s: Setting,
+    ds=None,   # the recording; None: the one that the setting names
+) -> Study:
     "A recording with trials, cut in three."
-    ds = load(s, needs="trial")
+    ds = load(s, needs="trial") if ds is None else ds
     if "trial" not in ds.dims: raise ParameterError(
         "this recording has no trials", where=ds.attrs["subject"], found=s.task,
         expected="a task with trials")
@@ -216,9 +219,9 @@ def _three(n, s, gap):
     return ad.Pair(rest[far(valid)[rest]], valid), test
 
 # %% ../../nbs/autolfads/tasks.ipynb #b411389f
-def chops(s: Setting) -> Chops:
+def chops(s: Setting, ds=None) -> Chops:   # the recording; None: the one that the setting names
     "A recording without trials, as chops in three parts."
-    ds, task = load(s), TASKS[s.task]
+    ds, task = load(s) if ds is None else ds, TASKS[s.task]
     if "trial" in ds.dims: raise ParameterError("this task has trials", found=s.task,
                                                 expected="a task without trials")
     own = task.chop or (30, 15)

@@ -6,7 +6,7 @@
 __all__ = ['WRITERS', 'result', 'write', 'long_table']
 
 # %% ../../nbs/recordings/write.ipynb #9e8c4b2a
-import json
+import json, warnings
 from pathlib import Path
 import numpy as np
 import xarray as xr
@@ -100,22 +100,22 @@ def _nwb(made, path, into=None):
     "A processing module with a time series for each variable of time."
     from neurocompanion.recordings.guard import extra
     pynwb = extra("pynwb", path, kind="nwb")
-    with pynwb.NWBHDF5IO(str(path), "w") as out:
-        if into:
-            with pynwb.NWBHDF5IO(str(into), "r") as old:
-                old_file = old.read()
-                old_file.add_processing_module(_module(pynwb, made))
-                out.export(src_io=old, nwbfile=old_file)
-        else:
-            out.write(_new_file(pynwb, made))
+    warnings.filterwarnings("ignore", "The file path provided")   # a temporary name, for now
+    if not into:
+        with pynwb.NWBHDF5IO(str(path), "w") as out: out.write(_new_file(pynwb, made))
+        return
+    with pynwb.NWBHDF5IO(str(into), "r") as old, pynwb.NWBHDF5IO(str(path), "w") as out:
+        old_file = old.read()
+        old_file.add_processing_module(_module(pynwb, made))
+        out.export(src_io=old, nwbfile=old_file)
 
 
 def _new_file(pynwb, made):
     "An NWB file with nothing but the result."
-    from datetime import datetime, timezone
+    from datetime import datetime
     f = pynwb.NWBFile(session_description=f"{made.attrs['kind']} of {name_of(made)}",
                       identifier=name_of(made),
-                      session_start_time=datetime(1970, 1, 1, tzinfo=timezone.utc))
+                      session_start_time=datetime.fromisoformat("1970-01-01T00:00:00+00:00"))
     f.add_processing_module(_module(pynwb, made))
     return f
 
@@ -124,7 +124,8 @@ def _module(pynwb, made):
     "The variables of time as time series; trials one after the other, at their own times."
     from pynwb.base import ProcessingModule
     told = " · ".join(str(made.attrs[k]) for k in ("method", "verdict") if made.attrs.get(k))
-    module = ProcessingModule("neurocompanion", f"{made.attrs['kind']}: {told}"[:2000])
+    module = ProcessingModule(name="neurocompanion",
+                              description=f"{made.attrs['kind']}: {told}"[:2000])
     time = made["time"].values.astype(float)
     if "trial" in made.dims:
         start = made["trial_start"].values if "trial_start" in made else \

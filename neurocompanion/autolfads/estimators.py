@@ -137,6 +137,7 @@ class AutoLFADS(Estimator):
                        task="aplysia" if whole else "datahigh", method="autolfads",
                        members=self.members, generations=self.generations, epochs=self.generations,
                        engine=self.engine, samples=self.samples, seed=self.seed, test=self.test,
+                       mean_start=True,
                        generator=g, encoder=g, ic=g, controller=g if self.n_inputs else 0,
                        inputs=self.n_inputs, factors=min(self.factors, ds.sizes["unit"]), **more)
 

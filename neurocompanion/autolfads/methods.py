@@ -124,7 +124,7 @@ def population(data: Spikes, s: Setting, out: str | Path = "", space: dict = SPA
         found=f"{s.epochs} epochs")
     ramp, grows = s.training["ramp"], s.kind == "pbt"
     more = {} if grows else {"decay": 0.95}
-    make = maker(data, s.sizes, batch=s.batch, ramp=ramp, **more)
+    make = maker(data, s.sizes, batch=s.batch, ramp=ramp, mean_start=s.mean_start, **more)
     how = dict(members=s.members, epochs=each, generations=s.generations, seed=s.seed,
                lead=ramp if ramp > each else 0, fixed=s.hyper._asdict(), engine=s.engine,
                out=Path(out) / "search" if str(out) else None)

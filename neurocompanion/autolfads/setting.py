@@ -124,6 +124,7 @@ class Setting(Network):
     epochs: int = parameter(100, least=1)  # of each network, in all
     batch: int = 128          # trials of a step, at most
     ramp: int = -1            # epochs of the penalties' ramp; below 0: 80, or half of all
+    mean_start: bool = False  # rates begin at each unit's mean, not at one spike a bin
     patience: int = 0         # epochs without improvement that end it (PBT: any, 4 generations)
     kind: str = parameter("pbt", words=("pbt", "random"), of=("search",))  # of a search
     members: int = searched(8, least=1)  # of a search
@@ -143,4 +144,5 @@ class Setting(Network):
     @property
     def training(self):
         ramp = min(80, self.epochs // 2) if self.ramp < 0 else self.ramp
-        return dict(batch=self.batch, ramp=ramp, patience=self.patience or None)
+        return dict(batch=self.batch, ramp=ramp, patience=self.patience or None,
+                    mean_start=self.mean_start)

@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     wait: int = 6                 # … after so many epochs without improvement
     lr_stop: float = 1e-5         # with decay: a lower rate ends the training
     patience: int | None = None   # so many epochs without improvement end it
+    mean_start: bool = False      # rates begin at each unit's mean, not at one spike a bin
 
 
 def ramp_at(epoch: int, ramp: int) -> float:  # from 0, of so many epochs
@@ -132,6 +133,9 @@ class Member(members.Member):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed))
             model = models.LFADS(**sizes).to(device)
+        if settings.mean_start and model.head == "poisson":
+            mean = torch.as_tensor(data.train.mean((0, 1))).clamp(min=1e-4)
+            with torch.no_grad(): model.readout.bias.copy_(mean.log())
         parts = {h: [None if v is None else torch.as_tensor(v, device=device)
                      for v in data.part(h)[:3]] for h in ("train", "valid")}
         return cls(model, parts, hyper, seed, settings, sizes)

@@ -37,7 +37,8 @@ def _stored(value):
     if hasattr(value, "to_dict"): return {"table": plain(value.to_dict("list")),
                                           "attrs": plain(value.attrs)}
     if isinstance(value, np.ndarray): return value.tolist()
-    return plain(value)
+    if isinstance(value, dict): return {k: _stored(v) for k, v in value.items()}
+    return list(map(_stored, value)) if isinstance(value, (list, tuple)) else plain(value)
 
 
 def _save(
@@ -73,6 +74,7 @@ def _load(
 def _taken(value):
     "A value as it was before `_stored`, but for networks, which `_build` makes."
     if isinstance(value, torch.Tensor): return value.numpy()
+    if isinstance(value, list): return list(map(_taken, value))
     if not (isinstance(value, dict) and {*value} == {"table", "attrs"}): return value
     import pandas as pd
     rows = pd.DataFrame(value["table"])

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import time
 import numpy as np
 import torch
-from ..core import ParameterError, default_device, set_seed
+from ..core import ParameterError, default_device
 from ..sweeps import paper
-from ..training.fit import fit
 from ..training.steps import evaluate, evaluating
 from . import data as wd, pool as pools
-from .heads import LR, History, Mean, Naive, OwnHistory, build
+from .estimators import learn
+from .heads import LR, History, Mean, Naive, OwnHistory
 from .models import generate, next_step_loss, training_flops
 from .setting import Setting
 
@@ -76,15 +76,12 @@ def train(
 ) -> Trained:
     "One model by the paper's protocol."
     windows = wd.Windows(worms, "train", s.n_train, s.length, batch=s.batch, seed=s.seed)
-    own = OwnHistory(windows.gather(r) for r in torch.arange(len(windows.start)).split(s.batch))
-    set_seed(s.seed)
-    net = build(s.model, s.hidden, s.head, own.weight).to(default_device())
-    windows.to(default_device())
     rounds = Steady(windows, s.steps_per_epoch) if s.steps_per_epoch else windows
     begun = time.time()
-    done = fit(net, next_step_loss, rounds, valid, epochs=s.epochs, lr=s.lr or LR[s.head],
-               patience=s.patience, schedule="plateau", seed=s.seed,
-               checkpoint=Path(s.out) / "checkpoint.pt" if s.out else None)
+    net, own, done = learn(
+        windows, valid, rounds=rounds, checkpoint=Path(s.out) / "checkpoint.pt" if s.out else None,
+        **{k: getattr(s, k) for k in ("model", "hidden", "head", "epochs", "patience", "lr",
+                                      "seed")})
     facts = _facts(net, windows, rounds, done)
     facts["fit_seconds"] = round(time.time() - begun, 2)
     return Trained(net, own, done.history, facts)

@@ -78,9 +78,10 @@ def build(
     hidden: int,              # H
     head: str = "value",      # "value" (the paper), "change" or "history" (ours)
     own=(0.0, 0.0, 0.0),      # where the head "history" starts
+    **sizes,                  # neurons, where they are not the 302
 ):
     "A model by the names that sweeps use."
     one_of("model", model, MODELS)
     one_of("head", head, LR)
-    net = MODELS[model](hidden, residual=head != "value")
+    net = MODELS[model](hidden, residual=head != "value", **sizes)
     return History(net, own) if head == "history" else net

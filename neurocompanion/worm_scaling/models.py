@@ -20,13 +20,14 @@ from ..training.steps import evaluating
 class Linear(nn.Module):
     "The feed-forward model: each moment predicts the next on its own."
 
-    def __init__(self, hidden: int = 512, *, dropout: float = 0.1, residual: bool = False):
+    def __init__(self, hidden: int = 512, *, dropout: float = 0.1, residual: bool = False,
+                 neurons: int = len(NEURONS)):
         super().__init__()
         self.residual = residual
-        self.embed = embedding(hidden)
+        self.embed = embedding(hidden, neurons=neurons)
         self.core = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True),
                                   Dropout(dropout))
-        self.out = readout(hidden, zero=residual)
+        self.out = readout(hidden, zero=residual, neurons=neurons)
 
     def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and no state."
@@ -42,25 +43,26 @@ def visible(
     mask,  # labelled neurons  # b n, or n
 ):         # activity, 0 where unlabelled  # b t n
     "What a model may see: the labelled neurons."
-    if x.ndim != 3 or x.shape[-1] != len(NEURONS) or not x.shape[1]:
+    n = mask.shape[-1]
+    if x.ndim != 3 or x.shape[-1] != n or not x.shape[1]:
         raise ParameterError("a model reads activity over time", found=tuple(x.shape),
-                             expected=f"shape (batch, time, {len(NEURONS)}), time >= 1")
-    if tuple(mask.shape) not in ((len(x), len(NEURONS)), (1, len(NEURONS)), (len(NEURONS),)):
+                             expected=f"shape (batch, time, {n}), time >= 1")
+    if tuple(mask.shape) not in ((len(x), n), (1, n), (n,)):
         raise ParameterError("the mask does not fit the activity", found=tuple(mask.shape),
-                             expected=f"shape ({len(x)}, {len(NEURONS)})")
-    return torch.where(mask.reshape(-1, 1, len(NEURONS)) != 0, x, x.new_zeros(()))
+                             expected=f"shape ({len(x)}, {n})")
+    return torch.where(mask.reshape(-1, 1, n) != 0, x, x.new_zeros(()))
 
 # %% ../../nbs/worm_scaling/models.ipynb #6c8b0ef9
-def embedding(hidden: int, norm: bool = True) -> nn.Module:
+def embedding(hidden: int, norm: bool = True, neurons: int = len(NEURONS)) -> nn.Module:
     "302 neurons → H hidden units, rectified and, with `norm`, normalised."
     need_whole(hidden=hidden)
-    layers = [nn.Linear(len(NEURONS), hidden), nn.ReLU(inplace=True)]
+    layers = [nn.Linear(neurons, hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.LayerNorm(hidden)] if norm else []))
 
 
-def readout(hidden: int, zero: bool = False) -> nn.Linear:
+def readout(hidden: int, zero: bool = False, neurons: int = len(NEURONS)) -> nn.Linear:
     "H hidden units → 302 neurons: Xavier weights, or zeros, and no bias at the start."
-    layer = nn.Linear(hidden, len(NEURONS))
+    layer = nn.Linear(hidden, neurons)
     nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -74,13 +76,13 @@ def predict(delta, x, residual: bool):
 class LSTM(nn.Module):
     "The recurrent model: a memory of H units carries the past."
 
-    def __init__(self, hidden: int = 512, *, residual: bool = False):
+    def __init__(self, hidden: int = 512, *, residual: bool = False, neurons: int = len(NEURONS)):
         super().__init__()
         self.residual = residual
-        self.embed = embedding(hidden)
+        self.embed = embedding(hidden, neurons=neurons)
         self.core = nn.LSTM(hidden, hidden, batch_first=True)
         nn.init.orthogonal_(self.core.weight_hh_l0)
-        self.out = readout(hidden, zero=residual)
+        self.out = readout(hidden, zero=residual, neurons=neurons)
 
     def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and the memory that is left: (h, c)."
@@ -95,15 +97,15 @@ def positions(
     start: int,      # the first moment
     steps: int,      # how many
     *,
-    like: Tensor | None = None,  # device and type
+    like: Tensor | None = None,  # device, type and neurons
 ) -> Tensor:         # t n
     "Sines and cosines that tell one moment from another."
     how = {} if like is None else dict(device=like.device, dtype=like.dtype)
     t = torch.arange(start, start + steps, **how)
-    n = len(NEURONS)
+    n = len(NEURONS) if like is None else like.shape[-1]
     rate = torch.exp(torch.arange(0, n, 2, **how) * (-math.log(10_000) / n))
     angle = t[:, None].float() * rate                                    # t n/2
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(rate.dtype)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :n].to(rate.dtype)
 
 # %% ../../nbs/worm_scaling/models.ipynb #aea05057
 def attend(
@@ -149,12 +151,13 @@ class Encoder(nn.Module):
 class Transformer(nn.Module):
     "The attending model: each moment looks back at all before it."
 
-    def __init__(self, hidden: int = 512, *, dropout: float = 0.1, residual: bool = False):
+    def __init__(self, hidden: int = 512, *, dropout: float = 0.1, residual: bool = False,
+                 neurons: int = len(NEURONS)):
         super().__init__()
         self.residual = residual
-        self.embed = embedding(hidden, norm=False)
+        self.embed = embedding(hidden, norm=False, neurons=neurons)
         self.core = Encoder(hidden, dropout)
-        self.out = readout(hidden, zero=residual)
+        self.out = readout(hidden, zero=residual, neurons=neurons)
 
     def advance(self, x, mask, state=None):                        # b t n, b n
         "Predictions, and keys and values of all moments so far."

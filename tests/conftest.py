@@ -1,6 +1,5 @@
 "What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
-import os
-import signal
+import os, signal
 from pathlib import Path
 
 import pytest

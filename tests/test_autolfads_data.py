@@ -1,8 +1,7 @@
 "Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.autolfads.data import (
     Pair, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,

@@ -203,7 +203,6 @@ def test_speed_correlation_conditions():
 
 
 # ---------------------------------------------------------------- what may be given
-
 def small(seed=0, trials=24):
     rng = np.random.default_rng(seed)
     x = rng.gamma(2, 1, (trials, 10, 5))

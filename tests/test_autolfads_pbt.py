@@ -1,12 +1,5 @@
 "Population-based training: decisions, engines that agree, and searches that survive a kill."
-import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
+import json, math, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +234,6 @@ def test_folders_that_are_refused(tmp_path):
 
 
 # ---- one folder, one data set, one network
-
 def lfads(seed=0, **sizes):
     "What makes tiny LFADS on a data set of its own."
     from neurocompanion.autolfads import data, training

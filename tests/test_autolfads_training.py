@@ -1,10 +1,5 @@
 "Training of one network: resume, divergence, few trials, hyperparameters on the way, populations."
-import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
+import math, os, signal, subprocess, sys, textwrap
 from pathlib import Path
 
 import numpy as np

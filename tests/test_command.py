@@ -1,8 +1,5 @@
 "The command, as a user calls it: in a process of its own."
-import json
-import os
-import subprocess
-import sys
+import json, os, subprocess, sys
 from pathlib import Path
 
 import pandas as pd

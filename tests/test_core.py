@@ -1,10 +1,5 @@
 "Paths from anywhere, whole files or none, and the record of a run."
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
+import os, pickle, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest

@@ -1,9 +1,5 @@
 "The faster parts: compilers, libraries that are not ours, masks on every way, one switch."
-import os
-import shutil
-import stat
-import subprocess
-import sys
+import os, shutil, stat, subprocess, sys
 
 import pytest
 import torch
@@ -36,7 +32,6 @@ def compiler(monkeypatch, tmp_path):
 
 
 # ---- compilers
-
 @pytest.mark.parametrize("how", ["-march=native -fopenmp", "-march=x86-64-v4 -O1"])
 @pytest.mark.parametrize("cc", COMPILERS)
 def test_no_compiler_warns(tmp_path, cc, how):
@@ -87,7 +82,6 @@ def test_no_memory_is_an_error(monkeypatch):
 
 
 # ---- libraries
-
 OWNED = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid(), reason="needs to be root")
 
 
@@ -152,7 +146,6 @@ def test_no_home_is_no_error(toy):
 
 
 # ---- masks
-
 @pytest.mark.parametrize("n", [1, 3, 4, 30001, 100000])
 def test_masks_do_not_hang_on_threads(n):
     draw = lambda: dropout.kept((n,), 0.5, generator=torch.Generator().manual_seed(5))
@@ -183,7 +176,6 @@ def test_a_gpu_drops_the_same():
 
 
 # ---- the switch
-
 def worm_step():
     torch.manual_seed(1)
     model, x = worm_models.Transformer(16, dropout=0.3), torch.randn(8, 31, 302)

@@ -1,6 +1,5 @@
 "The walls of the house: who may import whom, and how long a cell may be."
-import ast
-import json
+import ast, json
 from pathlib import Path
 
 import pytest

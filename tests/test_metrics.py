@@ -18,7 +18,6 @@ def poisson(seed=0, shape=(20, 30, 5)):
 
 
 # ---- bits per spike
-
 def test_bits_per_spike_agrees_with_the_benchmark(gold):
     "As arrays, tensors, lists; flat, with gaps, and neuron by neuron."
     pred, spikes, gaps = gold["pred"], gold["spikes"], gold["sp_nan"]
@@ -52,7 +51,6 @@ def test_zero_rates_silent_neurons_and_empty_input():
 
 
 # ---- what is refused
-
 @pytest.mark.parametrize("call, says", [
     (lambda: M.bits_per_spike([[0.1, 0.2]], [[0, -1]]), "spikes are negative"),
     (lambda: M.bits_per_spike([[0.1, np.nan]], [[0, 1]]), "rates holds NaN or infinity"),
@@ -80,7 +78,6 @@ def test_wrong_shapes_name_both(f):
 
 
 # ---- pseudo-R²
-
 def test_pseudo_r2_from_log_likelihoods():
     rates, spikes = poisson(1)
     null = np.broadcast_to(spikes.mean((0, 1)), spikes.shape)
@@ -95,7 +92,6 @@ def test_pseudo_r2_from_log_likelihoods():
 
 
 # ---- masked losses
-
 def loop_mse(pred, target, mask):
     total, n = 0.0, 0
     for b, i in np.argwhere(np.asarray(mask) > 0):
@@ -164,7 +160,6 @@ def test_mae_over_axes():
 
 
 # ---- R², correlation
-
 def test_r2_pooled_and_per_neuron():
     rng = np.random.default_rng(0)
     y = rng.standard_normal((10, 20, 4)) * [1, 2, 5, 9] + [0, 3, -2, 50]
@@ -209,7 +204,6 @@ def test_correlations_by_loops():
 
 
 # ---- classification
-
 def test_accuracy_and_confusion_ignore_steps():
     rng = np.random.default_rng(0)
     y = rng.integers(-1, 4, 500)
@@ -229,7 +223,6 @@ def test_accuracy_and_confusion_ignore_steps():
 
 
 # ---- intervals and laws
-
 def test_t_interval_agrees_with_scipy():
     x = np.random.default_rng(0).standard_normal((6, 3))
     want = stats.t.interval(0.9, 5, x.mean(0), stats.sem(x))
@@ -324,7 +317,6 @@ def test_extrapolation_holds_out_sizes():
 
 
 # ---- promises about all of them
-
 def test_nothing_is_changed():
     rates, spikes = poisson(5)
     rates[0, 0], spikes[1, 1] = 0, np.nan

@@ -1,10 +1,5 @@
 "Every notebook runs, is clean, and is what the package was exported from."
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest

@@ -75,7 +75,6 @@ def test_panels_return_their_axes_and_leave_inputs_alone(ax, runs):
 
 
 # ---- scaling curves
-
 def test_scaling_curve_shows_the_range(ax, runs):
     plots.scaling_curve(ax, runs, "n", "loss", "model", log="x")
     rows = runs[runs.model == "b"].groupby("n").loss
@@ -145,7 +144,6 @@ def test_nothing_is_cut_off(runs, width):
 
 
 # ---- the other panels
-
 def test_learning_curves(ax):
     h = pd.DataFrame(dict(epoch=[1, 2, 3], train_loss=[3.0, 2, 1], valid_loss=[3.0, 1.5, 2]))
     plots.learning_curves(ax, h)

@@ -1,9 +1,6 @@
 "A population equals its members trained one by one; what cannot be stacked says so."
 
-import functools
-import random
-import signal
-import warnings
+import functools, random, signal, warnings
 
 import numpy as np
 import pytest
@@ -211,7 +208,6 @@ def test_dropout_differs_between_members_of_one_seed():
 
 
 # ---- interrupted and resumed
-
 def dropping(): return nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
 
 

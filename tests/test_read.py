@@ -1,6 +1,5 @@
 "Every experiment of every paper, on every kind of file that it can take; runs of about a second."
-import json
-import shutil
+import json, shutil
 from functools import lru_cache
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 "Pages of results: they draw those of the folder they are given, and never a committed number."
-import contextlib
-import io
-import json
+import contextlib, io, json
 from pathlib import Path
 
 import pytest

@@ -30,7 +30,6 @@ def made(make=M.NDT, bins=30, units=7, **how):
 
 
 # ---- what it is
-
 def slow(model, x, name, mask):
     "The network of the notes, one trial, head and bin at a time."
     own, out = model.stitcher(name), []
@@ -79,7 +78,6 @@ def test_initial_scaling():
 
 
 # ---- causality
-
 @pytest.mark.parametrize("make", [M.NDT, StitchedLinear, StitchedGRU, Smoothing, Mean])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
@@ -137,7 +135,6 @@ def test_trials_do_not_meet():
 
 
 # ---- sessions
-
 def test_sessions_of_one_size_are_two():
     model, x = made(), counts(3, 30, 7)
     before = model.eval()(x, "b").detach()
@@ -204,7 +201,6 @@ def test_traces_may_be_negative():
 
 
 # ---- hiding, forecasting, filling in
-
 def test_hide():
     assert M.hide((4, 5), 1.0).all()
     a, b = (M.hide((4, 50), 0.3, torch.Generator().manual_seed(5)) for _ in range(2))
@@ -258,7 +254,6 @@ def test_fill_in_gradients():
 
 
 # ---- baselines
-
 def session(x, name="a"):
     n = len(x) // 3
     return Session(name, x[:n], x[n:2 * n], x[2 * n:], 0.02, tuple(range(x.shape[2])), {})

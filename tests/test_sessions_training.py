@@ -53,7 +53,6 @@ def same(a, b, exact=False):
 
 
 # ---- batches
-
 def test_batches_change_and_repeat(pool):
     told = []
     for seed in (1, 1, 2):
@@ -66,7 +65,6 @@ def test_batches_change_and_repeat(pool):
 
 
 # ---- pretraining
-
 def test_pretraining_learns_and_repeats(pool):
     a, run = P.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
     b, again = P.pretrain(pool, epochs=8, lr=1e-2, seed=3, settings=SMALL)
@@ -146,7 +144,6 @@ def test_one_that_diverges_is_set_aside(pool, body, threads):
 
 
 # ---- fine-tuning
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_together_is_alone(pool, body, threads):
     how = dict(epochs=4, lr=1e-2)
@@ -260,7 +257,6 @@ def test_traces(pool):
 
 
 # ---- scores and files
-
 def test_evaluate_is_the_metric(pool, body):
     for part, last in (("test", None), ("valid", 7)):
         x, n = getattr(pool[1], part), last or 2

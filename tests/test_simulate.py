@@ -98,8 +98,7 @@ def test_mean_of_the_surprise_is_zero():
     assert np.abs(surprise.mean(0) / surprise.std(0)).max() < 5 / np.sqrt(3600)
 
 
-# sessions on a ladder
-
+# ---- sessions on a ladder
 def test_all_planes_go_up_together():
     made = ladder([0, 0.3, 1.2], frequency=(0.3, 1.5), trials=4, units=5, drift=0.4)
     for ds in made:
@@ -136,8 +135,7 @@ def test_bad_arguments_are_named(how, words):
     with pytest.raises(ParameterError, match=words): ladder(**how)
 
 
-# networks and films
-
+# ---- networks and films
 def test_shared_inputs_are_shared():
     shared = chaotic_rnn(20, 2, amplitude=2.0)
     private = chaotic_rnn(20, 2, amplitude=2.0, shared=False)

@@ -1,8 +1,5 @@
 "The simulated eight-source pool: what is planned is what is read back, and errors name their file."
-import hashlib
-import multiprocessing
-import os
-import time
+import hashlib, multiprocessing, os, time
 from collections import Counter
 from functools import partial
 
@@ -45,9 +42,7 @@ def of_plan(pool):
     assert not left
 
 
-# The table and the plan
-
-
+# ---- The table and the plan
 def test_the_table_is_the_papers():
     assert set(POOL) == set(SOURCES)
     table = {k: (sum(s.files.values()), s.labelled, s.recorded) for k, s in POOL.items()}
@@ -87,9 +82,7 @@ def test_wrong_arguments_write_nothing_of_a_worm(tmp_path, wrong, message):
     assert {p.name for p in tmp_path.rglob("*")} <= {"SIMULATED.md"}
 
 
-# What is read back
-
-
+# ---- What is read back
 def test_every_file_holds_what_was_planned(pool):
     for f, worms in of_plan(pool):
         assert len(worms) == f["n"]
@@ -136,9 +129,7 @@ def test_the_note_says_what_they_are_and_the_folder_reads(pool):
     assert len(read_worms(folder)) == sum(map(len, found.values()))
 
 
-# The same seed
-
-
+# ---- The same seed
 def test_the_same_seed_gives_the_same_bytes(pool, tmp_path):
     sources = ["uzel2022", "yemini2021", "flavell2023", "leifer2023"]
     write_pool(tmp_path / "one", sources=sources, workers=1, **THIN)
@@ -155,9 +146,7 @@ def test_worms_do_not_depend_on_how_many_there_are(tmp_path):
     for ds in few: assert ds["trace"].equals(more[ds.attrs["subject"]]["trace"])
 
 
-# Reading many files
-
-
+# ---- Reading many files
 def test_order_and_values_do_not_depend_on_workers(pool):
     folder, paths, found = pool
     paths = paths[::-1]
@@ -269,9 +258,7 @@ def test_real_files(mirror):
     assert all(a.identical(b) for a, b in zip(found, want, strict=True))
 
 
-# The whole pool
-
-
+# ---- The whole pool
 @pytest.mark.slow
 def test_the_full_pool_is_as_hard_as_the_published_one(tmp_path):
     published = dict(kato2015=.0137, nichols2017=.0103, skora2018=.0075, uzel2022=.0076,

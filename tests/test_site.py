@@ -1,11 +1,5 @@
 "The site: pages of a small project, everything that must stop a build, and the project's own."
-import base64
-import configparser
-import json
-import os
-import re
-import shutil
-import sys
+import base64, configparser, json, os, re, shutil, sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -76,7 +70,6 @@ def house(tmp_path):
 
 
 # ---- what a page shows
-
 @pytest.mark.parametrize("kind", ["note", "tip", "warning", "important", "caution"])
 def test_callouts(kind):
     html = body(f'::: {{.callout-{kind} title="Colons: fine, `code` too"}}\nText.\n\n- one\n:::')
@@ -164,7 +157,6 @@ def test_title_contents_and_pictures_of_a_notebook_that_stays_as_it_is():
 
 
 # ---- what stops a page
-
 @pytest.mark.parametrize("cell, says", [
     (code("x", dict(output_type="error", ename="KeyError", evalue="'a'", traceback=[])),
      "a/t.ipynb, cell 1: a cell ended in an error: found KeyError: 'a'"),
@@ -175,7 +167,6 @@ def test_bad_cells(cell, says):
 
 
 # ---- the site
-
 def test_build(house):
     project = house([{"text": "Start & go", "href": "index.ipynb"},
                      {"section": "Wing", "contents": [{"href": "wing/my room.ipynb"}]}], **{
@@ -300,7 +291,6 @@ def test_readme(house, monkeypatch):
 
 
 # ---- the project's own site
-
 def settings():
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "settings.ini")

@@ -1,6 +1,5 @@
 "Spike readers: what was written is read; the real files against an independent reading; errors."
-import datetime
-import json
+import datetime, json
 
 import h5py
 import numpy as np
@@ -31,9 +30,7 @@ def whole(ds, path):
     xr.testing.assert_identical(open_recording(save(ds, path)), ds)
 
 
-# what was written is read
-
-
+# ---- what was written is read
 @pytest.mark.parametrize("layout", MATLAB)
 def test_matlab(known, layout, tmp_path):
     path = write_matlab(tmp_path / "a.mat", known, layout)
@@ -191,42 +188,33 @@ def test_ibl_sessions_splits_and_odd_columns(known, tmp_path):
         assert ds.choice.values.tolist() == [i % 2 for i in range(30)]
         assert np.array_equal(ds["wheel-speed"].values[3], np.arange(40.0) + 3)
         assert any(e.get("variable") == "ragged" for e in ds.report)
-    del table["spikes_sparse_shape"]
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
-    with pytest.raises(RecordingError, match="column `spikes_sparse_shape` is missing"):
-        read_ibl(tmp_path / "odd.parquet")
-    table["spikes_sparse_shape"] = [[4, 3]] * 30
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
-    with pytest.raises(RecordingError, match="odd.parquet, row 0: its spikes are no sparse matrix"):
-        read_ibl(tmp_path / "odd.parquet")
+    shape = table.pop("spikes_sparse_shape")
+    for more, says in [({}, "column `spikes_sparse_shape` is missing"),
+                       ({"spikes_sparse_shape": [[4, 3]] * len(shape)},
+                        "odd.parquet, row 0: its spikes are no sparse matrix")]:
+        pq.write_table(pa.table(table | more), tmp_path / "odd.parquet")
+        with pytest.raises(RecordingError, match=says): read_ibl(tmp_path / "odd.parquet")
 
 
-# what is refused
-
-
-def mat(**fields): return lambda path: savemat(path, fields)
-def text(content): return lambda path: path.write_text(content)
-def lfads(**fields): return lambda path: hdf5(path, **fields)
-
-
+# ---- what is refused
 LONG = dict(times=[[0.0, 1e9]], trials={"start_time": [0.0], "stop_time": [1.0]})
-REFUSED = {  # file: what makes it, the words
-    "a.mat": (mat(x=np.ones(3)), "no reader knows this layout"),
-    "b.mat": (mat(dat=np.ones(3)), "b.mat, trial 0"),
-    "c.mat": (mat(spks=np.array([[0.0, 1.0]])), "c.mat, spike 0"),
-    "d.mat": (mat(spks=np.zeros((0, 2))), "d.mat"),
-    "e.csv": (text("timestamp,unit_1\n0,1\n0.1,x\n"), "the table has a field"),
-    "f.h5": (lfads(train_data=np.ones((6, 20, 5)), valid_data=np.ones((2, 20, 4))),
-             "the splits differ in time or neurons"),
-    "g.h5": (lfads(train_data=np.ones((6, 20))), "g.h5, train: .*expected trial × time × neuron"),
-    "h.nwb": (lambda path: write_nwb(path, **LONG), "too long for memory.*align"),
-}
+WRITE = dict(mat=savemat, csv=lambda path, text: path.write_text(text),
+             h5=lambda path, fields: hdf5(path, **fields),
+             nwb=lambda path, fields: write_nwb(path, **fields))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_every_error_names_the_file(name, tmp_path):
-    make, says = REFUSED[name]
-    make(tmp_path / name)
+@pytest.mark.parametrize("name, content, says", [
+    ("a.mat", {"x": np.ones(3)}, "no reader knows this layout"),
+    ("b.mat", {"dat": np.ones(3)}, "b.mat, trial 0"),
+    ("c.mat", {"spks": np.array([[0.0, 1.0]])}, "c.mat, spike 0"),
+    ("d.mat", {"spks": np.zeros((0, 2))}, "d.mat"),
+    ("e.csv", "timestamp,unit_1\n0,1\n0.1,x\n", "the table has a field"),
+    ("f.h5", {"train_data": np.ones((6, 20, 5)), "valid_data": np.ones((2, 20, 4))},
+     "the splits differ in time or neurons"),
+    ("g.h5", {"train_data": np.ones((6, 20))}, "g.h5, train: .*expected trial × time × neuron"),
+    ("h.nwb", LONG, "too long for memory.*align")])
+def test_every_error_names_the_file(name, content, says, tmp_path):
+    WRITE[name.split(".")[1]](tmp_path / name, content)
     with pytest.raises(NeurocompanionError, match=says) as e: read_spikes(tmp_path / name)
     assert name in str(e.value)
 
@@ -248,9 +236,7 @@ def test_counts_and_the_table_of_layouts():
     assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 
-# the real files, against an independent reading
-
-
+# ---- the real files, against an independent reading
 def struct_of(path, name):
     return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
 

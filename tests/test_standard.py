@@ -1,16 +1,12 @@
 "The data standard: every way to break a recording, and what is saved comes back bit for bit."
-import csv
-import os
-import sys
-import warnings
+import csv, os, sys, warnings
 
 import h5py
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings import schema, standard
@@ -203,9 +199,7 @@ def test_masked_counts_are_not_observed():
     assert int(session(counts=counts).spikes.isnull().sum()) == 1
 
 
-# files
-
-
+# ---- files
 def edit(key=None, value=None, trace=None):
     "Change an attribute, or one value, in the file."
     def change(path):
@@ -410,9 +404,7 @@ def test_zarr_is_an_extra(tmp_path, monkeypatch):
         open_recording(tmp_path / "b.zarr")
 
 
-# 302 names
-
-
+# ---- 302 names
 def test_names():
     assert list(NEURONS) == sorted(NEURONS)
     known = "AVAL CANL CANR RIS VB1 VC6 AS11 DD6 DA9 VA12 VD13 PVPL I1L MI NSML AWCR RMDL SABD"
@@ -437,8 +429,7 @@ def test_to_302_refuses():
         with pytest.raises(RecordingError, match=words): to_302(other)
 
 
-# properties
-
+# ---- properties
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 JSON = st.recursive(PLAIN, lambda x: st.lists(x, max_size=3) | st.dictionaries(
     st.text(), x, max_size=3), max_leaves=8)

@@ -1,12 +1,9 @@
 "Video: views and readers against plain indexing, bounded reading ahead, real recordings."
-import json
-import threading
-import time
+import json, threading, time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.read import read
@@ -112,7 +109,6 @@ def test_wrong_files_are_told(tmp_path):
 
 
 # ---- real recordings
-
 def test_real_series_and_pictures_agree(mirror):
     place = mirror / "zebrafish_thunder" / "fish"
     if not place.is_dir(): pytest.skip("the mirror has no light-sheet recording")

@@ -3,8 +3,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.standard import (
@@ -27,9 +26,7 @@ def kato(tmp_path):
     return write_kato(tmp_path / "WT_NoStim.mat", [worm(0), worm(1, 40, ["?000", "RIML"])])
 
 
-# labels
-
-
+# ---- labels
 @pytest.mark.parametrize("raw, name, reason", [
     ("AVAL", "AVAL", None), ("VC6", "VC6", None), ("IL1DL", "IL1DL", None),
     (["", "RIS"], "RIS", None), ("AWCL", "AWCL", None), ("DA09", "DA9", "written DA09"),
@@ -78,9 +75,7 @@ def test_any_labels(raw):
     assert clean_names(names)[0] == names
 
 
-# the layout
-
-
+# ---- the layout
 def test_layout_is_matlabs(kato):
     start = kato.read_bytes()[:128]
     assert start.startswith(b"MATLAB 7.3 MAT-file") and start.endswith(b"\0\2IM")
@@ -99,9 +94,7 @@ def test_states_none_and_all_zero(kato, tmp_path):
     assert list(state_names(read_worms(kato)[0])) == list(state_names(worm(0)))
 
 
-# what is refused
-
-
+# ---- what is refused
 def edited(change):
     "A function of a path that changes the file's struct, and gives the path."
     def edit(path):
@@ -180,8 +173,7 @@ def test_refused(kato, case):
     assert "\n" not in str(e.value)
 
 
-# the real file
-
+# ---- the real file
 def test_kato_2015(mirror, tmp_path):
     "Known counts, every value against h5py, and what is written again is read again."
     path = mirror / "kato2015" / "WT_NoStim.mat"

@@ -1,13 +1,11 @@
 "Every worm source: reader(writer(x)) = x, odd cases, what is refused, and the real files."
-import json
-import shutil
+import json, shutil
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.simulate import observed
@@ -40,9 +38,7 @@ def same(read, made, layout):
     assert read.doi.startswith("10.") and len(read.sha256) == 64
 
 
-# reader(writer(x)) = x
-
-
+# ---- reader(writer(x)) = x
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_round_trip(truth, layout, tmp_path):
     "Three worms; then one whose time is uneven, which only one layout cannot say."
@@ -153,9 +149,7 @@ def test_gaps(truth, layout, tmp_path):
     assert [r["neuron"] for r in said["dropped"]] == [gone]
 
 
-# one source, its own ways
-
-
+# ---- one source, its own ways
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("layout", list(ZIMMER))
 def test_zimmer_either_way_round_under_any_file_name(truth, layout, turned, tmp_path):
@@ -257,9 +251,7 @@ def test_folders_of_many_sources(truth, tmp_path):
         *["flavell2023"] * 3, *["kato2015"] * 3, *["leifer2023"] * 3]
 
 
-# what is refused
-
-
+# ---- what is refused
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
 def test_cut_short(truth, layout, share, tmp_path):
@@ -299,9 +291,7 @@ def test_refused(truth, tmp_path, case):
     assert "\n" not in str(e.value)
 
 
-# the real files
-
-
+# ---- the real files
 @pytest.fixture(scope="module")
 def flavell(mirror):
     if not (mirror / "flavell2023").is_dir(): pytest.skip("needs flavell2023/ in the mirror")

@@ -178,8 +178,7 @@ def test_errors(wrong, words):
     with pytest.raises(ParameterError, match=words): GNN(**(dict(nodes=NODES) | wrong))
 
 
-# PyTorch Geometric's layers as a reference
-
+# ---- PyTorch Geometric's layers as a reference
 @pytest.fixture
 def graph():
     "A random directed graph without self edges, dense and as a list of edges."

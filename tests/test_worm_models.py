@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from neurocompanion.core import ParameterError, RecordingError
@@ -119,7 +118,6 @@ def test_stacked_members_train_as_each_alone(kind):
 
 
 # --- data ---------------------------------------------------------------------------------------
-
 def worm(rng, seconds, rate, jitter=0.0, pauses=(), neurons=4):
     "A recording with uneven frames and pauses."
     time = np.cumsum(rng.uniform(1 - jitter, 1 + jitter, max(2, int(seconds * rate))) / rate)

@@ -1,8 +1,7 @@
 "Traces through masks, coarser volumes, and the windows of the benchmark."
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.zebrafish import data as Z
 

@@ -1,9 +1,5 @@
 "Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
-import itertools
-import os
-import socket
-import subprocess
-import sys
+import itertools, os, socket, subprocess, sys
 
 import numpy as np
 import pytest
@@ -75,7 +71,6 @@ def test_forecasts_are_those_of_the_network():
 
 
 # ---- a volume in parts
-
 @pytest.mark.parametrize("parts, how", [
     ((2, 1), dict(samples=2, resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),),
                   dropout=0.3)),
@@ -122,7 +117,6 @@ def test_a_part_reads_its_own_chunks(tmp_path):
 
 
 # ---- processes that torchrun starts
-
 @pytest.fixture(scope="module")
 def small_fish(tmp_path_factory):
     film = fish(8, shape=(2, 16, 16), radius=2.5, voxel_size=(3, 1.5, 1.5), dtype="float32",

@@ -46,18 +46,15 @@ def test_every_scale_can_be_run(path):
             if scale != "paper": assert asked["engine"] == "serial"
 
 
-def test_the_same_again_from_its_checkpoint_and_another_with_another_seed(tmp_path):
+def test_a_checkpoint_gives_the_same_again_and_a_pair_differs_in_dropout_alone(tmp_path):
+    a, b, seed, cd = (run("overfitting", out, **CHAOS, cd_rate=rate, seed=s) for out, rate, s in (
+        (tmp_path, 0.3, 0), (tmp_path, 0.3, 0), ("", 0.3, 1), ("", 0, 0)))
     drop = lambda rows: pd.DataFrame(rows).drop(columns="fit_seconds")
-    a, b, c = (drop(run("overfitting", out, **CHAOS, cd_rate=0.3, seed=s))
-               for out, s in ((tmp_path, 0), (tmp_path, 0), ("", 1)))
-    pd.testing.assert_frame_equal(a, b)
-    assert (tmp_path / "network.pt").is_file() and a.nll[0] != c.nll[0]
-
-
-def test_a_pair_differs_in_coordinated_dropout_alone():
-    a, b = (run("overfitting", **CHAOS, cd_rate=cd)[0] for cd in (0, 0.3))
-    assert {k for k in a if k.startswith("hp_") and a[k] != b[k]} == {"hp_cd_rate"}
-    assert a["nll_true"] == b["nll_true"] and a["nll"] != b["nll"]
+    pd.testing.assert_frame_equal(drop(a), drop(b))
+    assert (tmp_path / "network.pt").is_file()
+    a, seed, cd = (rows[0] for rows in (a, seed, cd))
+    assert {k for k in a if k.startswith("hp_") and a[k] != cd[k]} == {"hp_cd_rate"}
+    assert a["nll_true"] == cd["nll_true"] and len({r["nll"] for r in (a, seed, cd)}) == 3
 
 
 def test_a_network_that_diverges_is_a_row(monkeypatch):
@@ -115,13 +112,10 @@ def test_hidden_spikes_are_hidden():
         assert np.isfinite(a).all() and np.array_equal(a, b)
 
 
-def test_diagnosis_of_one_that_is_new():
+def test_diagnosis_of_one_that_is_new_of_a_perfect_copy_and_of_the_truth():
     s = toy(**SMALL, trials=60, units=10, steps=15, epochs=1, lr=1e-5)
     new = me.diagnose(me.network(ts.halves(s), s).trained)
     assert not new.copies and "learned nothing" in new.sentence
-
-
-def test_a_perfect_copy_and_the_truth_as_the_diagnosis_sees_them():
     rng = np.random.default_rng(0)
     rate = rng.gamma(1.0, 0.3, (60, 20, 15))
     y = rng.poisson(rate)
@@ -180,13 +174,9 @@ def test_every_real_task(mirror):
     assert ts.halves(toy(data="real", task="lorenz_file")).train.shape == (640, 100, 60)
     found = [ex.inputs(e, data="real") for e in ("decoding", "psth", "continuous", "calcium")]
     assert all(len(v) == 64 for each in found for v in each.values()) and all(found)
-
-
-def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
     from neurocompanion.recordings.read import read as read_spikes
-    path = Path(mirror) / "macaque_small/DAD/chewie_demo.mat"
-    x = read_spikes(path)[0]["spikes"].values
-    assert ts.unslide(x, 8)[1] > 0.99
+    x = read_spikes(Path(mirror) / "macaque_small/DAD/chewie_demo.mat")[0]["spikes"].values
+    assert ts.unslide(x, 8)[1] > 0.99                      # dad has windows of eight steps alone
     for window in (7, 9):
         with pytest.raises(NeurocompanionError, match="no sums"): ts.unslide(x, window)
 
@@ -198,6 +188,10 @@ def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
     assert all(r["hidden"] > 0 for r in score.values())
     p = run("psth", data="real", method="gpfa", test=0.34)[0]
     assert 0.2 < p["r2_fit"] < 1 and p["hidden"] > 0
+    how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
+    rows = run("decoding", method="smoothing", **how)      # behaviour with gaps, beside a GLM
+    units = [r for r in rows if r["what"] == "unit"]
+    assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
 def test_a_file_is_never_replaced_by_a_simulation(tmp_path):
@@ -253,11 +247,6 @@ def test_a_search_is_reported_with_the_weights_it_names():
     assert free.trained.best == free.search.table.best.min()
 
 
-def test_behaviour_with_gaps_beside_a_glm(mirror):
-    how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
-    rows = run("decoding", method="smoothing", **how)
-    units = [r for r in rows if r["what"] == "unit"]
-    assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
 def test_trials_in_which_units_were_held_out_are_left_out_and_said(tmp_path):

@@ -136,18 +136,14 @@ def test_test_trials_cannot_touch_gpfa(ds):
     np.testing.assert_array_equal(B.gpfa(x, 3).C, g.C)                         # no chance in it
 
 
-def test_orthonormal_keeps_distances(ds):
-    g = B.gpfa(ds, 3)
+def test_orthonormal_keeps_distances_and_units_may_be_silent_or_constant(ds):
+    x = ds.spikes.values[:20].astype(float)
+    x[..., 3], x[..., 4] = 0, 2
+    g = B.gpfa(x, 3, iterations=20)
     z = g.orthonormal(g.latents)
     step = lambda v: np.linalg.norm(np.diff(v, axis=1), axis=-1)
     np.testing.assert_allclose(step(z), step(g.latents @ g.C.T), atol=1e-9)
     assert (np.diff(z.reshape(-1, 3).var(0)) < 0).all()
-
-
-def test_silent_and_constant_units(ds):
-    x = ds.spikes.values[:20].astype(float)
-    x[..., 3], x[..., 4] = 0, 2
-    g = B.gpfa(x, 3, iterations=20)
     assert np.isfinite(g.rates).all() and g.rates[..., 3].max() < 1e-3
     np.testing.assert_allclose(g.rates[..., 4], 2, atol=1e-2)
 

@@ -1,11 +1,10 @@
 "Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
-from neurocompanion.autolfads.data import (
-    Pair, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
-    withhold)
+from neurocompanion.autolfads.data import (Pair, bounds, chaotic, from_arrays, from_recording,
+                                           lorenz, poisson_nll, split, subset, withhold)
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.spikes.reader import read_dad
@@ -14,7 +13,6 @@ from neurocompanion.recordings.spikes.counts import merge
 from neurocompanion.recordings.standard import open_recording, save, spikes
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(20, 200), st.floats(0.1, 0.5), st.integers(0, 5),
        st.sampled_from(["random", "blocks", "repeats", "conditions"]))
 def test_halves_are_disjoint_and_whole(n, valid, seed, how):
@@ -38,7 +36,7 @@ def test_the_synthetic_data_set_has_the_sizes_of_the_paper():
     assert 0 <= d.truth.train.min() and d.truth.train.max() == 30
 
 
-def test_lorenz_is_the_public_file_where_it_is(mirror):
+def test_lorenz_is_the_public_file_where_it_is_and_training_trials_of_the_arm_are_split(mirror):
     d = lorenz()
     assert d.name == "Lorenz" and d.train.shape == (640, 100, 60) and len(d.valid) == 160
     found = bounds(d)
@@ -47,15 +45,17 @@ def test_lorenz_is_the_public_file_where_it_is(mirror):
     assert lorenz("simulated").name == "Lorenz, simulated"
     again = lorenz(mirror / "lorenz_synthetic" / "lfads_lorenz.h5")
     assert (again.train == d.train).all() and (again.truth.valid == d.truth.valid).all()
+    ds = read_dad(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")[0]
+    own = ds["split"].values.astype(str)
+    d = from_recording(ds)                                           # of the arm
+    assert set(own) == {"train", "test"} and len(d.valid) == round(0.2 * (own == "train").sum())
+    assert (own[np.concatenate(d.rows)] == "train").all()
 
 
-def test_lorenz_without_the_file_is_simulated(monkeypatch, tmp_path):
+def test_lorenz_without_the_file_is_simulated_but_a_missing_one_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path))
     assert lorenz().name == "Lorenz, simulated"
-
-
-def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ParameterError, match="nothing.h5"): lorenz(tmp_path / "nothing.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(RecordingError, match="text.h5"): lorenz(tmp_path / "text.h5")
@@ -72,8 +72,8 @@ def test_a_recording_comes_back_from_its_file_as_the_same_data(tmp_path):
                    behaviour={"hand": (("trial", "time", "axis"), np.ones((30, 12, 2)))})
     d = from_recording(ds, external="hand", how="conditions", seed=1)
     save(ds, tmp_path / "a.nc")
-    e = from_recording(open_recording(tmp_path / "a.nc"), external=["hand"], how="conditions",
-                       seed=1)
+    ds = open_recording(tmp_path / "a.nc")
+    e = from_recording(ds, external=["hand"], how="conditions", seed=1)
     for a, b in ((d.train, e.train), (d.external.valid, e.external.valid)): assert (a == b).all()
     assert d.sizes == dict(neurons=5, steps=12, encoded=5, read_steps=12, external=2)
     assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 1
@@ -139,12 +139,6 @@ def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
     assert (d.train == x[d.rows.train, :24]).all()
 
 
-def test_training_trials_of_the_arm_are_split(mirror):
-    ds = read_dad(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")[0]
-    own = ds["split"].values.astype(str)
-    d = from_recording(ds)
-    assert set(own) == {"train", "test"} and len(d.valid) == round(0.2 * (own == "train").sum())
-    assert (own[np.concatenate(d.rows)] == "train").all()
 
 
 @pytest.mark.parametrize("labels, how, words", [
@@ -159,12 +153,10 @@ def test_a_split_with_an_empty_half_is_refused(labels, how, words):
         from_recording(recording(trial_info={"split": labels}), **how)
 
 
-def test_a_split_that_splits_nothing_is_none():
-    d = from_recording(recording(trial_info={"split": ["all"] * 30}))
+def test_choosing_trials_and_units_keeps_count_of_them_and_copies_nothing():
+    d = from_recording(recording(trial_info={"split": ["all"] * 30}))   # it splits nothing: none
     assert len(d.train) == 24 and len(d.valid) == 6 and d.report == ()
-
-
-def test_choosing_trials_and_units_keeps_count_of_them():
+    assert type(d.train) is np.ndarray and np.shares_memory(d.part().x, d.train)
     ds = recording()
     d = from_recording(ds, trials=[20, 3, 7, 9, 11, 28], units=["d", "a"], seed=2)
     x = ds["spikes"].values
@@ -207,8 +199,3 @@ def test_bounds():
 ])
 def test_bad_input_is_named(call, words):
     with pytest.raises((ParameterError, RecordingError), match=words): call()
-
-
-def test_a_data_set_is_not_copied_into_its_parts():
-    d = from_recording(recording())
-    assert type(d.train) is np.ndarray and np.shares_memory(d.part().x, d.train)

@@ -36,10 +36,12 @@ def test_help_pulls_nothing_heavy():
 
 def test_mistakes_are_one_sentence():
     for args in [("fetch", "kato1915"), ("sweep", "worm_scaling/headlin"), ("collect", "nowhere"),
-                 ("sweep", "worm_scaling/headline", "--scale", "tiny", "--set", "hiden=3")]:
+                 ("sweep", "worm_scaling/headline", "--scale", "tiny", "--set", "hiden=3"),
+                 ("reproduce", "--paper", "worm")]:
         done = call(*args)
         assert done.returncode == 2, args
         assert done.stderr.startswith("neurocompanion: ") and "Traceback" not in done.stderr
+    assert "worm_scaling" in done.stderr                           # it names the papers there are
 
 
 def test_sources_says_where_each_is(tmp_path):
@@ -49,7 +51,7 @@ def test_sources_says_where_each_is(tmp_path):
     assert call("sources", "no such recording").returncode == 2
 
 
-def test_simulated_recordings_pass_check(tmp_path):
+def test_simulated_recordings_pass_check_and_others_do_not(tmp_path):
     for kind, n in [("worms", 2), ("sessions", 2), ("fish", 1)]:
         done = call("simulate", kind, "-n", n, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
@@ -57,9 +59,6 @@ def test_simulated_recordings_pass_check(tmp_path):
         assert len(files) == n
         done = call("check", *files)
         assert done.returncode == 0 and done.stdout.count("follows the standard") == n, done.stderr
-
-
-def test_check_refuses(tmp_path):
     (tmp_path / "notes.txt").write_text("not a recording")
     done = call("check", tmp_path / "notes.txt", tmp_path / "nothing.nc")
     assert done.returncode == 1
@@ -131,8 +130,3 @@ def test_reproduce_at_the_smallest_scale(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     by_hand = pd.read_parquet(tmp_path / "rows.parquet").iloc[0]
     assert by_hand["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-6)
-
-
-def test_reproduce_names_the_papers_there_are():
-    done = call("reproduce", "--paper", "worm")
-    assert done.returncode == 2 and "worm_scaling" in done.stderr

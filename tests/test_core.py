@@ -117,11 +117,8 @@ def test_memory_that_was_set_by_hand_is_left_alone(env):
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_other_systems_keep_their_own_ways(platform):
+def test_other_systems_and_c_libraries_keep_their_own_ways(platform, monkeypatch):
     code = f"import sys; from neurocompanion.core import keep_memory; sys.platform = {platform!r}; "
     assert in_a_process(code + "print(keep_memory(), keep_memory())") == (False,)
-
-
-def test_a_c_library_that_knows_no_such_setting(monkeypatch):
-    monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())    # knows no such setting
     assert core.keep_memory.__wrapped__() is False

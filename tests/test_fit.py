@@ -389,9 +389,7 @@ def test_divergence_is_caught_while_finite_and_the_best_weights_stay():
     with pytest.raises(TrainingError, match="training diverged") as e:
         fit(model, mse, TRAIN, VALID, epochs=99, lr=3.0, optimiser="sgd")
     assert all(p.isfinite().all() for p in model.parameters()) and "nan" not in e.value.found
-
-
-def test_losses_fetched_late_still_name_their_step():
+    # losses that are fetched late still name their step
     state = State(model := nn.Linear(5, 3), optimiser=make_optimiser(model.parameters()))
     state.pending = [(s, 0.1, torch.tensor(math.nan if s == 17 else 1.0), 5, 0.0)
                      for s in range(1, 33)]

@@ -53,8 +53,8 @@ def test_zero_rates_silent_neurons_and_empty_input():
 # ---- what is refused
 @pytest.mark.parametrize("call, says", [
     (lambda: M.bits_per_spike([[0.1, 0.2]], [[0, -1]]), "spikes are negative"),
-    (lambda: M.bits_per_spike([[0.1, np.nan]], [[0, 1]]), "rates holds NaN or infinity"),
-    (lambda: M.bits_per_spike([[0.1, np.inf]], [[0, 1]]), "rates holds NaN or infinity"),
+    *[(lambda v=v: M.bits_per_spike([[0.1, v]], [[0, 1]]), "rates holds NaN or infinity")
+      for v in (np.nan, np.inf)],
     (lambda: M.bits_per_spike([["a", "b"]], [[0, 1]]), "not an array of numbers"),
     (lambda: M.r2(["1"], [1.0]), "not an array of numbers"),
     (lambda: M.r2(np.array(["2026-11-21"], "M8[D]"), [1.0]), "not an array of numbers"),
@@ -121,15 +121,14 @@ def test_masked_mse_equals_the_loop(kind):
             M.masked_mse(pred, target, wrong)
 
 
-def test_masked_mse_is_differentiable_and_keeps_nan_where_labelled():
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_of_every_type_are_differentiable_and_keep_nan_where_labelled():
     pred, target = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True).unbind()
     mask = torch.rand(4, 5) < 0.5
     assert torch.autograd.gradcheck(lambda p: M.masked_mse(p, target.detach(), mask), pred)
     for f in (M.masked_mse, M.mae): assert np.isnan(f([[1.0, np.nan]], [[1.0, 1.0]]))
-
-
-@pytest.mark.filterwarnings("error")
-def test_losses_of_every_type():
     big = torch.full((8, 1000), 20.0, dtype=torch.float16)
     assert M.masked_mse(big, torch.zeros_like(big)).item() == near(400)  # 3.2e6 summed
     assert M.masked_mse(torch.tensor([1, 2]), torch.tensor([0, 0])).item() == 2.5
@@ -142,14 +141,11 @@ def test_losses_of_every_type():
     assert mean == 1 and n == 12
 
 
-def test_masked_mse_runs_under_vmap():
-    x, y = torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5)
+def test_masked_mse_runs_under_vmap_and_mae_over_axes():
+    x, y = torch.randn(2, 3, 4, 6, 5)
     mask = torch.rand(3, 4, 5) < 0.5
     stacked = torch.func.vmap(M.masked_mse)(x, y, mask)
     assert torch.allclose(stacked, torch.stack([M.masked_mse(*v) for v in zip(x, y, mask)]))
-
-
-def test_mae_over_axes():
     rng = np.random.default_rng(2)
     pred, target = rng.standard_normal((2, 6, 7, 5))
     mask = rng.random((6, 5)) < 0.5
@@ -173,20 +169,15 @@ def test_r2_pooled_and_per_neuron():
     assert M.r2(torch.tensor(p), torch.tensor(y)) == near(M.r2(p, y))
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e9, -3.3])
-def test_a_constant_target_has_no_r2(value):
-    y = np.full((1000, 1), value)
-    assert np.isnan(M.r2(y, y)) and np.isnan(M.r2(y + 1, y, True))
-    assert np.isnan(M.correlation(np.random.default_rng(0).random((1000, 1)), y))
-
-
-@pytest.mark.parametrize("f", [M.r2, M.bits_per_spike, M.pseudo_r2])
-def test_no_neurons_and_hidden_entries(f):
-    none = np.zeros((3, 0))
-    assert np.isnan(f(none, none)) and f(none, none, "each").shape == (0,)
-    pred, target = np.array([[1.0], [2], [3]]), np.array([[1.0], [5], [2]])
-    hidden = np.ma.masked_equal(target, 5)
-    assert f(pred, hidden) == f(pred[[0, 2]], target[[0, 2]])
+def test_constant_targets_no_neurons_and_hidden_entries():
+    for value in (0.0, 0.1, 1e9, -3.3):
+        y = np.full((1000, 1), value)
+        assert np.isnan(M.r2(y, y)) and np.isnan(M.r2(y + 1, y, True))
+        assert np.isnan(M.correlation(np.random.default_rng(0).random((1000, 1)), y))
+    none, hidden = np.zeros((3, 0)), np.ma.masked_equal([[1.0], [5], [2]], 5)
+    for f in (M.r2, M.bits_per_spike, M.pseudo_r2):
+        assert np.isnan(f(none, none)) and f(none, none, "each").shape == (0,)
+        assert f([[1.0], [2], [3]], hidden) == f([[1.0], [3]], [[1.0], [2]])
 
 
 def test_correlations_by_loops():

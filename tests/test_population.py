@@ -28,18 +28,11 @@ EQUAL = [torch.randperm(200, generator=draw)[:150] for _ in range(3)]
 RAGGED = [torch.randperm(200, generator=draw)[:n] for n in (150, 70, 31)]
 
 
-def perceptron():
-    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
-                         nn.Linear(16, 7))
-
-
-def normed():
-    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 7))
-
-
+def between(*layers): return nn.Sequential(nn.Linear(30, 16), *layers, nn.Linear(16, 7))
+def perceptron(): return between(nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+def normed(): return between(nn.ReLU(), nn.BatchNorm1d(16))
+def dropping(): return between(nn.Dropout(0.5))
 def mean(model, x, y): return F.cross_entropy(model(x), y)
-
-
 def by_sample(model, x, y): return F.cross_entropy(model(x), y, reduction="none")
 
 
@@ -202,13 +195,11 @@ def test_layers_that_can_be_stacked(make, double):
         assert member.decode.weight is member.code.weight and not member.scale.requires_grad
 
 
+
+
 def test_dropout_differs_between_members_of_one_seed():
     pop = fit_population(dropping, mean, (DATA[0].float(), DATA[1]), seeds=[5, 5], epochs=3)
     assert not torch.equal(pop.weights[0], pop.weights[1])
-
-
-# ---- interrupted and resumed
-def dropping(): return nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
 
 
 @pytest.mark.parametrize("case", ["patience", "batch norm, ragged", "plateau", "one cycle, ragged",
@@ -256,19 +247,14 @@ def test_ctrl_c_ends_the_epoch_first(tmp_path):
     assert [len(m.history) for m in e.value.population.members] == [3, 3]
 
 
-def test_random_numbers_outside_are_left_alone():
+def test_predictions_tables_and_random_numbers_outside():
+    data, threads = (DATA[0].float(), DATA[1]), torch.get_num_threads()
     torch.manual_seed(1), np.random.seed(1)
     want = torch.rand(3), np.random.rand(3)
     torch.manual_seed(1), np.random.seed(1)
-    threads = torch.get_num_threads()
-    fit_population(perceptron, mean, (DATA[0].float(), DATA[1]), seeds=2, epochs=1)
+    pop = fit_population(perceptron, mean, data, data, seeds=[7, 1, 4], epochs=2)
     assert torch.equal(torch.rand(3), want[0]) and (np.random.rand(3) == want[1]).all()
     assert torch.get_num_threads() == threads
-
-
-def test_predict_and_tables():
-    data = (DATA[0].float(), DATA[1])
-    pop = fit_population(perceptron, mean, data, data, seeds=[7, 1, 4], epochs=2)
     assert pop.predict(data[0]).shape == (3, 200, 7) and len(pop) == 3
     assert list(pop.history) == ["member", "epoch", "train_loss", "valid_loss", "lr"]
     assert pop.history.shape == (6, 5)
@@ -282,9 +268,8 @@ def test_predict_and_tables():
                                                         weight_decay=-1).items()],
     (dict(optimiser="sgd"), "adamw or adam"),
     (dict(subsets=[[0, 1]]), "expected 2 index sets, found 1"),
-    (dict(subsets=[[0, 1], []]), "subsets of member 1 names no samples"),
-    (dict(subsets=[[0, 1], [0.5, 1.0]]), "subsets of member 1 names no samples"),
-    (dict(subsets=[[True, False], [0]]), "subsets of member 0 names no samples"),
+    *[(dict(subsets=v), f"subsets of member {i} names no samples") for i, v in [
+        (1, [[0, 1], []]), (1, [[0, 1], [0.5, 1.0]]), (0, [[True, False], [0]])]],
     (dict(data=(DATA[0].float(), DATA[1][:9])), "disagree on the number of samples"),
     (dict(make=nn.ReLU), "no parameters to train"),
     (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader"),
@@ -296,13 +281,9 @@ def test_says_what_is_wrong(change, says):
         fit_population(how.pop("make"), how.pop("loss"), how.pop("data"), **how)
 
 
-def test_members_of_other_shapes():
+def test_members_of_other_shapes_and_an_error_of_the_user_that_stays_what_it_is():
     data, widths = (DATA[0].float(), DATA[1]), iter([4, 5])
     with pytest.raises(ParameterError, match="member 1 has another shape than member 0"):
         fit_population(lambda: nn.Linear(30, next(widths)), mean, data, seeds=2, epochs=1)
-
-
-def test_an_error_of_the_user_stays_what_it_is():
-    data = (DATA[0].float(), DATA[1])
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         fit_population(lambda: nn.Linear(29, 7), mean, data, seeds=2, epochs=1)

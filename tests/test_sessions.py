@@ -94,14 +94,10 @@ def test_a_laboratorys_own_files(tmp_path):
     np.testing.assert_allclose(t.score, u.score, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong, said", [
-    (dict(by="mouse"), "no such by"), (dict(source="mice"), "no such source"),
-    (dict(data="nowhere"), "no such data")])
-def test_what_cannot_be(wrong, said):
-    with pytest.raises(NeurocompanionError, match=said): ex.run("scaling", **{**TINY, **wrong})
-
-
-def test_what_cannot_be_ranked(few):
+def test_what_cannot_be(few):
+    for wrong, said in [(dict(by="mouse"), "no such by"), (dict(source="mice"), "no such source"),
+                        (dict(data="nowhere"), "no such data")]:
+        with pytest.raises(NeurocompanionError, match=said): ex.run("scaling", **{**TINY, **wrong})
     held, rest = few
     with pytest.raises(NeurocompanionError, match="width of bins"):
         se.rank_sessions(held._replace(bin_size=0.1), rest, **QUICK)

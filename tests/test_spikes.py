@@ -51,7 +51,6 @@ def test_refused(call, text):
 
 
 # ---- bins
-@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.001, 0.005, 0.02, 0.1]), st.integers(0, 5))
 def test_a_spike_on_an_edge_opens_its_bin(k, bin_size, shift):
     start = shift * bin_size
@@ -127,7 +126,7 @@ def test_kernels_types_and_units():
 
 
 # ---- artefacts
-def test_correlations_are_pearsons():
+def test_correlations_are_pearsons_of_the_first_seconds_and_at_lags():
     x = np.random.default_rng(0).poisson(1, (3, 200, 6)).astype(float)
     want = np.corrcoef(x.reshape(-1, 6).T)
     np.fill_diagonal(want, 0)
@@ -135,6 +134,12 @@ def test_correlations_are_pearsons():
     x[..., 1], x[..., 2] = 0, np.nan  # silent and not observed: alike to nobody
     c = correlations(x)
     assert np.isfinite(c).all() and not c[1].any() and not c[2].any()
+    x = rare(2, 3)
+    x[10_000:, 1] = x[10_000:, 0]
+    assert remove_correlated(made(x), 0.2, seconds=100).report == []
+    assert len(remove_correlated(made(x), 0.2).report) == 1
+    x[3:, 2] = x[:-3, 0]
+    assert correlations(x, 2)[0, 2] < 0.1 < 0.9 < correlations(x, 3)[0, 2]
 
 
 def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
@@ -142,7 +147,6 @@ def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
     where = np.random.default_rng(1).integers(3, size=20_000)
     for u, k in ((1, 0), (2, 1), (5, 2)): x[:, u] |= x[:, 7] & (where == k)
     by_pairs = remove_correlated(made(x), 0.15)
-    assert [e["unit"] for e in by_pairs.report] == ["7"]
     assert by_pairs.unit.values.tolist() == [0, 1, 2, 3, 4, 5, 6]
     for partner in ("1 (", "2 (", "5 ("): assert partner in by_pairs.report[0]["reason"]
     by_rate = remove_correlated(made(x), 0.15, by="rate")
@@ -153,13 +157,6 @@ def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
     assert [e["unit"] for e in remove_correlated(made(tie), 0.2).report] == ["0"]
 
 
-def test_first_seconds_and_lags():
-    x = rare(2, 3)
-    x[10_000:, 1] = x[10_000:, 0]
-    assert remove_correlated(made(x), 0.2, seconds=100).report == []
-    assert len(remove_correlated(made(x), 0.2).report) == 1
-    x[3:, 2] = x[:-3, 0]
-    assert correlations(x, 2)[0, 2] < 0.1 < 0.9 < correlations(x, 3)[0, 2]
 
 
 # ---- events
@@ -208,7 +205,6 @@ def slowly(chops, overlap, power, total):
     return np.array(out)[:total]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_round_trip_loses_nothing(data):
     T, length = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 40))
@@ -228,7 +224,7 @@ def test_round_trip_loses_nothing(data):
     assert np.array_equal(merge(t, overlap, weighting).numpy(), bare)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 20), st.data())
 def test_merge_is_the_definition(k, length, data):
     overlap = data.draw(st.integers(0, length - 1))

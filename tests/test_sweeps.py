@@ -394,7 +394,6 @@ def test_inputs_that_cannot_be_read(toy, tmp_path):
         with pytest.raises(SweepError, match=says): sweep(grid, scale="tiny", out=out)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False),
        st.sampled_from(["{!r}", "{:e}", "{:.17g}"]))
 def test_numbers_in_yaml_are_numbers(tmp_path_factory, number, form):
@@ -417,7 +416,7 @@ anything = st.recursive(plain, lambda inner: st.lists(inner, max_size=3)
                         | st.dictionaries(names, inner, max_size=3), max_leaves=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(["grid", "zip", "seeds", "fixed", "seed"]), anything))
 @example({"zip": {3: [None]}})
 def test_any_scale_expands_or_says_why(any_toy, scale):
@@ -427,7 +426,7 @@ def test_any_scale_expands_or_says_why(any_toy, scale):
     else: assert len({identity(r) for r in runs}) == len(runs) > 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(anything)
 def test_any_file_loads_or_says_why(any_toy, content):
     any_toy.write_text(yaml.safe_dump(content))

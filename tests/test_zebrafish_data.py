@@ -23,7 +23,7 @@ def test_traces_of_a_film_on_disk_are_read_in_blocks(film):
     assert [(k.start, k.stop) for k in disk.read] == [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
 def test_coarser_by_loop(shape, factors):
     x = np.arange(np.prod(shape)).reshape(shape)
@@ -35,7 +35,6 @@ def test_coarser_by_loop(shape, factors):
         assert cells[at] == block[tuple(f // 2 for f in factors)]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 256), st.integers(1, 64))
 def test_no_frame_to_forecast_is_shared_by_parts(context, horizon):
     parts = []

@@ -42,19 +42,16 @@ def test_direct_output_is_the_frame_asked_for():
     for i, h in enumerate((4, 1, 2)): torch.testing.assert_close(made[i], every[i, h - 1])
 
 
-def test_samples_read_only_what_they_need(film):
+def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
     disk = film(50, 1, 2, 2)
     samples = training.Samples(disk, np.arange(10), 4, 32, batch=2, steps=3)
     assert len(list(samples)) == len(samples) == 3
     frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in disk.read)
     assert frames == 3 * 2 * 5                                # context and one frame, each
 
-
-def test_samples_repeat_with_the_seed():
-    video = np.zeros((60, 1, 1, 1))
     def once():
         torch.manual_seed(3)
-        return [h.tolist() for _, h, _ in training.Samples(video, np.arange(20), 4, 9)]
+        return [h.tolist() for _, h, _ in training.Samples(disk, np.arange(20), 4, 9)]
     first = once()
     assert first == once() and len(set(map(tuple, first))) > 3
 
@@ -145,26 +142,15 @@ start_processes(one, nprocs=4, start_method="fork" if sys.platform == "linux" el
 """]
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def together(start, video, *args):
-    "Two processes on this machine, or four."
-    return subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
-                           *args], capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def weights(path): return torch.load(path, weights_only=True)
 
 
 def both(start, video, folder, how, shards=""):
     "How far weights differ after steps in processes together and in one; what those said."
-    done = together(start, video, *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
-                    "--checkpoint", str(folder / "fish.pt"))
+    done = subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
+                           *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
+                           "--checkpoint", str(folder / "fish.pt")], capture_output=True, text=True,
+                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     alone = ["--video", str(video), *NET, *how.split(), "--out", str(folder / "one.pt")]
     assert distributed.main(alone) == 0
@@ -186,7 +172,10 @@ def test_two_processes_equal_one(small_fish, tmp_path):
 
 def test_two_groups_of_two_equal_one(small_fish, tmp_path):
     "Each group has a sample of its own, in two parts, and forecasts a finer frame."
-    off, said = both([*COPIES, free_port()], small_fish, tmp_path,
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])                                          # a free one
+    off, said = both([*COPIES, port], small_fish, tmp_path,
                      "--steps 2 --batch 2 --super-resolve 1", "--shards 2x1")
     assert "4 processes, frames in 2x1 parts" in said and off.max() < 1e-5
 

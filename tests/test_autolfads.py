@@ -23,7 +23,6 @@ CHAOS = dict(**SMALL, task="chaotic", trials=60, units=12, steps=15, epochs=4)
 
 toy = partial(Setting, data="simulated")
 run = lambda name, out="", **how: ex.run(name, out, **{"data": "simulated", **how})
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -101,7 +100,6 @@ def test_sums_become_counts_that_give_the_same_sums(window, steps):
 
 
 def test_hidden_spikes_are_hidden():
-    "Whatever stands where a count is hidden changes nothing."
     data = ts.halves(toy(trials=60, units=10, steps=15))
     s = toy(**SMALL, epochs=2, latents=2)
     hidden = np.random.default_rng(0).random(data.valid.shape) < 0.2
@@ -138,6 +136,7 @@ def test_choices_by_each_criterion():
 @pytest.mark.parametrize("wrong, said", [
     (dict(task="x"), "no such task"), (dict(method="svm"), "no such method"),
     (dict(colour=1), "no parameter"), (dict(data="real", task="chaotic"), "synthetic"),
+    (dict(data="own.h5", task="chaotic"), "this task is synthetic"),    # and is never made up
     (dict(epochs=0), "epochs is out of range"), (dict(data="none.mat", task="dad"), "none.mat"),
     (dict(test=1.0, task="dad"), "test is a share"), (dict(kind="grid"), "no such kind")])
 def test_what_cannot_be(wrong, said):
@@ -145,22 +144,15 @@ def test_what_cannot_be(wrong, said):
         run("decoding", **{**SMALL, "trials": 40, "steps": 16, "method": "gpfa", **wrong})
 
 
-def test_an_own_recording_without_truth_conditions_or_behaviour(tmp_path):
-    x = np.random.default_rng(0).poisson(0.3, (40, 15, 8))
-    save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    own = dict(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=2)
-    for experiment, said in (("accuracy", "not known"), ("decoding", "nothing to decode"),
-                             ("psth", "no conditions"), ("continuous", "has trials")):
-        with pytest.raises(NeurocompanionError, match=said): ex.run(experiment, **own)
-    assert len(ex.inputs(data=own["data"])["a.nc"]) == 64
-
-
-def test_trials_of_unequal_length_are_cut_to_the_shortest(tmp_path):
+def test_an_own_recording_without_truth_and_trials_of_unequal_length(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (30, 20, 6)).astype(float)
     x[3, 15:] = np.nan
     x[4, :2] = np.nan
     save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    assert ts.load(toy(task="dad", data=str(tmp_path / "a.nc"))).sizes["time"] == 13
+    own = dict(task="dad", data=str(tmp_path / "a.nc"))
+    assert ts.load(toy(**own)).sizes["time"] == 13                      # cut to the shortest
+    with pytest.raises(NeurocompanionError, match="not known"): ex.run("accuracy", **SMALL, **own)
+    assert len(ex.inputs(data=own["data"])["a.nc"]) == 64
 
 
 def test_every_real_task(mirror):
@@ -194,12 +186,6 @@ def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
     assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
-def test_a_file_is_never_replaced_by_a_simulation(tmp_path):
-    for task in ("lorenz", "chaotic"):
-        with pytest.raises(ParameterError, match="this task is synthetic"):
-            run("search", data=str(tmp_path / "own.h5"), task=task)
-    with pytest.raises(Exception, match="own.h5"):
-        run("accuracy", data=str(tmp_path / "own.h5"), task="lorenz_file")
 
 
 def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):

@@ -46,7 +46,6 @@ def dense(C, d, R, tau, steps):
 
 
 def fitted(p, bin_size=0.02):
-    "A GPFA object with the parameters given."
     C, d, R, tau = p
     return B.GPFA(C, d, R, tau * bin_size, bin_size, False, NOISE, np.c_[C, d], None)
 
@@ -124,7 +123,6 @@ def test_em_step_is_the_closed_form(ds):
 
 
 def test_test_trials_cannot_touch_gpfa(ds):
-    "What is transformed later, and beside what, changes nothing."
     x = ds.spikes.values[:30]
     g = B.gpfa(x, 3)
     names = ("C", "d", "R", "tau", "counts", "latents", "rates")
@@ -154,15 +152,13 @@ def test_orthonormal_keeps_distances_and_units_may_be_silent_or_constant(ds):
     (lambda x: B.gpfa([], 3), "not trials"),
     (lambda x: B.gpfa([x[0], x[1, :, :3]], 3), "not trials"),
     (lambda x: B.gpfa(np.where(np.arange(60)[:, None, None] == 7, np.nan, x), 3), "trial 7"),
-    (lambda x: B.gpfa(x, 3, iterations=0), "0 iterations"),
-])
+    (lambda x: B.gpfa(x, 3, iterations=0), "0 iterations")])
 def test_gpfa_errors(ds, call, words):
     with pytest.raises(ParameterError, match=words): call(ds.spikes.values)
 
 
 # ---------------------------------------------------------------- smoothing and PCA
 def test_width_finds_the_true_scale():
-    "Fast rates want narrow kernels, slow ones wide."
     rng, t = np.random.default_rng(0), np.arange(200) * 0.01
     best = []
     for period in (0.2, 0.5, 2.0):
@@ -287,9 +283,7 @@ def test_motor_cortex_trials(mirror):
     x = x[..., x.mean((0, 1)) > 0.01]
     few, rest = x[::2], x[1::2]
     likely = {q: B.gpfa(few, q, 0.02).log_likelihood(rest) for q in (1, 3, 8)}
-    assert likely[3] > likely[1] + 50
-    s = B.smoothing(few, 0.02)
-    assert s.width_ms > 20
+    assert likely[3] > likely[1] + 50 and B.smoothing(few, 0.02).width_ms > 20
 
 
 def test_decoding_reaches(mirror):

@@ -146,8 +146,7 @@ def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
     (["val"] * 20 + ["test"] * 10, {}, "no training trials.*found 10 test, 20 val"),
     (["test"] * 30, {}, "no training trials"), (["a", "b"] * 15, {}, "no training trials"),
     (["train"] * 20 + ["valid"] * 10, dict(trials=range(5)), "no validation trials.*5 in use"),
-    (["train"] * 20 + ["valid"] * 10, dict(trials=range(20, 25)), "no training trials.*5 in use"),
-])
+    (["train"] * 20 + ["valid"] * 10, dict(trials=range(20, 25)), "no training trials.*5 in use")])
 def test_a_split_with_an_empty_half_is_refused(labels, how, words):
     with pytest.raises(RecordingError, match=words):
         from_recording(recording(trial_info={"split": labels}), **how)
@@ -195,7 +194,6 @@ def test_bounds():
     (lambda: from_arrays(np.full((3, 4, 1), "a"), Pair([0], [1]), 0.1), "must be numbers"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], []), 0.1), "one half of the split"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), -0.1), "bin_size is out of range"),
-    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind"),
-])
+    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind")])
 def test_bad_input_is_named(call, words):
     with pytest.raises((ParameterError, RecordingError), match=words): call()

@@ -21,7 +21,6 @@ def data():
 
 
 def same(a, b):
-    "Are two decoders the same to the last bit?"
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b))
 
 
@@ -116,8 +115,7 @@ def test_mask_and_nan_leave_bins_out(data):
     (lambda r, b: D.fit_decoder(r, np.ones_like(b)), "Is the behaviour constant?"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool)), "group 0"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.ones((30, 2)) * 0.5), "train_mask does not fit"),
-    (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers"),
-])
+    (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers")])
 def test_errors(data, call, words):
     with pytest.raises(ParameterError, match=words): call(*data)
 

@@ -12,7 +12,6 @@ from neurocompanion.fast import lfads
 GOLDEN = Path(__file__).parent / "data" / "lfads_golden.npz"
 SMALL = dict(ic_encoder=5, ic=4, generator=6, factors=3)
 CONTROLLED = SMALL | dict(ci_encoder=4, controller=5, inputs=2)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -190,8 +189,7 @@ def test_recurrent_biases_must_be_zero_and_may_be_left_out_as_inputs_of_no_width
     (dict(put={"sd/encoder.ic_enc_h0": np.zeros(())}), "do not make a model"),
     (dict(put={"sd/decoder.rnn.cell.fac_linear.bias": np.zeros(2)}), "does not have"),
     (dict(put={"ext": np.zeros((2, 6, 3))}), "external inputs of the wrong shape"),
-    (dict(put={"enc": np.zeros((2, 5, 2))}), "data of the wrong shape"),
-])
+    (dict(put={"enc": np.zeros((2, 5, 2))}), "data of the wrong shape")])
 def test_files_that_are_refused(tmp_path, change, words):
     path = rewrite(write_reference(tmp_path / "r.npz", e=2), **change)
     with pytest.raises(RecordingError, match=f"r.npz.*{words}"): M.load_reference(path)
@@ -393,8 +391,7 @@ def test_evaluation_has_no_dropout_and_counts_are_of_any_type():
     (dict(neurons=0), "neurons is out of range"), (dict(steps=2.5), "steps is out of range"),
     (dict(read_steps=9), "more than it reconstructs"),
     (dict(external=-1), "external is out of range"),
-    (dict(inputs=2, ci_encoder=3), "controller is out of range"),
-])
+    (dict(inputs=2, ci_encoder=3), "controller is out of range")])
 def test_sizes_that_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message): M.LFADS(**dict(neurons=5, steps=6) | wrong)
 

@@ -52,8 +52,7 @@ HOW = dict(members=6, epochs=3, lead=2, generations=5, seed=3, window=None)
 
 
 @pytest.fixture(scope="module")
-def expected():
-    return pbt(Stream, ONE, engine="serial", **HOW)
+def expected(): return pbt(Stream, ONE, engine="serial", **HOW)
 
 
 def test_a_pair_has_one_loser_every_member_trains_and_processes_agree_with_one(expected):
@@ -84,7 +83,6 @@ def test_more_generations_are_added_to_a_finished_search(expected, tmp_path):
 
 
 def test_half_a_generation_is_kept(expected, tmp_path):
-    "A member that fails in generation 2 costs nobody else's work."
     class Fails(Stream):
         def run(self, epochs):
             if self.at == 8 and fail and self.seed == bad: raise TrainingError("the disk is full")
@@ -149,8 +147,7 @@ def test_members_that_diverge_lose_and_come_back():
 
 
 def test_a_search_stops_when_it_has_settled():
-    class Flat(Stream):
-        score = 1.0
+    class Flat(Stream): score = 1.0
     found = pbt(Flat, ONE, members=3, epochs=1, generations=50, engine="serial")
     assert found.stopped == "no improvement" and len(found.past) == 5
     long = random_search(Flat, ONE, members=3, epochs=1, generations=8, engine="serial")
@@ -223,7 +220,6 @@ def test_folders_that_are_refused(tmp_path):
 
 # ---- one folder, one data set, one network
 def lfads(seed=0, **sizes):
-    "What makes tiny LFADS on a data set of its own."
     from neurocompanion.autolfads import data, training
     made = data.lorenz("simulated", conditions=3, repeats=5, units=6, steps=8, seed=seed)
     small = dict(ic_encoder=4, ic=3, generator=5, factors=2)
@@ -270,8 +266,7 @@ def test_members_that_do_not_say_what_they_are_made_from(tmp_path):
     pbt(Stream, ONE, out=tmp_path, engine="serial", **HOW)
     assert "made" not in json.loads((tmp_path / "generation-0000.json").read_text())["results"][0]
 
-    class Says(Stream):
-        made_from = {"data": 1}
+    class Says(Stream): made_from = {"data": 1}
     pbt(Says, ONE, out=tmp_path, engine="serial", **HOW)      # nothing is known: nothing refused
     pbt(Says, ONE, out=tmp_path / "other", engine="serial", **HOW)
     with pytest.raises(TrainingError, match="expected data = None, found data = 1"):

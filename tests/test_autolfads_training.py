@@ -17,7 +17,6 @@ from neurocompanion.core import ParameterError, TrainingError
 SMALL = dict(ic_encoder=8, ic=4, generator=12, factors=3)
 DRIVEN = SMALL | dict(ci_encoder=6, controller=6, inputs=2)
 HOW = dict(batch=16, ramp=3, device="cpu", hidden_every=2)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -129,8 +128,7 @@ def test_rate_decay_and_patience(spikes):
 
 
 def test_sample_validation_sees_a_network_that_passes_spikes_through():
-    class Echo(torch.nn.Module):
-        head = "poisson"
+    class Echo(torch.nn.Module): head = "poisson"
     y = torch.as_tensor(np.random.default_rng(0).poisson(0.5, (40, 20, 6)).astype(np.float32))
 
     def nll(model, x, y, external=None, mask=None, **_):

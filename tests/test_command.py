@@ -18,16 +18,13 @@ def call(*args, cwd=ROOT, timeout=900, **env):
                           capture_output=True, env=quiet | env, timeout=timeout)
 
 
-def test_help_teaches():
+def test_help_teaches_and_pulls_nothing_heavy():
     done = call("--help")
     assert done.returncode == 0
     for word in "sources fetch check simulate sweep collect reproduce site".split():
         assert word in done.stdout
         more = call(word, "--help")
         assert more.returncode == 0 and "example: neurocompanion" in more.stdout
-
-
-def test_help_pulls_nothing_heavy():
     code = "import sys; from neurocompanion.command import parser; parser().format_help(); " \
            "print(sorted({'torch', 'numpy', 'pandas', 'xarray', 'papermill'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)

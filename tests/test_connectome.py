@@ -12,12 +12,10 @@ from neurocompanion.recordings.standard import NEURONS
 
 
 @pytest.fixture(scope="module")
-def published(mirror):
-    return {name: load_connectome(name) for name in CONNECTOMES}
+def published(mirror): return {name: load_connectome(name) for name in CONNECTOMES}
 
 
 def small(path, edges):
-    "A JSON of connections."
     path.write_text(json.dumps([dict(zip(("pre", "post", "typ", "syn"), e)) for e in edges]))
     return path
 

@@ -198,8 +198,7 @@ SETTINGS = [
     dict(epochs=9, schedule=one_cycle(0.15), clip=1.0),
     dict(epochs=9, schedule=plateau(0.5, patience=1), optimiser="adam", patience=4, lr=0.03),
     dict(epochs=9, optimiser=lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9), keep="last"),
-    dict(epochs=9, schedule="cosine", lr=np.float64(0.01), patience=np.int64(8)),
-]
+    dict(epochs=9, schedule="cosine", lr=np.float64(0.01), patience=np.int64(8))]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["one_cycle", "plateau", "momentum", "numpy"])
@@ -311,8 +310,7 @@ def test_an_ended_run_is_not_run_again_but_can_be_extended(tmp_path):
     (dict(model=nn.Linear(5, 3)), "model weight"),
     (dict(model=network().insert(1, nn.Tanh())), "expected model = Sequential"),
     (dict(train=regression(seed=9)), r"train\[0\] = \(100, 5\) float32 .*, train\[1\]"),
-    (dict(valid=None), r"valid\[0\] = None"),
-])
+    (dict(valid=None), r"valid\[0\] = None")])
 def test_another_configuration_is_refused(change, says, tmp_path):
     given = dict(model=network(), loss=mse, train=TRAIN, valid=VALID, epochs=2,
                  checkpoint=tmp_path / "run.pt")
@@ -360,8 +358,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def nan_at(step):
     calls = iter(range(10**6))
 
-    def loss(model, x, y):
-        return mse(model, x, y) * (math.nan if next(calls) == step else 1)
+    def loss(model, x, y): return mse(model, x, y) * (math.nan if next(calls) == step else 1)
     return loss
 
 
@@ -423,8 +420,7 @@ def test_nothing_labelled():
     (dict(valid=(TRAIN[0][:0], TRAIN[1][:0])), "tensors of valid disagree"),
     (dict(loss=lambda m, x, y: 0.5), "expected a tensor without axes, found float"),
     (dict(loss=lambda m, x, y: (mse(m, x, y), 1, 2)), "must be one number: .* found tuple"),
-    (dict(model=nn.ReLU()), "no parameters to train: .* Score it as it is"),
-])
+    (dict(model=nn.ReLU()), "no parameters to train: .* Score it as it is")])
 def test_what_cannot_be_is_refused(change, says):
     with pytest.raises(ParameterError, match=says):
         fit(**dict(model=network(), loss=mse, train=TRAIN, epochs=2) | change)

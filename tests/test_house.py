@@ -151,8 +151,7 @@ BROKEN = {   # what is wrong: where, the line that breaks a rule
         ("gnn.data", "def f(): from . import models")],
     "computed name": [
         ("gnn.models", "importlib.import_module(f'neurocompanion.{paper}.x')")],
-    "belongs to no wing": [("attic", "x = 1")],
-}
+    "belongs to no wing": [("attic", "x = 1")]}
 WHOLE = {"neurocompanion": "", "neurocompanion.core": "", "neurocompanion.site": "",
          "neurocompanion.command": "", "neurocompanion.fast.dropout": "from ..core import x",
          "neurocompanion.training.fit": "from ..core import seed\nfrom ..fast import dropout",
@@ -174,7 +173,6 @@ def test_each_broken_rule_is_seen_and_a_whole_house_accepted(rule, module, line)
 
 
 def test_a_cell_holds_one_idea():
-    "At most 45 lines of code in a cell that is exported; usually it has under 25."
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         for i, cell in enumerate(json.loads(path.read_text())["cells"]):
             lines = "".join(cell["source"]).splitlines()

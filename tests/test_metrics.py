@@ -19,7 +19,6 @@ def poisson(seed=0, shape=(20, 30, 5)):
 
 # ---- bits per spike
 def test_bits_per_spike_agrees_with_the_benchmark(gold):
-    "As arrays, tensors, lists; flat, with gaps, and neuron by neuron."
     pred, spikes, gaps = gold["pred"], gold["spikes"], gold["sp_nan"]
     want = near(float(gold["out_bps"]), abs=1e-9)
     for p, s in [(pred, spikes), (pred.tolist(), spikes.tolist()),
@@ -101,7 +100,6 @@ def loop_mse(pred, target, mask):
 
 @pytest.mark.parametrize("kind", [bool, int, float])
 def test_masked_mse_equals_the_loop(kind):
-    "Masks of every shape that may come, as arrays, lists and tensors."
     rng = np.random.default_rng(0)
     pred, target = rng.standard_normal((2, 6, 7, 5))
     mask = (rng.random((6, 5)) < 0.4).astype(kind)

@@ -31,7 +31,6 @@ def warm():
 
 @each
 def test_runs(path, warm, tmp_path):
-    "A notebook's own tests pass, in a process of its own."
     print(json.dumps([str(path), str(tmp_path / "log"), 300]), file=warm.stdin, flush=True)
     status = warm.stdout.readline().strip()
     assert status == "0", f"exit status {status}\n{(tmp_path / 'log').read_text()[-4000:]}"
@@ -87,7 +86,6 @@ def exported(tmp_path_factory):
 
 
 def files(root, *patterns):
-    "Contents by name, for comparison."
     return {str(p.relative_to(root)): p.read_bytes() for g in patterns for p in root.rglob(g)
             if not {".venv", ".ipynb_checkpoints"} & set(p.relative_to(root).parts)}
 

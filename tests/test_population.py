@@ -60,8 +60,7 @@ CASES = {
     "one cycle, ragged": dict(schedule=one_cycle(), lr=0.01, subsets=RAGGED),
     "no validation": dict(valid=None),
     "last": dict(keep="last", lr=0.03),
-    "weighted": dict(loss=weighted),
-}
+    "weighted": dict(loss=weighted)}
 
 
 @pytest.fixture
@@ -116,10 +115,7 @@ def test_a_diverging_member_is_reported_and_the_others_go_on(double):
     assert lost.all(1).tolist() == lost.any(1).tolist() == [False, True, False]
     with pytest.raises(TrainingError, match="member 0: training diverged in epoch"):
         fit_population(perceptron, mean, DATA, VALID, seeds=2, lr=1e200, epochs=6)
-
-
-def test_nan_in_one_members_data(double):
-    x = DATA[0].clone()
+    x = DATA[0].clone()                                              # NaN in one member's data
     x[7] = float("nan")
     parts = [np.arange(100, 200), np.arange(0, 100), np.arange(50, 150)]
     with pytest.warns(UserWarning, match="1 of 3"):
@@ -166,7 +162,6 @@ class Tied(nn.Module):
 
 
 class Scaled(nn.Module):
-    "A lone number is a parameter like others."
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
@@ -272,8 +267,7 @@ def test_predictions_tables_and_random_numbers_outside():
         (1, [[0, 1], []]), (1, [[0, 1], [0.5, 1.0]]), (0, [[True, False], [0]])]],
     (dict(data=(DATA[0].float(), DATA[1][:9])), "disagree on the number of samples"),
     (dict(make=nn.ReLU), "no parameters to train"),
-    (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader"),
-])
+    (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader")])
 def test_says_what_is_wrong(change, says):
     how = dict(make=perceptron, loss=mean, data=(DATA[0].float(), DATA[1]), seeds=2, epochs=1)
     how |= change

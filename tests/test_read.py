@@ -103,8 +103,7 @@ GRID = [   # paper, kind of recording, experiments (None: all), what is refused,
         ("neuraltraj", "ibl"), "has no conditions")),
     ("autolfads", "spikes", ("continuous",),
      dict.fromkeys(SPIKES[:-1], "this task has trials|shorter than one bin")),
-    ("autolfads", "traces", ("calcium", "continuous"), {}),
-]
+    ("autolfads", "traces", ("calcium", "continuous"), {})]
 CASES = [(paper, kind, e, file, refused.get(file))
          for paper, kind, some, refused in GRID
          for e in some or setting_of(paper).__dataclass_fields__["experiment"].metadata["words"]

@@ -57,8 +57,7 @@ def page(path, results, monkeypatch):
         assert str(results or ""), f"{name}: the committed table was read"
         return real_table(name, results)
 
-    def stamp(*args, **more):
-        stamps.append(real_stamp(*args, **more).get_text())
+    def stamp(*args, **more): stamps.append(real_stamp(*args, **more).get_text())
 
     monkeypatch.setattr(tables, "table", own)
     monkeypatch.setattr(plots, "stamp", stamp)

@@ -19,7 +19,6 @@ TINY = dict(data="simulated", sessions=4, trials=30, units=8, **QUICK)
 
 @pytest.fixture(autouse=True)
 def kept_apart(tmp_path, monkeypatch):
-    "Every test has a shelf of its own."
     monkeypatch.setenv("NEUROCOMPANION_RESULTS", str(tmp_path))
 
 
@@ -129,7 +128,6 @@ def test_tiny_sweeps_run(name):
 def test_the_files_that_a_run_reads(mirror):
     assert len(ex.inputs(data="real", source="aplysia")) == 21
     assert all(k.startswith("steinmetz2019/") for k in ex.inputs(data="real"))
-    assert ex.inputs("scaling", data="simulated") == {}
 
 
 def test_the_number_of_sessions_is_chosen_without_the_test_trials():

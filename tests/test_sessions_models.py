@@ -172,8 +172,7 @@ def test_sessions_of_one_size_and_names_that_look_alike_are_two_with_starts_of_t
     (lambda m: M.NDT(10, width=10, heads=3), "multiple of 3"),
     (lambda m: M.NDT(10, dropout=1.0), "dropout is out of range: expected a share"),
     (lambda m: M.forward_prediction(m, counts(2, 5, 7), "a", last=0), "cannot be forecast"),
-    (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape"),
-])
+    (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape")])
 def test_refused(call, words):
     with pytest.raises(ParameterError, match=words): call(made())
 
@@ -242,15 +241,12 @@ def session(x, name="a"):
     return Session(name, x[:n], x[n:2 * n], x[2 * n:], 0.02, tuple(range(x.shape[2])), {})
 
 
-def test_mean():
+def test_mean_and_smoothing_follow_slow_rates_and_silent_units_have_a_rate():
     s = session(counts(60, 30, 7))
     for per_bin, mean in ((False, s.train.mean((0, 1))), (True, s.train.mean(0))):
         model = made(Mean, per_bin=per_bin).fit(s)
         rate = model(s.test, "a")[0].exp()
         torch.testing.assert_close(rate, mean.clamp(min=rate.min()).expand(30, 7))
-
-
-def test_smoothing_follows_slow_rates_and_silent_units_have_a_rate():
     x = counts(30, 30, 7)
     x[..., 2] = 0
     for make in (Mean, Smoothing): assert made(make).fit(session(x))(x, "a").isfinite().all()

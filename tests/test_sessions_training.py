@@ -42,7 +42,6 @@ def own(t): return [p.detach().clone() for p in t.model.session_parameters(t.ses
 
 
 def same(a, b, exact=False):
-    "Two fine-tunes are the same."
     assert (a.session, a.seed, a.best_epoch, a.stopped) == (b.session, b.seed, b.best_epoch,
                                                             b.stopped)
     for k in ("train_loss", "valid_loss"):

@@ -18,8 +18,7 @@ MAKE = {
     "chaotic_rnn": lambda seed: chaotic_rnn(5, 2, seed=seed, amplitude=1.0),
     "lorenz": lambda seed: lorenz(4, 2, seed=seed),
     "fish": lambda seed: fish(6, seed=seed, shape=(4, 24, 24), motion=1.0,
-                              conditions={"dark": (4, 0), "flash": (4, 2)}),
-}
+                              conditions={"dark": (4, 0), "flash": (4, 2)})}
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -165,8 +164,7 @@ def test_lazy_film_is_saved_block_by_block(tmp_path):
     lambda: chaotic_rnn(2, 2, seed="a"), lambda: lorenz(units=0), lambda: lorenz(rate=-1),
     lambda: fish(5), lambda: fish(blur=(1, 1)), lambda: fish(photons=0), lambda: fish(longest=1),
     lambda: fish(conditions={"dark": (0, 1)}), lambda: fish(conditions={"dark": (5, -1)}),
-    lambda: fish(conditions={"a b": (5, 0)}), lambda: fish(shape=(4, 24.5, 24)),
-])
+    lambda: fish(conditions={"a b": (5, 0)}), lambda: fish(shape=(4, 24.5, 24))])
 def test_bad_arguments_are_parameter_errors(call):
     with pytest.raises(ParameterError): call()
 

@@ -109,8 +109,7 @@ SHOWN = {  # cells; what their page holds, as a pattern; what it does not hold
                                ["no heading", '<h2 id="after"'], ["<script", 'id="no-heading"']),
     "an error that is the point": ([code("x", dict(
         output_type="error", ename="E", evalue="", traceback=["why"]), tags=["raises-exception"])],
-        ['stderr">why</pre>'], []),
-}
+        ['stderr">why</pre>'], [])}
 
 
 @pytest.mark.parametrize("case", SHOWN)
@@ -299,7 +298,6 @@ def test_quarto_yml_is_the_one_that_nbdev_reads():
 
 
 def test_colours_read_well_by_day_and_night():
-    "Text on its background, in both themes, has the contrast that accessibility asks for."
     def luminance(colour):
         parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]

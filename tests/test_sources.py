@@ -293,7 +293,6 @@ def failing_open(number, after):
 
 
 def test_what_the_disk_may_say(server, cache, monkeypatch):
-    "A full one while it is written to, the part is kept; too small a one; one that refuses."
     source = big(server)
     with monkeypatch.context() as m:
         m.setattr(download, "open", failing_open(errno.ENOSPC, 200_000), raising=False)
@@ -412,13 +411,12 @@ def test_available(lab, cache, mirror):
     assert set(available()["where"]) <= {"mirror", "cache", "nowhere"}
 
 
-@pytest.mark.parametrize("name, words", [
-    ("kato", "Did you mean kato2015"), ("KATO2015", "kato2015"), ("qqq", "lists them"),
-    ("", "lists them"), ("../etc/passwd", "no recording")])
-def test_unknown_names(name, words): refused(name, words)
 
 
-def test_the_registry_is_whole(tmp_path):
+def test_the_registry_is_whole_and_unknown_names_and_broken_lines_are_told(tmp_path):
+    for name, words in [("kato", "Did you mean kato2015"), ("KATO2015", "kato2015"),
+                        ("qqq", "lists them"), ("", "lists them"), ("../etc/passwd", "no recording")]:
+        refused(name, words)
     rows = registry()
     assert {"kato2015", "kato2015_stim", "flavell2023/2022-07-26-31", "lorenz_synthetic",
             "nlb/mc_maze", "zapbench/traces"} <= set(rows)

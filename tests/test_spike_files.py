@@ -53,7 +53,7 @@ def hdf5(path, **fields):
     return path
 
 
-def test_lfads_truth_factor_and_odd_fields(tmp_path):
+def test_lfads_truth_factor_odd_fields_and_types_of_counts(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (8, 20, 5))
     path = hdf5(tmp_path / "a.h5", train_data=x[:6], valid_data=x[6:], conversion_factor=10.0,
                 train_truth=np.full((6, 20, 5), 3.0), valid_truth=np.full((2, 20, 5), 3.0),
@@ -67,6 +67,9 @@ def test_lfads_truth_factor_and_odd_fields(tmp_path):
     ones = np.ones((6, 20, 5))  # a truth in unknown units is kept apart
     ds = read_lfads(hdf5(tmp_path / "b.h5", train_data=ones, train_truth=-2 * ones))[0]
     assert "rate" not in ds and np.all(ds.truth == -2)
+    assert counted(np.array([70_000.0])).dtype == np.uint32
+    assert counted(np.array([-1])).dtype.kind == "i"
+    assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 
 def test_nlb_parts_of_a_task(benchmark, tmp_path):
@@ -230,15 +233,10 @@ def test_cut_files_are_refused_in_one_sentence(known, size, tmp_path):
         with pytest.raises(NeurocompanionError, match=path.name): read_spikes(path)
 
 
-def test_counts_and_the_table_of_layouts():
-    assert counted(np.array([70_000.0])).dtype == np.uint32
-    assert counted(np.array([-1])).dtype.kind == "i"
-    assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 
 # ---- the real files, against an independent reading
-def struct_of(path, name):
-    return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
+def struct_of(path, name): return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
 
 
 def test_real_lorenz(mirror, tmp_path):

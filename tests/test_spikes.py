@@ -41,8 +41,7 @@ REFUSED = [
     (lambda: chop(TEN, 5, tail="zeros"), "there is no such tail"),
     *[(lambda x=x: merge(x, 1), "these are no chops") for x in (TEN, np.zeros((0, 5)))],
     (lambda: merge(np.zeros((2, 5)), 2, -1), "weighting is not known"),
-    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range"),
-]
+    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range")]
 
 
 @pytest.mark.parametrize("call, text", REFUSED)

@@ -141,8 +141,7 @@ BROKEN = {  # what is wrong → a function that breaks a recording, and words of
     "NaN in a cell's trace": (lambda: changed(fish(), "trace", np.nan, (3, 1)),
                               "cell 2: `trace` has"),
     "traces of neurons": (lambda: fish(trace=None).assign(
-        trace=(("time", "neuron"), np.ones((6, 2)))), "`trace` does not fit: expected numbers ov"),
-}
+        trace=(("time", "neuron"), np.ones((6, 2)))), "`trace` does not fit: expected numbers ov")}
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=str)
@@ -179,8 +178,7 @@ CONSTRUCT = {  # what the constructors refuse
     "flat frames": (lambda: fish(frames=np.ones((6, 4, 5))), "`frames` has the wrong shape"),
     "video without a rate": (lambda: fish(sampling_rate=None), "`sampling_rate` is missing"),
     "rate zero": (lambda: fish(sampling_rate=0), "`sampling_rate` is missing or not a rate"),
-    "no states": (lambda: state_names(worm(state=None)), "the states are not known"),
-}
+    "no states": (lambda: state_names(worm(state=None)), "the states are not known")}
 
 
 @pytest.mark.parametrize("case", CONSTRUCT)
@@ -205,7 +203,6 @@ def edit(key=None, value=None, trace=None):
 
 
 def other(**attrs):
-    "Another program's HDF5 file."
     def change(path):
         with h5py.File(path, "w") as f:
             f["x"] = np.ones(3)
@@ -231,8 +228,7 @@ BAD_FILES = {
     "not JSON": (edit("json_attributes", "source"), "the file is damaged"),
     "two kinds": (edit("kind", ["traces", "spikes"]), "not a recording of the standard"),
     "a number for JSON": (edit("json_attributes", 3), None),
-    "bytes for a kind": (edit("kind", np.bytes_(b"traces")), None),
-}
+    "bytes for a kind": (edit("kind", np.bytes_(b"traces")), None)}
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

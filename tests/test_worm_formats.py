@@ -254,7 +254,6 @@ def test_folders_of_many_sources(truth, tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
 def test_cut_short(truth, layout, share, tmp_path):
-    "A file that stops anywhere is a RecordingError in one line that begins with its path."
     place = write_worms(tmp_path / "w", truth, layout)
     path = place if place.is_file() else sorted(place.iterdir())[0]
     content = path.read_bytes()
@@ -280,7 +279,6 @@ def test_odd_json_is_refused(truth, tmp_path, change, words):
 
 # ---- the real files
 def test_the_real_flavell_worms(mirror):
-    "Known counts; one file against h5py, and its labels against theirs."
     if not (mirror / "flavell2023").is_dir(): pytest.skip("needs flavell2023/ in the mirror")
     flavell = {ds.file: ds for ds in read_worms(mirror / "flavell2023")}
     found = {k: (ds.sizes["time"], ds.sizes["neuron"]) for k, ds in flavell.items()}

@@ -7,7 +7,6 @@ from neurocompanion.core import NeurocompanionError
 from neurocompanion.worm_gnn import experiments as ex
 
 SMALL = dict(data="simulated", minutes=2, k=3, folds=1, epochs=5, lr=1e-2)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -39,13 +38,10 @@ def test_what_cannot_be(wrong, said):
     with pytest.raises(NeurocompanionError, match=said): states(**wrong)
 
 
-def test_intervals_are_over_worms():
+def test_intervals_are_over_worms_and_permuting_nodes_finds_what_is_there_and_nothing_else():
     t = pd.DataFrame(dict(worm=["a"] * 50 + ["b"] * 50, accuracy=[0.8] * 50 + [0.9] * 50, g=1))
     r = ex.over_worms(t, "g").iloc[0]
     assert r["mean"] == pytest.approx(0.85) and r.judged == 2 and r.low < 0.3
-
-
-def test_permuting_nodes_finds_what_is_there_and_nothing_else():
     draw = np.random.default_rng(0)
     p = [ex.mantel(draw.random((8, 8)), draw.random((8, 8)), 99, i)[1] for i in range(60)]
     assert 0.02 <= np.mean(np.array(p) <= 0.2) <= 0.4

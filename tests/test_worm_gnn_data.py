@@ -15,13 +15,11 @@ from neurocompanion.worm_gnn.data import (
 
 
 @pytest.fixture(scope="module")
-def kato(mirror):
-    return mirror / "kato2015" / "WT_NoStim.mat"
+def kato(mirror): return mirror / "kato2015" / "WT_NoStim.mat"
 
 
 @pytest.fixture(scope="module")
-def made():
-    return simulated_worms(2, minutes=3, states=7)
+def made(): return simulated_worms(2, minutes=3, states=7)
 
 
 def test_the_five_worms_of_the_paper(kato):
@@ -68,7 +66,6 @@ def test_constant_neurons_are_zero_and_warn_of_nothing(made):
 
 
 def test_relabelling_states_changes_codes_only_by_name(tmp_path, made):
-    "The order of states in a file is of no account."
     ds = read_worms(write_kato(tmp_path / "WT.mat", [_recording(made[0])]))[0]
     names = ds.state.attrs["flag_meanings"].split()
     turned = ds.copy(deep=True)
@@ -80,7 +77,6 @@ def test_relabelling_states_changes_codes_only_by_name(tmp_path, made):
 
 
 def _recording(w):
-    "A worm as a recording again."
     from neurocompanion.recordings.standard import traces
     names = [*w.state_names, "nostate"]
     return traces(w.trace, w.neurons, w.time, subject="back", source="test",

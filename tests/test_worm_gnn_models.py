@@ -37,7 +37,6 @@ def test_trajectories_start_at_the_present(name):
 @pytest.mark.parametrize("norm", ["running", "worm", "none"])
 @pytest.mark.parametrize("name", EVERY)
 def test_filled_up_steps_change_nothing(name, norm):
-    "Steps that are not seen change neither the output nor running statistics."
     model = EVERY[name](NODES, 2, 3, 8, norm=norm).train()
     other = copy.deepcopy(model)
     x = torch.rand(1, 16, NODES, 2)
@@ -50,7 +49,6 @@ def test_filled_up_steps_change_nothing(name, norm):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_stack_is_its_members(name):
-    "Every model can be stacked, with its gradient and its running statistics."
     nets = [EVERY[name](NODES, 2, 3, 8).double() for _ in range(3)]
     x = torch.rand(2, 10, NODES, 2).double()
     params, buffers = stack_module_state([copy.deepcopy(n) for n in nets])
@@ -64,8 +62,7 @@ def test_a_stack_is_its_members(name):
         if p.grad is not None: torch.testing.assert_close(a[2], p.grad)
 
 
-def test_norm_is_batchnorm():
-    "Training, running averages and gradient."
+def test_norm_is_batchnorm_or_of_each_worm():
     ours, theirs = Norm(5).double(), torch.nn.BatchNorm1d(5).double()
     for _ in range(5):
         a = torch.rand(1, 40, 5).double().requires_grad_()
@@ -78,11 +75,7 @@ def test_norm_is_batchnorm():
         torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(ours.mean, theirs.running_mean)
     torch.testing.assert_close(ours.var, theirs.running_var)
-
-
-def test_worm_statistics_are_its_own():
-    "With norm='worm' the companions in a batch do not matter, with 'running' they do in training."
-    x = torch.rand(2, 30, NODES, 2)
+    x = torch.rand(2, 30, NODES, 2)                       # a batch does not matter to norm='worm'
     x[1] *= 3
     own, common = GNN(NODES, norm="worm"), GNN(NODES, norm="running")
     torch.testing.assert_close(own(x)[:1], own(x[:1]), atol=1e-5, rtol=1e-4)
@@ -120,7 +113,6 @@ def test_static_edges_are_one_graph_a_worm():
 
 
 def test_thinned_edges_are_close():
-    "400 of 3000 steps give nearly the weights of all."
     t = torch.arange(3000.) / 40
     x = torch.stack([torch.sin(t * (1 + 0.2 * n)) for n in range(NODES)], -1)
     x = torch.stack([x, x.roll(10, 0)], -1)[None] / 2 + 0.5
@@ -144,7 +136,6 @@ def test_literal_reading_loses_the_nodes():
 
 
 def test_overfits_a_batch():
-    "A GNN learns twenty random labels."
     x, y = torch.rand(1, 20, NODES, 2), torch.randint(0, 3, (20,))
     model = GNN(NODES, 2, 3, 32)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -205,7 +196,7 @@ def test_layers_are_those_of_pytorch_geometric(name):
 
 
 def test_sizes_and_graphs_of_any_type():
-    "Whole numbers of numpy, graphs as lists, in the precision that is set."
+    "Whole numbers of numpy, graphs as lists, in the precision that is set; means by weight."
     assert MLP(np.int64(NODES)).nodes == NODES
     with pytest.raises(ParameterError, match="nodes is out of range"): MLP(True)
     x = torch.rand(1, 4, 2, 2)
@@ -216,11 +207,7 @@ def test_sizes_and_graphs_of_any_type():
     torch.set_default_dtype(torch.float64)
     try: assert GNN(2, edges=[[0, 1], [1, 0]])(x.double()).dtype == torch.float64
     finally: torch.set_default_dtype(torch.float32)
-
-
-def test_weighted_means():
-    "Neighbours' weights may be negative, or sum to less than 1."
-    model = GNN(2, edges=[[0.0, -1], [1, 0]], scale="neighbours")
+    model = GNN(2, edges=[[0.0, -1], [1, 0]], scale="neighbours")     # weights may be negative
     assert model._scaled(model.adjacency).tolist() == [[0, -1], [1, 0]]
     layer, x = SAGE(2, 4), torch.rand(2, 2)
     small = torch.tensor([[0.0, 0.1], [0, 0]])

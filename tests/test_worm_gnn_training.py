@@ -172,7 +172,6 @@ def test_somebody_is_trained_with_known_states(members, says):
 
 
 def test_training_learns_and_patience_drops_members():
-    "Better than always telling the more frequent state; who does not improve leaves early."
     trained = train_states(MAKES["mlp"], WORMS, cross_validation(3, 2, k=5), CUTS, epochs=150)
     table = evaluate_states(trained, WORMS, CUTS)
     chance = max(np.mean(w.y[w.y >= 0] == s) for w in WORMS for s in (0, 1))
@@ -183,7 +182,6 @@ def test_training_learns_and_patience_drops_members():
 
 
 def test_calibration():
-    "Honest probabilities have no calibration error, boasting ones do."
     draw = np.random.default_rng(0)
     p = draw.uniform(0, 1, 200_000)
     y = (draw.uniform(size=p.size) < p).astype(int)
@@ -214,7 +212,6 @@ def test_svm():
     (lambda: RNN(NODES, 2, None, 8), 4), (lambda: GNN(NODES, 2, None, 8, "dynamic"), 0),
     (lambda: GNN(NODES, 2, None, 8, torch.eye(NODES)), 0)])
 def test_trajectories(make, burn_in):
-    "Every model trains, in whichever company; the table has what it should."
     members = [Member((0,), 0), Member((0,), 1), Member((1, 2), 2)]
     how = dict(epochs=4, ramp=3, burn_in=burn_in)
     double = lambda: make().double()

@@ -13,7 +13,6 @@ from neurocompanion.training.fit import fit
 from neurocompanion.worm_scaling import data, models
 
 KINDS = tuple(models.MODELS.values())                       # a new model is tested like the others
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -27,12 +26,13 @@ def some(batch=3, time=12, labelled=50):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hidden", [3, 7, 32])
 @pytest.mark.parametrize("residual", [False, True])
-def test_causal_masked_and_any_length(kind, hidden, residual):
+def test_causal_masked_of_any_length_and_each_sample_on_its_own(kind, hidden, residual):
     x, mask = some()
     model = kind(hidden, residual=residual).eval()
     torch.nn.init.normal_(model.out.weight)
     y = model(x, mask)
     assert y.shape == x.shape
+    torch.testing.assert_close(model(x[1:2], mask[1:2]), y[1:2], atol=1e-5, rtol=1e-4)
     for t in (1, 5, 11):
         later = x.clone()
         later[:, t:] = torch.randn_like(later[:, t:]) * 10
@@ -55,11 +55,6 @@ def test_causal_also_while_training(kind):
     assert slope[mask[:, None].expand_as(slope) == 0].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_sample_is_on_its_own(kind):
-    x, mask = some()
-    model = kind(16).eval()
-    torch.testing.assert_close(model(x[1:2], mask[1:2]), model(x, mask)[1:2], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,16 +175,13 @@ def test_a_time_constant_does_not_depend_on_the_frame_rate(seed, tau, rate):
     np.testing.assert_allclose(fast[::rate], slow, atol=1e-9)
 
 
-def test_uneven_frames_are_averaged_by_their_time_stamps():
+def test_uneven_frames_are_averaged_by_their_time_stamps_and_what_comes_can_be_saved(tmp_path):
     time = [0, 0.1, 0.9, 1.0, 2.5, 4.0, 4.2]
     raw = traces(np.arange(7.)[:, None], ["AVAL"], time, subject="w", source="made")
     ds = data.standardise(raw, alpha=1)
     assert ds.time.values.tolist() == [0, 1, 2, 4] and ds.attrs["half"] == 2
     mean, std = np.mean([0, 1, 2, 3]), np.std([0, 1, 2, 3])
     np.testing.assert_allclose(ds.trace[:, 0], (np.array([1, 3, 4, 5.5]) - mean) / std, rtol=1e-6)
-
-
-def test_a_standardised_worm_is_a_recording_that_can_be_saved(tmp_path):
     for how in ({}, {"tau": 3.0, "residual": "backward", "dt": 2.0}):
         ds = data.standardise(simulate.worms(1)[0], **how)
         save(ds, tmp_path / "worm.nc")

@@ -17,8 +17,7 @@ from neurocompanion.worm_scaling import data, experiments, pool
 
 
 @pytest.fixture(scope="module")
-def kato(mirror):
-    return door.read(fetch("kato2015"))
+def kato(mirror): return door.read(fetch("kato2015"))
 
 
 def naive(worms):
@@ -52,22 +51,17 @@ def rows(**how):
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    "A pool made for this test, not one that lies about."
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
     pool._kept.cache_clear()
     yield tmp_path
     pool._kept.cache_clear()
 
 
-def test_the_residual_head_passes_the_naive_forecast_on_kato(mirror):
-    "On the worms of Kato et al., with little training: less than the naive error of .0139."
+def test_residual_and_history_heads_pass_the_naive_forecast_on_real_worms(mirror):
     kato = rows(source="kato2015", worms=5, hidden=64, head="change", data="real",
                 epochs=12).loc["kato2015"]
     assert kato.naive_loss == pytest.approx(0.0139, abs=1e-4)
     assert kato.valid_loss < 0.95 * kato.naive_loss
-
-
-def test_the_history_head_passes_naive_on_every_real_data_set(mirror):
     found = rows(worms=10, model="lstm", hidden=64, head="history", data="real", epochs=3)
     assert set(found.index) == {"all", "kato2015", "flavell2023"}
     assert (found.valid_loss < 0.6 * found.naive_loss).all()

@@ -71,7 +71,9 @@ def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small)
 
 @pytest.mark.parametrize("more", [
     dict(masked=True), dict(models="unet_residual"), dict(with_valid=True)])
-def test_every_variant_goes_the_whole_way(more):
+def test_every_variant_goes_the_whole_way_and_other_specimens_take_turns(more):
+    mixed = me._Mixed([[1, 2, 3], ["a"]])
+    assert len(mixed) == 3 and list(mixed) == [1, "a", 2]
     tiny = {k: v for k, v in TINY.items() if k != "trace_epochs"}
     t = pd.DataFrame(ex.run("objective", **tiny, **more))
     assert t[t.what == "model"].test.notna().all() and not set(t) & set(names(Setting))
@@ -110,9 +112,6 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
     assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
 
 
-def test_other_specimens_take_turns():
-    mixed = me._Mixed([[1, 2, 3], ["a"]])
-    assert len(mixed) == 3 and list(mixed) == [1, "a", 2]
 
 
 def test_a_film_of_ones_own(tmp_path):
@@ -122,8 +121,6 @@ def test_a_film_of_ones_own(tmp_path):
     t = pd.DataFrame(ex.run("forecast", **how))
     assert t[t.what == "lead"].condition.nunique() == 9
     assert list(ex.inputs("forecast", **how)) == ["mine.nc"]
-    with pytest.raises(NeurocompanionError, match="another kind of recording"):
-        ex.run("clusters", data=how["data"], models="last")
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -154,4 +151,3 @@ def test_the_real_recordings(mirror):
     assert fish.video.shape == (240, 2, 38, 43) and 20 < fish.trace.shape[1] < 100
     for subject, shape in (("subject_12", (640, 115)), ("subject_15", (600, 99))):
         assert fs.clusters(replace(s, subject=subject)).trace.shape == shape
-    assert len(ex.inputs(data="real")) == 2

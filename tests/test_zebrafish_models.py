@@ -9,7 +9,6 @@ from neurocompanion.zebrafish.models import (
 
 GOLDEN = home() / "tests" / "data" / "unet3d_golden.npz"
 SMALL = dict(width=8, groups=4, super_width=4)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

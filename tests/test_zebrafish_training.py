@@ -35,11 +35,19 @@ def test_a_batch_can_be_learned(kind):
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_direct_output_is_the_frame_asked_for():
+def test_direct_output_and_forecasts_are_the_frames_asked_for():
     model = UNet3D(2, resample=0, embedding=0, outputs=4, **SMALL)
     x = torch.randn(3, 2, 2, 5, 5)
     made, every = training.frame_of(model, x, torch.tensor([4, 1, 2])), model(x)
     for i, h in enumerate((4, 1, 2)): torch.testing.assert_close(made[i], every[i, h - 1])
+    rng = np.random.default_rng(0)
+    cells, video = rng.choice([0, 1, 2], (1, 4, 4)), rng.standard_normal((30, 1, 4, 4))
+    model = UNet3D(3, resample=0, **SMALL).eval()
+    made = training.video_forecast(model, video, cells, horizon=2)(np.array([0, 7]))
+    x = torch.from_numpy(video[7:10]).float()[None]
+    with torch.no_grad(): want = training.CellMeans(cells)(model(x, 2)[:, 0])[0]
+    assert made.shape == (2, 2, 2)
+    np.testing.assert_allclose(made[1, 1], want, atol=1e-5)
 
 
 def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
@@ -56,15 +64,6 @@ def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
     assert first == once() and len(set(map(tuple, first))) > 3
 
 
-def test_forecasts_are_those_of_the_network():
-    rng = np.random.default_rng(0)
-    cells, video = rng.choice([0, 1, 2], (1, 4, 4)), rng.standard_normal((30, 1, 4, 4))
-    model = UNet3D(3, resample=0, **SMALL).eval()
-    made = training.video_forecast(model, video, cells, horizon=2)(np.array([0, 7]))
-    x = torch.from_numpy(video[7:10]).float()[None]
-    with torch.no_grad(): want = training.CellMeans(cells)(model(x, 2)[:, 0])[0]
-    assert made.shape == (2, 2, 2)
-    np.testing.assert_allclose(made[1, 1], want, atol=1e-5)
 
 
 # ---- a volume in parts
@@ -81,7 +80,6 @@ def test_four_processes_equal_one(parts, how):
 
 
 def test_a_part_reads_its_own_chunks(tmp_path):
-    "A part reads its chunks of the frames of its group's sample, each once, and no other."
     import zarr
     from zarr.storage import LocalStore, WrapperStore
 

@@ -79,7 +79,7 @@ def test_a_recording_comes_back_from_its_file_as_the_same_data(tmp_path):
     assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 1
 
 
-def test_a_recording_without_trials_is_chopped_and_can_be_merged():
+def test_a_recording_without_trials_is_chopped_can_be_merged_and_a_constant_trace_is_named():
     rng = np.random.default_rng(0)
     x = rng.poisson(0.5, (400, 4))
     ds = spikes(x, bin_size=0.01, subject="s", source="made up")
@@ -89,9 +89,6 @@ def test_a_recording_without_trials_is_chopped_and_can_be_merged():
     chops[d.rows.train], chops[d.rows.valid] = d.train, d.valid
     assert np.allclose(merge(chops, 20), x[:9 * 40 + 20])
     assert (np.diff(d.rows.valid) == 1).all() and len(d.rows.valid) % 3 == 0
-
-
-def test_a_trace_that_does_not_change_is_named():
     ds = worms(1, seed=0, duration=200, frame_rate=3)[0].copy(deep=True)
     ds["trace"][:, 7] = 1.0
     with pytest.raises(RecordingError, match="constant in training") as e:
@@ -112,7 +109,7 @@ def test_test_trials_of_a_benchmark_are_left_out_even_where_they_are_not_numbers
     assert d.part().x.shape == (6, 6, 2) and d.part().y.shape == (6, 8, 4)
 
 
-def test_training_trials_of_the_benchmark_are_split_where_none_validate(benchmark):
+def test_training_trials_and_steps_of_the_benchmark_are_split_where_none_validate(benchmark):
     paths, x = benchmark()
     ds, = read_nlb(paths)
     d = from_recording(ds, seed=1)
@@ -128,10 +125,7 @@ def test_training_trials_of_the_benchmark_are_split_where_none_validate(benchmar
     own = ds.assign(split=("trial", ["train"] * 18 + ["val"] * 4 + ["eval"] * 8))
     d = from_recording(own)
     assert d.rows.valid.tolist() == [18, 19, 20, 21] and d.report == ()
-
-
-def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
-    paths, x = benchmark(forward=False, target=True)
+    paths, x = benchmark(forward=False, target=True)      # steps that eval trials alone show
     ds, = read_nlb(paths)
     assert ds.sizes["time"] == 30
     d = from_recording(ds)
@@ -163,15 +157,12 @@ def test_choosing_trials_and_units_keeps_count_of_them_and_copies_nothing():
     assert set(d.rows.train) | set(d.rows.valid) == {20, 3, 7, 9, 11, 28}
 
 
-def test_subsets_of_any_size():
+def test_subsets_of_any_size_and_bounds():
     d = from_arrays(np.arange(2000.0).reshape(200, 5, 2), split(200), 0.01)
     assert len(subset(d, 2).train) == len(subset(d, 2).valid) == 1
     assert (subset(d, 200).train == d.train).all()
     part = subset(d, 0.3, 1)
     assert (part.train[:, 0, 0] == part.rows.train * 10).all()
-
-
-def test_bounds():
     from scipy.stats import poisson
     rng = np.random.default_rng(1)
     rate, y = rng.gamma(2, 10, (4, 6, 3)), rng.poisson(0.3, (4, 6, 3))

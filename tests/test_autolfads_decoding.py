@@ -159,7 +159,7 @@ def test_bootstrap_draws_are_scores_of_drawn_trials():
 
 
 # ---------------------------------------------------------------- speed
-def test_speed_scales_and_gaps():
+def test_speed_scales_and_gaps_and_its_correlation_within_conditions():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 30, 5))
     v = D.neural_speed(x)
@@ -171,9 +171,6 @@ def test_speed_scales_and_gaps():
     np.testing.assert_allclose(D.neural_speed(x, when), np.c_[steps[:, :9], steps[:, 20:]].mean(1))
     with pytest.raises(ParameterError, match="trial 2"):
         x[2, 3] = np.nan; D.neural_speed(x, when)
-
-
-def test_speed_correlation_conditions():
     rng = np.random.default_rng(0)
     x, t = rng.standard_normal((30, 12, 4)), rng.random(30)
     label = np.arange(30) % 3

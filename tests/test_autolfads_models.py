@@ -289,14 +289,7 @@ def test_seeds_and_hyperparameters_decide_and_threads_do_not():
         torch.testing.assert_close(one[2][name], two[2][name], rtol=1e-5, atol=1e-7)
 
 
-def test_l2_counts_scaled_networks_only():
-    model = M.LFADS(5, 6, **CONTROLLED)
-    w = model.generator.w_h
-    torch.testing.assert_close(M.l2(model, generator=2.0), w.square().mean())
-    assert M.l2(model) == 0 and M.l2(M.LFADS(5, 6, **SMALL), controller=1.0) == 0
-
-
-def test_initial_weights():
+def test_initial_weights_and_l2_of_scaled_networks_only():
     model = M.LFADS(60, 10, ci_encoder=80, controller=80, inputs=4)
     for cell, scales in [(model.ic_encoder[0], (160, 160)), (model.generator, (4, 100)),
                          (model.controller, (200, 80))]:
@@ -304,8 +297,9 @@ def test_initial_weights():
             assert abs(w.std().item() * scale**0.5 - 1) < 0.06
         k = cell.w_h.shape[1]
         assert (cell.bias[:2 * k] == 1).all() and (cell.bias[2 * k:] == 0).all()
-    assert not model.readout.bias.any()
-    assert not model.ic_prior_logvar.requires_grad
+    assert not model.readout.bias.any() and not model.ic_prior_logvar.requires_grad
+    torch.testing.assert_close(M.l2(model, generator=2.0), model.generator.w_h.square().mean())
+    assert M.l2(model) == 0 and M.l2(M.LFADS(5, 6, **SMALL), controller=1.0) == 0
 
 
 # ---- averages
@@ -387,16 +381,15 @@ def test_evaluation_has_no_dropout_and_counts_are_of_any_type():
         assert not torch.equal(model.train()(x, dropout=0.5).factors, model(x).factors)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(neurons=0), "neurons is out of range"), (dict(steps=2.5), "steps is out of range"),
-    (dict(read_steps=9), "more than it reconstructs"),
-    (dict(external=-1), "external is out of range"),
-    (dict(inputs=2, ci_encoder=3), "controller is out of range")])
-def test_sizes_that_are_refused(wrong, message):
-    with pytest.raises(ParameterError, match=message): M.LFADS(**dict(neurons=5, steps=6) | wrong)
 
 
 def test_short_external_inputs_end_in_zeros_and_what_is_refused():
+    for wrong, message in [
+            (dict(neurons=0), "neurons is out"), (dict(steps=2.5), "steps is out of range"),
+            (dict(read_steps=9), "more than it reconstr"), (dict(external=-1), "external is out"),
+            (dict(inputs=2, ci_encoder=3), "controller is out of range")]:
+        sizes = dict(neurons=5, steps=6) | wrong
+        with pytest.raises(ParameterError, match=message): M.LFADS(**sizes)
     model = M.LFADS(5, 6, external=1, **SMALL).eval()
     x, ext = counts(3, 6, 5), torch.randn(3, 6, 1)
     ext[:, 4:] = 0

@@ -198,14 +198,10 @@ def test_settling_counts_from_before_the_window_and_parents_are_never_worse():
                 assert not math.isnan(s[c]) and (c == i or math.isnan(s[i]) or s[c] < s[i])
 
 
-@pytest.mark.parametrize("name, value", [("members", 0), ("epochs", 0), ("generations", 0),
-                                         ("workers", 0), ("seed", -1)])
-def test_bad_arguments_are_named(name, value):
-    with pytest.raises(ParameterError, match=f"{name} is out of range"):
-        pbt(Stream, ONE, **{**HOW, name: value})
-
-
-def test_folders_that_are_refused(tmp_path):
+def test_bad_arguments_and_folders_that_are_refused(tmp_path):
+    for name, value in dict(members=0, epochs=0, generations=0, workers=0, seed=-1).items():
+        with pytest.raises(ParameterError, match=f"{name} is out of range"):
+            pbt(Stream, ONE, **{**HOW, name: value})
     search = lambda out=tmp_path, **other: pbt(Stream, ONE, out=out, engine="serial",
                                                **{**HOW, **other})
     search(generations=2)

@@ -41,11 +41,18 @@ def test_mistakes_are_one_sentence():
     assert "worm_scaling" in done.stderr                           # it names the papers there are
 
 
-def test_sources_says_where_each_is(tmp_path):
+def test_sources_says_where_each_is_and_a_closed_pipe_is_no_error(tmp_path):
     done = call("sources", NEUROCOMPANION_CACHE=str(tmp_path))
     assert done.returncode == 0 and "kato2015 " in done.stdout, done.stderr
     assert all("nowhere" in line for line in done.stdout.splitlines())
     assert call("sources", "no such recording").returncode == 2
+    read, write = os.pipe()
+    os.close(read)
+    for args in (["sources"], ["--help"]):
+        done = subprocess.run([str(BIN / "neurocompanion"), *args], stdout=write,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 0 and done.stderr == ""
+    os.close(write)
 
 
 def test_simulated_recordings_pass_check_and_others_do_not(tmp_path):
@@ -79,14 +86,6 @@ def test_check_looks_at_every_value_of_large_files(tmp_path, monkeypatch, capsys
     assert "time 70 s, z 1, y 2, x 3: `video` has gaps" in capsys.readouterr().err
 
 
-def test_a_closed_pipe_is_no_error():
-    read, write = os.pipe()
-    os.close(read)
-    for args in (["sources"], ["--help"]):
-        done = subprocess.run([str(BIN / "neurocompanion"), *args], stdout=write,
-                              stderr=subprocess.PIPE, text=True, timeout=60)
-        assert done.returncode == 0 and done.stderr == ""
-    os.close(write)
 
 
 def test_reproduce_at_the_smallest_scale(tmp_path):

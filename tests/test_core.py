@@ -18,7 +18,7 @@ def test_home_is_right_from_any_folder(folder):
     assert done.stdout.split() == [str(ROOT), str(ROOT / "results")], done.stderr
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_any_writer_a_pipe(tmp_path):
     code = ("import sys, time; from neurocompanion.core import atomic_path\n"
             "with atomic_path(sys.argv[1]) as p:\n"
             "    f = open(p, 'w'); f.write('half'); f.flush()\n"
@@ -31,9 +31,13 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
     assert target.read_text() == "old"
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
+        tmp.write_text("x")
+    assert pipe.is_fifo() and not tmp.exists()
 
 
-@pytest.mark.parametrize("kind", core.NeurocompanionError.__subclasses__())
+@pytest.mark.parametrize("kind", [getattr(core, k) for k in core.__all__ if k.endswith("Error")])
 def test_errors_survive_pickling(kind):
     error = kind("what", where="a.nc, neuron 3", expected=1, found=2, fix="Do it.")
     again = pickle.loads(pickle.dumps(error))
@@ -57,11 +61,6 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         assert folder() == (tmp_path / "data").resolve()
 
 
-def test_atomic_path_leaves_pipes_in_place(tmp_path):
-    os.mkfifo(pipe := tmp_path / "pipe")
-    with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
-        tmp.write_text("x")
-    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 # In a process of its own: what is set for memory stays set until the process ends.
@@ -95,23 +94,16 @@ def in_a_process(code=MEMORY, **env):
     return kept == "True", *map(int, numbers)
 
 
-glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()),
-                           reason="needs glibc")
-
-
-@glibc
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()),
+                    reason="needs glibc")
 def test_memory_is_kept_for_the_next_step_and_bounded():
     kept, before, after, grown, left = in_a_process()
     assert kept and before > 1000 and after < before / 50
     assert grown > 400 and left < 300
-
-
-@glibc
-@pytest.mark.parametrize("env", [{"MALLOC_TRIM_THRESHOLD_": "200000"},
-                                 {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=200000"}])
-def test_memory_that_was_set_by_hand_is_left_alone(env):
-    kept, before, after, *_ = in_a_process(**env)
-    assert not kept and after > before / 2
+    for env in (dict(MALLOC_TRIM_THRESHOLD_="200000"),             # set by hand: left alone
+                dict(GLIBC_TUNABLES="glibc.malloc.trim_threshold=200000")):
+        kept, before, after, *_ = in_a_process(**env)
+        assert not kept and after > before / 2
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])

@@ -131,7 +131,7 @@ def test_the_seed_decides_and_the_surroundings_do_not_and_are_left_alone():
     assert same(a, b) and not same(a, c)
 
 
-def test_frozen_parameters_and_parameter_groups():
+def test_frozen_parameters_parameter_groups_and_clipped_steps():
     model = network()
     model[0].requires_grad_(False)
     before = weights(model)
@@ -141,9 +141,6 @@ def test_frozen_parameters_and_parameter_groups():
     assert torch.equal(model[0].weight, before["0.weight"])
     assert torch.equal(model[4].bias, before["4.bias"])
     assert not torch.equal(model[4].weight, before["4.weight"])
-
-
-def test_clipping_bounds_the_step():
     model = nn.Linear(5, 3)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     fit(model, mse, TRAIN, epochs=1, batch=100, clip=1e-3, lr=1.0, optimiser="sgd")
@@ -151,7 +148,7 @@ def test_clipping_bounds_the_step():
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_mixed_precision_reaches_the_loss(monkeypatch):
+def test_mixed_precision_reaches_the_loss_and_memory_is_kept_on_a_cpu(monkeypatch):
     seen = []
 
     def loss(model, x, y):
@@ -162,10 +159,7 @@ def test_mixed_precision_reaches_the_loss(monkeypatch):
     monkeypatch.setattr(room, "autocast", lambda *a: torch.autocast("cpu", torch.bfloat16))
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1)
     assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
-
-
-def test_memory_is_kept_for_models_on_a_cpu(monkeypatch):
-    seen = []
+    seen.clear()
     monkeypatch.setattr(room.core, "keep_memory", lambda: seen.append("kept"))
     fit(nn.Linear(5, 3), mse, TRAIN, epochs=1)
     fit_population(lambda: nn.Linear(5, 3), mse, TRAIN, seeds=2, epochs=1)

@@ -104,8 +104,7 @@ GRID = [   # paper, kind of recording, experiments (None: all), what is refused,
     ("autolfads", "spikes", ("continuous",),
      dict.fromkeys(SPIKES[:-1], "this task has trials|shorter than one bin")),
     ("autolfads", "traces", ("calcium", "continuous"), {})]
-CASES = [(paper, kind, e, file, refused.get(file))
-         for paper, kind, some, refused in GRID
+CASES = [(paper, kind, e, file, refused.get(file)) for paper, kind, some, refused in GRID
          for e in some or setting_of(paper).__dataclass_fields__["experiment"].metadata["words"]
          for file in {"traces": TRACES, "spikes": SPIKES, "film": FILM}[kind]]
 

@@ -37,11 +37,6 @@ def sweep_folder(folder, paper):
     (folder / "sweep.json").write_text(json.dumps(plan))
 
 
-def single_run(folder, paper):
-    "The folder that one run by papermill leaves."
-    rows = some_rows(paper, only_first=True)
-    asked = {"experiment": rows["experiment"].iloc[0]}
-    write_run(folder / "one", rows, paper=paper, parameters=asked)
 
 
 def page(path, results, monkeypatch):
@@ -91,7 +86,9 @@ def test_a_page_draws_the_results_it_is_given(paper, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_single_run_is_drawn(paper, tmp_path, monkeypatch):
-    single_run(tmp_path / "mine", paper)
+    rows = some_rows(paper, only_first=True)
+    asked = {"experiment": rows["experiment"].iloc[0]}
+    write_run(tmp_path / "mine/one", rows, paper=paper, parameters=asked)
     said, stamps = page(ROOT / "nbs" / paper / "figures.ipynb", tmp_path / "mine", monkeypatch)
     assert any("results in mine" in s for s in stamps)
     assert "headline: not among these results" not in said

@@ -131,22 +131,18 @@ def test_worms_are_scaled_by_training_alone():
     assert len(r.units) == 44 and r.report[-1]["neuron"] == str(ds.neuron.values[3])
 
 
-def test_the_recordings_own_split():
+def test_the_recordings_own_split_and_bad_questions():
     split = np.array(["train"] * 30 + ["val"] * 4 + ["test"] * 6)
     ds = recording(trial_info={"split": split})
     s = from_recording(ds, split="given")
     assert [len(r) for r in s.rows] == [30, 4, 6] and s.rows[1].tolist() == [30, 31, 32, 33]
     with pytest.raises(RecordingError, match="a part of its split is empty"):
         from_recording(ds.isel(trial=slice(0, 34)), split="given")
-
-
-@pytest.mark.parametrize("how, words", [
-    (dict(bin_ms=-20), "bin_ms is out of range"), (dict(split="mine"), "random or given"),
-    (dict(window=(0.3, 0.1)), "does not fill the window"), (dict(parts=(1, 1)), "three parts"),
-    (dict(units=-1), "units is out of range")])
-def test_bad_questions_are_answered(how, words):
-    with pytest.raises((RecordingError, ParameterError), match=words):
-        from_recording(recording(), **how)
+    for how, words in [
+            (dict(bin_ms=-20), "bin_ms is out of range"), (dict(split="mine"), "random or given"),
+            (dict(window=(0.3, 0.1)), "not fill the window"), (dict(parts=(1, 1)), "three parts"),
+            (dict(units=-1), "units is out of range")]:
+        with pytest.raises((RecordingError, ParameterError), match=words): from_recording(ds, **how)
 
 
 @settings(max_examples=20)
@@ -262,11 +258,10 @@ def test_orders_are_permutations_that_know_no_order(ladder, values, seed, shuffl
     assert known == sorted(known, reverse=True) and best[:len(known)] == known
 
 
-@pytest.mark.parametrize("column, values", [
-    ("good_clusters", [1, 0, 1, 1, 0, 0]), ("quality", [*"ab", "good", "Good", "mua", "good"])])
-def test_good_units_are_counted(column, values):
-    ds = recording(unit_info={column: np.array(values)})
-    assert facts([from_recording(ds)]).quality[0] == 3
+def test_good_units_are_counted():
+    for how in (dict(good_clusters=[1, 0, 1, 1, 0, 0]),
+                dict(quality=np.array("a b good Good mua good".split()))):
+        assert facts([from_recording(recording(unit_info=how))]).quality[0] == 3
 
 
 # ---------------------------------------------------------------- similarity

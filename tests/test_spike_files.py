@@ -72,7 +72,7 @@ def test_lfads_truth_factor_odd_fields_and_types_of_counts(tmp_path):
     assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 
-def test_nlb_parts_of_a_task(benchmark, tmp_path):
+def test_nlb_parts_of_a_task_and_a_target_without_input(benchmark, tmp_path):
     paths, x = benchmark()
     ds = read_spikes(tmp_path)[0]
     whole(ds, tmp_path.parent / f"{tmp_path.name}.nc")
@@ -85,9 +85,6 @@ def test_nlb_parts_of_a_task(benchmark, tmp_path):
     assert ds.heldout.values.sum() == 2 and ds.forward.values.sum() == 6
     alone = read_nlb(paths[0])[0]
     assert alone.spikes.dtype == np.uint8 and alone.split.values.tolist() == ["train"] * 22
-
-
-def test_nlb_behaviour_of_trials_and_target_without_input(tmp_path):
     fields = dict(eval_spikes_heldout=np.ones((4, 10, 3)), eval_behavior=np.ones((4, 5)),
                   train_behavior=np.ones((9, 5)), psth=np.ones((2, 10, 8)))
     ds = read_spikes(hdf5(tmp_path / "target.h5",
@@ -313,7 +310,7 @@ def test_real_dad(mirror, tmp_path):
     assert np.allclose(shared, [0.86, 0.75, 0.64, 0.52], atol=0.02)
 
 
-def test_real_maze_trial(mirror, tmp_path):
+def test_real_maze_trial_and_the_folder_at_once(mirror, tmp_path):
     path = mirror / "macaque_small" / "HiSDE" / "trial_748_data.csv"
     ds = read_spikes(path)[0]
     whole(ds, tmp_path / "a.nc")
@@ -323,6 +320,11 @@ def test_real_maze_trial(mirror, tmp_path):
     assert np.array_equal(ds.spikes.values[:200], x[:, 9:])
     assert ds.unit.values.tolist() == [int(k[5:]) for k in head[9:]]
     assert np.allclose(ds.hand_vel.values[:200], x[:, 7:9]) and np.isclose(ds.time[0], 2282.6)
+    every = read_spikes(mirror / "macaque_small")
+    assert sorted(ds.file for ds in every) == [
+        "chewie_demo.mat", "ex1_spikecounts.mat", "ex2_rawspiketrains.mat", "sample2_dat.mat",
+        "sample_dat.mat", "trial_748_data.csv"]
+    assert all(json.dumps(ds.report) for ds in every)
 
 
 def test_real_aplysia(mirror, tmp_path):
@@ -355,9 +357,3 @@ def test_real_steinmetz(mirror, tmp_path):
     assert found["session01"] == (114, 734) and found["session05"] == (254, 1077)
 
 
-def test_real_folder_at_once(mirror):
-    every = read_spikes(mirror / "macaque_small")
-    assert sorted(ds.file for ds in every) == [
-        "chewie_demo.mat", "ex1_spikecounts.mat", "ex2_rawspiketrains.mat", "sample2_dat.mat",
-        "sample_dat.mat", "trial_748_data.csv"]
-    assert all(json.dumps(ds.report) for ds in every)

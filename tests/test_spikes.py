@@ -233,7 +233,7 @@ def test_merge_is_the_definition(k, length, data):
         assert np.allclose(merge(c, overlap, name), slowly(c, overlap, power, n), atol=1e-12)
 
 
-def test_number_of_chops():
+def test_number_of_chops_and_kinds_of_numbers_and_axes():
     x = np.zeros((1000, 3))
     assert chop(x, 100, 20, tail="drop").shape == (12, 100, 3)
     assert chop(x, 100, 20).shape == (13, 100, 3)
@@ -243,9 +243,6 @@ def test_number_of_chops():
     assert len(paper) == 1321 and np.array_equal(paper[1:, :100], paper[:-1, -100:])
     assert chop(np.arange(5), 4, 0).tolist() == [[0, 1, 2, 3], [4, 4, 3, 2]]   # mirrored
     assert chop(np.arange(2), 7, 0).tolist() == [[0, 1, 1, 0, 0, 1, 1]]
-
-
-def test_kinds_of_numbers_and_of_axes():
     rng = np.random.default_rng(0)
     odd = np.array([0.0, np.inf, -np.inf, 3.0, np.inf, 1.0])[:, None]
     for x, length, overlap in [(rng.poisson(3, 50).astype(np.uint8), 10, 4), (odd, 3, 2),

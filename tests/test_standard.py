@@ -341,7 +341,7 @@ def test_other_programs_read_it_and_it_is_compressed(tmp_path):
         assert f["trace"].compression == "gzip" and f["trace"].chunks == (20000, 3)
 
 
-def test_large_stays_on_disk_and_is_saved_in_blocks(tmp_path, monkeypatch):
+def test_large_stays_on_disk_and_is_saved_in_blocks(tmp_path, monkeypatch, film):
     monkeypatch.setattr(standard, "_LARGE", 100)
     monkeypatch.setattr(schema, "_BLOCK", 64)
     path = save(fish(), tmp_path / "a.nc")
@@ -350,9 +350,7 @@ def test_large_stays_on_disk_and_is_saved_in_blocks(tmp_path, monkeypatch):
         assert ds.video[2:4].values.tobytes() == fish().video[2:4].values.tobytes()
         save(ds, tmp_path / "b.nc")
     same(open_recording(tmp_path / "b.nc", lazy=False), fish())
-
-
-def test_video_from_disk_is_lazy_and_whole_numbers_are_not_read_to_look_for_gaps(tmp_path, film):
+    # whole numbers are not read to look for gaps
     disk = film(4, 2, 3, 3, dtype="uint16")
     check(video(disk, sampling_rate=1, subject="f", source="s"))
     assert disk.read == []

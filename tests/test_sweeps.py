@@ -385,8 +385,11 @@ def test_tables_are_published_into_a_checkout_only(toy, tmp_path, monkeypatch):
     assert set(tables.table("toy/toy").trouble) == set(words[1:])  # words stay words
 
 
-def test_inputs_that_cannot_be_read(toy, tmp_path):
+def test_inputs_that_cannot_be_read_and_unknown_names_are_told(toy, tmp_path):
     grid, out = toy(grid={"n": [1]}), tmp_path / "out"
+    with pytest.raises(SweepError, match="there is no sweep 'nothing/it'"): load("nothing/it")
+    with pytest.raises(SweepError, match="there is no such file"): load("nothing.yaml")
+    with pytest.raises(SweepError, match="Perhaps you mean 'tiny'"): expand(grid, "tyni")
     for text, says in [("def inputs(n): raise OSError('no such worm')", "no such worm"),
                        ("import nothing_like_it\ndef inputs(): pass", "nothing_like_it"),
                        ("import os\ndef inputs(n): os.kill(os.getpid(), 9)", "killed by SIGKILL")]:
@@ -404,10 +407,6 @@ def test_numbers_in_yaml_are_numbers(tmp_path_factory, number, form):
     assert isinstance(x, (int, float)) and x == float(text)
 
 
-def test_unknown_names_are_told(toy):
-    with pytest.raises(SweepError, match="there is no sweep 'nothing/it'"): load("nothing/it")
-    with pytest.raises(SweepError, match="there is no such file"): load("nothing.yaml")
-    with pytest.raises(SweepError, match="Perhaps you mean 'tiny'"): expand(toy(seeds=1), "tyni")
 
 
 plain = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "1e-3"])

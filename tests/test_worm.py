@@ -75,7 +75,7 @@ def test_any_labels(raw):
 
 
 # ---- the layout
-def test_layout_is_matlabs(kato):
+def test_layout_is_matlabs_and_states_may_be_none_or_zero(kato, tmp_path):
     start = kato.read_bytes()[:128]
     assert start.startswith(b"MATLAB 7.3 MAT-file") and start.endswith(b"\0\2IM")
     with h5py.File(kato) as f:
@@ -84,9 +84,6 @@ def test_layout_is_matlabs(kato):
         first = f[g["NeuronNames"][0, 0]]
         assert f[first[2, 0]][()].tobytes().decode("utf-16-le") == "VB01"
         assert f[g["deltaFOverF_bc"][0, 0]].shape == (5, 50) and f[g["tv"][0, 0]].shape == (1, 50)
-
-
-def test_states_none_and_all_zero(kato, tmp_path):
     (read,) = read_worms(write_kato(tmp_path / "a.mat", [worm(state=None)]))
     assert set(state_names(read)) == {"nostate"}
     with h5py.File(kato, "a") as f: f[f["WT_NoStim/States"][0, 0]]["nostate"][:] = 0

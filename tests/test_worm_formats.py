@@ -24,8 +24,7 @@ LAYOUTS = [v for layouts in WRITERS.values() for v in layouts]
 
 @pytest.fixture(scope="module")
 def truth():
-    return [observed(w) for w in worms(3, seed=7, duration=[90, 100, 110], neurons=40,
-                                       labelled=25)]
+    return [observed(w) for w in worms(3, seed=7, duration=[90, 100, 110], neurons=40, labelled=25)]
 
 
 def same(read, made, layout):
@@ -192,8 +191,8 @@ def test_a_damaged_chunk_is_told(tmp_path):
     with pytest.raises(RecordingError, match="the file is damaged"): read_worms(path)
 
 
-def test_zimmer_single_worm_without_cells(tmp_path):
-    "A struct of one worm may hold its matrices directly."
+def test_zimmer_single_worm_without_cells_and_names_of_stim_states(truth, tmp_path):
+    "A struct of one worm may hold its matrices directly; states are named in the file."
     with h5py.File(write_zimmer(tmp_path / "a.mat", [traces(
             np.ones((30, 2)), ["AVAL", "RID"], np.arange(30) / 3, subject="w",
             source="simulated")], "uzel2022"), "a") as f:
@@ -204,9 +203,6 @@ def test_zimmer_single_worm_without_cells(tmp_path):
             g[k] = f[inner]
     ds, = read_worms(tmp_path / "a.mat")
     assert list(ds.neuron.values) == ["AVAL", "RID"] and ds.sizes["time"] == 30
-
-
-def test_stim_states_take_their_names_from_the_file(truth, tmp_path):
     path = write_zimmer(tmp_path / "a.mat", truth, "kato2015_stim")
     assert set(state_names(read_worms(path)[0])) == {"forward", "reversal", "turn"}
     with h5py.File(path, "a") as f: del f["WT_Stim/StatesKey"]

@@ -9,9 +9,8 @@ from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate_pool import write_pool
 from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_kato
-from neurocompanion.worm_gnn.data import (
-    CHUNK, SHARED_3, SHARED_15, derivative, load_flavell, load_worms, neuron_table, scaled,
-    simulated_worms, split)
+from neurocompanion.worm_gnn.data import (CHUNK, SHARED_3, SHARED_15, derivative, load_flavell,
+                                          load_worms, neuron_table, scaled, simulated_worms, split)
 
 
 @pytest.fixture(scope="module")

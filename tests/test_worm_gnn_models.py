@@ -99,7 +99,7 @@ def test_relabelling(edges, self_path):
     torch.testing.assert_close(other.infer(x[:, :, order]), moved)
 
 
-def test_static_edges_are_one_graph_a_worm():
+def test_static_edges_are_one_graph_a_worm_and_close_when_thinned():
     "Order in time does not matter to them, the other worm does not, dynamic ones see a step only."
     x = torch.rand(2, 30, NODES, 2)
     model = GNN(NODES).eval()
@@ -110,9 +110,6 @@ def test_static_edges_are_one_graph_a_worm():
     torch.testing.assert_close(moving.infer(x)[:, 7], moving.infer(x[:, 7:8])[:, 0])
     chunked = Edges(per="chunk").eval()
     torch.testing.assert_close(chunked(x)[:, 3], Edges.forward(chunked, x[:, 24:])[:, 0])
-
-
-def test_thinned_edges_are_close():
     t = torch.arange(3000.) / 40
     x = torch.stack([torch.sin(t * (1 + 0.2 * n)) for n in range(NODES)], -1)
     x = torch.stack([x, x.roll(10, 0)], -1)[None] / 2 + 0.5

@@ -25,15 +25,12 @@ def naive(worms):
     return float((((w[:, 1:] - w[:, :-1]) ** 2) * m[:, None]).sum() / m.sum() / 100)
 
 
-def test_naive_error_of_the_real_worms(kato):
+def test_naive_error_of_the_real_worms_and_training_never_sees_the_second_half(kato):
     "0.0139 with statistics of the training half; the leak lowers it by a fifth."
     honest = naive([data.standardise(w) for w in kato])
     leaky = naive([data.standardise(w, statistics="whole") for w in kato])
     assert honest == pytest.approx(0.0139, abs=1e-4)
     assert leaky == pytest.approx(0.0110, abs=1e-4)
-
-
-def test_training_never_sees_the_second_half(kato):
     for w in kato[:2]:
         std = data.standardise(w)
         half = std.attrs["half"]
@@ -79,12 +76,9 @@ def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
     assert all(len(v) == 64 for v in experiments.inputs(data="real").values())
 
 
-def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
+def test_a_pool_is_made_once_but_no_real_one_without_a_mirror(own_cache, monkeypatch):
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     with pytest.raises(RecordingError, match="no real recording is at hand"): pool.pool("real")
-
-
-def test_a_pool_is_made_once(own_cache, monkeypatch):
     first = pool.pool(share=0.01)
     pool._kept.cache_clear()
     monkeypatch.setattr(pool, "make_pool", None)                   # nothing may be made again

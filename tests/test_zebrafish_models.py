@@ -91,19 +91,18 @@ def test_a_gpu_says_the_same():
     assert (found - y).abs().max() < 1e-3
 
 
-def test_published_field_of_view_and_equal_cost():
+def test_published_field_of_view_equal_cost_and_sizes_that_cannot_be():
     assert receptive_field(UNet3D(resample=0, **SMALL)) == (21, 21, 21)
     one, two = (receptive_field(UNet3D(resample=n, **SMALL)) for n in (2, 4))
     assert one[0] > 64 and two[0] > 256 and one[2] < one[0]
     with torch.device("meta"): nets = [UNet3D(4, resample=n) for n in (0, 2, 4)]
     cost = [flops(net, (32, 32, 16)) for net in nets]
     assert max(cost) < 1.25 * min(cost)
+    for wrong, says in (dict(context=0), "context"), (dict(embedding=5), "even"), (
+            dict(dropout=1.0), "a share of"):
+        with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **wrong})
 
 
-@pytest.mark.parametrize("how, says", [
-    (dict(context=0), "context"), (dict(embedding=5), "even"), (dict(dropout=1.0), "a share of")])
-def test_sizes_that_cannot_be(how, says):
-    with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **how})
 
 
 def test_the_gradient_of_histograms():

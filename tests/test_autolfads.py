@@ -27,22 +27,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
-def test_every_sweep_at_its_smallest(path, tmp_path):
+def test_every_sweep_runs_at_its_smallest_and_can_at_every_scale(path, tmp_path):
+    for scale in ("tiny", "laptop", "paper"):
+        for asked in expand(load(path), scale):
+            assert asked["experiment"] in ex.EXPERIMENTS
+            assert scale != "tiny" or asked["data"] == "simulated"
+            if scale != "paper": assert asked["engine"] == "serial"
     runs = [r for r in expand(load(path), "tiny") if r["seed"] == 0]
     for i, asked in enumerate(runs):
         rows = ex.run(out=tmp_path / f"{i}", **asked)
         table = write_run(rows, asked, tmp_path / f"r{i}")
         assert len(table) == len(rows) and not set(pd.DataFrame(rows)) & set(names(Setting))
         assert np.isfinite(pd.DataFrame(rows).get("fit_seconds", pd.Series([0.0]))).any()
-
-
-@pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
-def test_every_scale_can_be_run(path):
-    for scale in ("tiny", "laptop", "paper"):
-        for asked in expand(load(path), scale):
-            assert asked["experiment"] in ex.EXPERIMENTS
-            assert scale != "tiny" or asked["data"] == "simulated"
-            if scale != "paper": assert asked["engine"] == "serial"
 
 
 def test_a_checkpoint_gives_the_same_again_and_a_pair_differs_in_dropout_alone(tmp_path):
@@ -186,8 +182,6 @@ def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
     assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
-
-
 def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
     seen = {}
     for name in ("smoother", "linear"):
@@ -201,7 +195,7 @@ def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
     assert len(cut.test) and not any(c.tobytes() in learned for c in cut.test)
 
 
-def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
+def test_units_that_are_withheld_may_lie_anywhere_or_leave_trials_out(tmp_path):
     ds = ts.load(toy(task="dad", trials=60, steps=20))
     found, every = [], np.arange(ds.sizes["unit"])
     for order in (every, np.roll(every, 6)):                # they come last, or first
@@ -212,6 +206,13 @@ def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
         found.append(run("decoding", **how)[0])
     assert found[0]["r2"] == pytest.approx(found[1]["r2"], abs=1e-6)
     assert found[0]["hidden"] == pytest.approx(found[1]["hidden"], abs=0.05)   # other elements
+    x = ds.spikes.values.astype(float)
+    x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
+    save(ds.assign(spikes=(ds.spikes.dims, x)), tmp_path / "own.nc")
+    with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
+        row = run("decoding", data=str(tmp_path / "own.nc"), behaviour="movement",
+                  method="smoothing")
+    assert row[0]["used_trials"] + row[0]["test_trials"] == 50
 
 
 def test_a_condition_without_training_trials_is_named():
@@ -231,17 +232,3 @@ def test_a_search_is_reported_with_the_weights_it_names():
         assert torch.equal(a, b)
     free = me.population(data, replace(s, kind="random"))
     assert free.trained.best == free.search.table.best.min()
-
-
-
-
-def test_trials_in_which_units_were_held_out_are_left_out_and_said(tmp_path):
-    ds = ts.load(toy(task="dad", trials=60, steps=20))
-    x = ds.spikes.values.astype(float)
-    x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
-    own = ds.assign(spikes=(ds.spikes.dims, x))
-    save(own, tmp_path / "own.nc")
-    with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
-        row = run("decoding", data=str(tmp_path / "own.nc"), behaviour="movement",
-                  method="smoothing")
-    assert row[0]["used_trials"] + row[0]["test_trials"] == 50

@@ -237,18 +237,15 @@ def test_glm_silent_unit_and_single_feature():
 
 
 # ---------------------------------------------------------------- dPCA
-def psths(seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((1, 30, 2)) @ rng.standard_normal((2, 12)) + \
-        rng.standard_normal((5, 30, 2)) @ rng.standard_normal((2, 12))
-    return x + 0.3 * rng.standard_normal(x.shape)
 
 
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2])
 @pytest.mark.parametrize("part", ["time", "condition"])
 def test_dpca_is_the_best_of_its_rank(part, ridge):
     "No alternating least squares from anywhere finds a lower loss."
-    x = psths()
+    rng = np.random.default_rng(0)
+    x = sum(rng.standard_normal((n, 30, 2)) @ rng.standard_normal((2, 12)) for n in (1, 5))
+    x = x + 0.3 * rng.standard_normal(x.shape)
     z = E.dpca(x, 2, ridge=ridge)
     flat = (x - z.mean).reshape(-1, 12)
     goal = E._parts(x - z.mean)[part].reshape(-1, 12)
@@ -277,17 +274,13 @@ def structs(mirror, *path):
     return m["dat" if "dat" in m else "D"]
 
 
-def test_motor_cortex_trials(mirror):
-    "NeuralTraj: more than one latent is likely, held out; too many are not much better."
+def test_motor_cortex_trials_and_decoding_reaches(mirror):
+    "More than one latent is likely, held out; cursor velocity on test trials comes from both."
     x = np.stack([binned(t.spikes, 20) for t in structs(mirror, "NeuralTraj", "sample_dat.mat")])
     x = x[..., x.mean((0, 1)) > 0.01]
     few, rest = x[::2], x[1::2]
     likely = {q: B.gpfa(few, q, 0.02).log_likelihood(rest) for q in (1, 3, 8)}
     assert likely[3] > likely[1] + 50 and B.smoothing(few, 0.02).width_ms > 20
-
-
-def test_decoding_reaches(mirror):
-    "NeuralTraj sample 2: cursor velocity on test trials from smoothing and from GPFA."
     spikes, velocity = [], []
     for t in structs(mirror, "NeuralTraj", "sample2_dat.mat"):
         spikes.append(binned(t.spikes, 20))

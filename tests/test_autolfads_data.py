@@ -133,8 +133,6 @@ def test_training_trials_and_steps_of_the_benchmark_are_split_where_none_validat
     assert (d.train == x[d.rows.train, :24]).all()
 
 
-
-
 @pytest.mark.parametrize("labels, how, words", [
     (["train"] * 20 + ["test"] * 10, dict(how="given"), "no validation trials"),
     (["val"] * 20 + ["test"] * 10, {}, "no training trials.*found 10 test, 20 val"),

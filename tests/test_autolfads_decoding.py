@@ -120,8 +120,6 @@ def test_errors(data, call, words):
     with pytest.raises(ParameterError, match=words): call(*data)
 
 
-
-
 # ---------------------------------------------------------------- PSTHs
 def test_psth_averages(gold):
     members = [np.arange(i, 24, 4) for i in range(4)]
@@ -210,11 +208,9 @@ def test_tensors_that_carry_gradients():
                                D.neural_speed(torch.tensor(x).bfloat16().double()), rtol=1e-9)
 
 
-LABELS = [lambda k: np.array(list("bac"))[k], lambda k: ["left", "right", "up"][k],
-          lambda k: f"target {k}", lambda k: k * 10.0 + 5, lambda k: k > 0]
-
-
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", [
+    lambda k: np.array(list("bac"))[k], lambda k: ["left", "right", "up"][k],
+    lambda k: f"target {k}", lambda k: k * 10.0 + 5, lambda k: k > 0])
 def test_labels_of_any_kind(name):
     (x, y), k = small(), np.arange(24) % 3
     labels = [name(i) for i in k]

@@ -260,8 +260,6 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
     assert out.log_rates.grad_fn is None and kept
 
 
-
-
 # ---- the loss
 def test_coordinated_dropout_learns_from_hidden_elements_only(monkeypatch):
     torch.manual_seed(1)
@@ -365,22 +363,17 @@ def test_arrays_are_taken_as_tensors_are(kind):
     assert torch.equal(M.element_nll(model(x, ext), y), M.element_nll(model(x, ext), *of(y)))
 
 
-def test_parts_of_a_data_set_can_be_read():
+def test_parts_of_a_data_set_and_counts_of_any_type_can_be_read_and_evaluation_drops_nothing():
     from neurocompanion.autolfads.data import lorenz
     data = lorenz("simulated", conditions=3, repeats=5, units=6, steps=8)
     model, part = M.LFADS(**data.sizes, **SMALL), data.part("valid")
     assert M.average(model, part.x).rates.shape == part.y.shape
     assert M.nll(model.double(), part.x, part.y) > 0
-
-
-def test_evaluation_has_no_dropout_and_counts_are_of_any_type():
     model, x = M.LFADS(5, 6, **CONTROLLED), counts(3, 6, 5)
     with torch.no_grad():
         assert torch.equal(model.eval()(x, dropout=0.5).factors, model(x).factors)
         torch.testing.assert_close(model(x.to(torch.uint8)).factors, model(x).factors)
         assert not torch.equal(model.train()(x, dropout=0.5).factors, model(x).factors)
-
-
 
 
 def test_short_external_inputs_end_in_zeros_and_what_is_refused():

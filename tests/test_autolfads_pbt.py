@@ -44,9 +44,6 @@ class Stream:
         return rows
 
 
-class Walled(Stream): wall = 0.3
-
-
 ONE = {"lr": Range(1e-3, 1.0, "log", 0.8, True)}
 HOW = dict(members=6, epochs=3, lead=2, generations=5, seed=3, window=None)
 
@@ -87,7 +84,6 @@ def test_half_a_generation_is_kept(expected, tmp_path):
         def run(self, epochs):
             if self.at == 8 and fail and self.seed == bad: raise TrainingError("the disk is full")
             return super().run(epochs)
-
     bad, fail = json.loads(json.dumps(expected.past[0]["tasks"][4]["seed"])), True
     with pytest.raises(TrainingError, match="the disk is full") as e:
         pbt(Fails, ONE, out=tmp_path, engine="serial", **HOW)
@@ -135,6 +131,7 @@ def _children(pid):
 
 
 def test_members_that_diverge_lose_and_come_back():
+    class Walled(Stream): wall = 0.3
     found = pbt(Walled, ONE, **{**HOW, "members": 8}, engine="serial")
     table = found.table.set_index(["generation", "member"])
     lost = table.index[table["score"].isna() & (table.index.get_level_values(0) < 4)]
@@ -154,15 +151,13 @@ def test_a_search_stops_when_it_has_settled():
     assert long.stopped == "generations" and len(long.past) == 8 and not long.table["copied"].any()
 
 
-def test_the_same_start_for_the_same_seed_and_fixed_hyperparameters(expected):
+def test_random_search_has_the_same_start_fixed_hyperparameters_and_a_worse_end(expected):
     b = random_search(Stream, ONE, fixed={"kl": 0.5}, members=6, epochs=3, lead=2, generations=5,
                       seed=3).table
     first = lambda t: t[t["generation"] == 0].drop(columns="kl", errors="ignore")
     assert first(expected.table).equals(first(b)) and (b["kl"] == 0.5).all()
     assert b.groupby("member")["lr"].nunique().eq(1).all()
-
-
-def test_population_beats_random_search_where_a_schedule_is_needed():
+    # where a schedule is needed, a population beats random search
     how = dict(members=8, epochs=4, generations=20, engine="serial")
     for seed in range(2):
         a = pbt(Stream, ONE, window=None, seed=seed, **how).best["score"]
@@ -248,7 +243,6 @@ def test_an_unfinished_generation_is_not_taken_up_with_other_data(tmp_path, sear
         calls.append(seed)
         if len(calls) == 3: raise TrainingError("the power is gone")
         return make(hyper, seed)
-
     how = {k: v for k, v in SHORT.items() if search is pbt or k != "window"}
     with pytest.raises(TrainingError, match="power"): search(fails, out=tmp_path, **how)
     assert len(list(tmp_path.glob("states/0000-*.json"))) == 2

@@ -84,8 +84,6 @@ def test_the_gradient_is_clipped_and_the_ramp_rises(spikes, monkeypatch):
     assert ramp_at(0, 80) == pytest.approx(1 / 81) and m.history[0]["gradient"] > 1
 
 
-
-
 def test_a_diverged_member_can_take_over_a_sound_state(spikes, tmp_path):
     good = Member.new(spikes, SMALL, {}, 0, **HOW)
     bad = Member.new(spikes, SMALL, {"lr": 1e4}, 1, **HOW)

@@ -86,8 +86,6 @@ def test_check_looks_at_every_value_of_large_files(tmp_path, monkeypatch, capsys
     assert "time 70 s, z 1, y 2, x 3: `video` has gaps" in capsys.readouterr().err
 
 
-
-
 def test_reproduce_at_the_smallest_scale(tmp_path):
     "Every headline, the figures and the site; then the sweep again, and one of its runs by hand."
     done = call("reproduce", "--scale", "tiny", "--out", tmp_path, "--site", tmp_path / "site",

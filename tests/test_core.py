@@ -61,8 +61,6 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         assert folder() == (tmp_path / "data").resolve()
 
 
-
-
 # In a process of its own: what is set for memory stays set until the process ends.
 MEMORY = """
 import resource, sys

@@ -25,7 +25,6 @@ def compiler(monkeypatch, tmp_path):
         if name in COMPILERS and not shutil.which(name): pytest.skip(f"needs {name}")
         monkeypatch.setenv("CC", name)
         forget()
-
     yield take
     monkeypatch.undo()
     forget()
@@ -151,8 +150,6 @@ def test_random_bits_are_random_and_masks_do_not_hang_on_threads():
         seen = torch.bincount(256 * one[:-1] + other, minlength=2**16).double()
         mean = seen.mean()
         assert abs(((seen - mean) ** 2 / mean).sum() - 2**16) < 5 * (2 * 2**16) ** 0.5
-
-
 
 
 # ---- the switch

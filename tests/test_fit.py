@@ -71,7 +71,6 @@ def test_plateau_lowers_when_torch_does():
     script = lambda model, *batch: torch.tensor(losses[model.epoch])
 
     def tell(state): state.model.epoch = state.epoch
-
     model = nn.Linear(5, 3)
     run = fit(model, mse, TRAIN, VALID, epochs=len(losses), batch=100, lr=1.0, optimiser="sgd",
               valid_loss=script, schedule=plateau(0.5, patience=2), on_epoch=tell, diverge=1e30)
@@ -84,14 +83,12 @@ def test_plateau_lowers_when_torch_does():
     assert len(set(rates)) > 2
 
 
-def test_the_last_weights_are_those_without_validation_data():
+def test_the_last_weights_the_training_loss_and_batches_of_an_iterable():
     last, alone = network(), network()
     run = fit(last, mse, TRAIN, VALID, epochs=30, lr=0.1, keep="last")
     fit(alone, mse, TRAIN, epochs=30, lr=0.1)
     assert run.best_epoch < 30 and same(last, alone)
-
-
-def test_train_loss_weighs_entries_equally_and_an_iterable_of_batches_is_as_good_as_tensors():
+    # the loss of training weighs entries equally, an iterable of batches is as good as tensors
     model = nn.Linear(5, 3)
     run = fit(model, mse, TRAIN, epochs=1, batch=7, lr=1e-30, optimiser="sgd")
     assert run.rows[0]["train_loss"] == pytest.approx(mse(model, *TRAIN).item(), rel=1e-6)
@@ -154,7 +151,6 @@ def test_mixed_precision_reaches_the_loss_and_memory_is_kept_on_a_cpu(monkeypatc
     def loss(model, x, y):
         seen.append(model(x).dtype)
         return mse(model, x, y)
-
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1, precision="auto")
     monkeypatch.setattr(room, "autocast", lambda *a: torch.autocast("cpu", torch.bfloat16))
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1)
@@ -188,14 +184,12 @@ def break_off(at, how=KeyboardInterrupt):
     return hook
 
 
-SETTINGS = [
+@pytest.mark.parametrize("settings", [
     dict(epochs=9, schedule=one_cycle(0.15), clip=1.0),
     dict(epochs=9, schedule=plateau(0.5, patience=1), optimiser="adam", patience=4, lr=0.03),
     dict(epochs=9, optimiser=lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9), keep="last"),
-    dict(epochs=9, schedule="cosine", lr=np.float64(0.01), patience=np.int64(8))]
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=["one_cycle", "plateau", "momentum", "numpy"])
+    dict(epochs=9, schedule="cosine", lr=np.float64(0.01), patience=np.int64(8))],
+    ids=["one_cycle", "plateau", "momentum", "numpy"])
 def test_resumed_equals_uninterrupted(settings, tmp_path):
     settings = dict(settings, batch=16)
     whole = network()
@@ -233,13 +227,12 @@ def test_a_loader_is_resumed_in_the_middle(own, tmp_path):
     assert same(parts, whole)
 
 
-def test_ctrl_c_finishes_the_step_and_keeps_the_best(tmp_path):
+def test_ctrl_c_finishes_the_step_and_keeps_the_best_and_a_second_does_not_wait(tmp_path):
     path, model, seen = tmp_path / "run.pt", network(), {}
 
     def press(state):
         if state.step == 20: signal.raise_signal(signal.SIGINT)
         if state.taken == 0: seen[state.epoch] = weights(state.model)
-
     with pytest.raises(KeyboardInterrupt, match="after step 21"):
         fit(model, mse, TRAIN, VALID, epochs=9, batch=16, on_step=press, checkpoint=path)
     [parts] = read_checkpoint(path)["members"]
@@ -247,15 +240,13 @@ def test_ctrl_c_finishes_the_step_and_keeps_the_best(tmp_path):
     assert same(model, seen[parts["best_epoch"]]) and not model.training
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-
-def test_a_second_ctrl_c_does_not_wait(tmp_path):
     def impatient(model, x, y):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
     with pytest.raises(KeyboardInterrupt):
-        fit(network(), impatient, TRAIN, epochs=1, checkpoint=tmp_path / "run.pt")
-    assert read_checkpoint(tmp_path / "run.pt")["members"][0]["step"] == 0
+        fit(network(), impatient, TRAIN, epochs=1, checkpoint=tmp_path / "second.pt")
+    assert read_checkpoint(tmp_path / "second.pt")["members"][0]["step"] == 0
 
 
 def child(path, out):
@@ -341,7 +332,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(parts, f):
         f.write_bytes(b"half")
         raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         fit(network(), mse, TRAIN, epochs=4, checkpoint=path)

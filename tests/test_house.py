@@ -162,8 +162,6 @@ WHOLE = {"neurocompanion": "", "neurocompanion.core": "", "neurocompanion.site":
          "neurocompanion.bench.table": "from ..gnn import models\nfrom ..lfads.models import M"}
 
 
-
-
 @pytest.mark.parametrize("rule, module, line", [(r, *c) for r, cs in BROKEN.items() for c in cs])
 def test_each_broken_rule_is_seen_and_a_whole_house_accepted(rule, module, line):
     module = f"neurocompanion.{module}"

@@ -42,24 +42,19 @@ def weighted(model, x, y):
 
 
 CASES = {
-    "plain": {},
-    "patience": dict(epochs=40, patience=3, lr=[1e-2, 3e-3, 3e-2]),
-    "subsets": dict(subsets=EQUAL),
+    "plain": {}, "patience": dict(epochs=40, patience=3, lr=[1e-2, 3e-3, 3e-2]),
+    "subsets": dict(subsets=EQUAL), "ragged, in groups": dict(subsets=RAGGED),
     "masks": dict(subsets=[torch.isin(torch.arange(200), s) for s in EQUAL]),
-    "ragged, in groups": dict(subsets=RAGGED),
-    "ragged, filled up": dict(subsets=RAGGED, loss=by_sample),
-    "whole": dict(batch=None, lr=1e-2),
+    "ragged, filled up": dict(subsets=RAGGED, loss=by_sample), "whole": dict(batch=None, lr=1e-2),
     "whole, ragged, filled up": dict(batch=None, subsets=RAGGED, loss=by_sample, patience=4,
                                      lr=0.03, epochs=25),
-    "whole, ragged, in groups": dict(batch=None, subsets=RAGGED),
-    "batch norm": dict(make=normed),
+    "whole, ragged, in groups": dict(batch=None, subsets=RAGGED), "batch norm": dict(make=normed),
     "batch norm, ragged": dict(make=normed, subsets=RAGGED, loss=by_sample, patience=3, lr=0.01),
     "adam, clipped": dict(optimiser="adam", clip=0.5, weight_decay=0.1),
     "decays": dict(weight_decay=[0.0, 0.1, 1.0]),
     "plateau": dict(schedule=plateau(0.5, patience=2), lr=[0.01, 0.02, 0.03], epochs=25),
     "one cycle, ragged": dict(schedule=one_cycle(), lr=0.01, subsets=RAGGED),
-    "no validation": dict(valid=None),
-    "last": dict(keep="last", lr=0.03),
+    "no validation": dict(valid=None), "last": dict(keep="last", lr=0.03),
     "weighted": dict(loss=weighted)}
 
 
@@ -137,7 +132,6 @@ def test_masked_and_recurrent_layers_of_plain_operations(double):
                 h = torch.tanh(now + self.h(h))
                 states.append(h)
             return self.out(torch.stack(states, 1))
-
     x = torch.randn(40, 9, 4, generator=draw, dtype=torch.float64)
     mask = torch.rand(40, 4, generator=draw) < 0.5
     loss = lambda model, x, y, m: masked_mse(model(x), y, m, weight=True)
@@ -190,10 +184,6 @@ def test_layers_that_can_be_stacked(make, double):
         assert member.decode.weight is member.code.weight and not member.scale.requires_grad
 
 
-
-
-
-
 @pytest.mark.parametrize("case", ["patience", "batch norm, ragged", "plateau", "one cycle, ragged",
                                   "no validation", "last", "dropout", "diverging"])
 def test_resumed_equals_uninterrupted(case, double, tmp_path):
@@ -209,7 +199,6 @@ def test_resumed_equals_uninterrupted(case, double, tmp_path):
         calls.append(1)
         if len(calls) == at: raise end
         return loss(*batch)
-
     train = lambda **more: fit_population(make, fragile, DATA, valid, **how, **more)
     at, pick = None, random.Random(case)
     with warnings.catch_warnings():

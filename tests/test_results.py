@@ -37,8 +37,6 @@ def sweep_folder(folder, paper):
     (folder / "sweep.json").write_text(json.dumps(plan))
 
 
-
-
 def page(path, results, monkeypatch):
     "What a page says with these results: prints, tables and the words of its figures."
     import matplotlib
@@ -51,9 +49,7 @@ def page(path, results, monkeypatch):
     def own(name, results=None):
         assert str(results or ""), f"{name}: the committed table was read"
         return real_table(name, results)
-
     def stamp(*args, **more): stamps.append(real_stamp(*args, **more).get_text())
-
     monkeypatch.setattr(tables, "table", own)
     monkeypatch.setattr(plots, "stamp", stamp)
     space = {"display": lambda *some: print(*some, file=said)}

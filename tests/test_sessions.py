@@ -24,7 +24,6 @@ def kept_apart(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def few():
-    "A held-out session and three others."
     return se.load(Setting(**TINY))
 
 
@@ -43,11 +42,7 @@ def test_neither_test_trials_nor_the_pools_validation_scores_choose(few):
     assert a.equals(b)
     other = held._replace(valid=held.valid.flip(0, 1))
     assert not a.equals(se.rank_sessions(other, rest, seeds=1, **QUICK))
-
-
-def test_bodies_never_see_the_session_held_out(few):
-    held, rest = few
-    shelf = se.Shelf()
+    shelf = se.Shelf()                                         # nor do bodies see the held out
     se.rank_sessions(held, [*rest, held], seeds=1, shelf=shelf, **QUICK)
     bodies = [m for m in shelf.found.values() if isinstance(m, torch.nn.Module)]
     assert sorted(n for m in bodies for n in m.sessions) == sorted(r.name for r in rest)

@@ -242,8 +242,6 @@ def test_a_simulated_pool_has_a_truth(ladder):
         assert [s.kind for s in pool("simulated", source, sessions=2, world=world)] == [kind] * 3
 
 
-
-
 @settings(max_examples=25)
 @given(st.lists(st.one_of(st.floats(-1, 1), st.just(float("nan"))), min_size=7, max_size=7),
        st.integers(0, 99), st.permutations(range(7)))

@@ -18,8 +18,6 @@ def counts(*shape, rate=0.5, seed=0):
     return torch.poisson(torch.full(shape, rate), generator=torch.Generator().manual_seed(seed))
 
 
-
-
 def made(make=M.NDT, bins=30, units=7, **how):
     torch.manual_seed(1)
     model = make(bins, **(SMALL if make is M.NDT else {}) | how)

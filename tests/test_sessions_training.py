@@ -81,7 +81,6 @@ def test_pretraining_resumes(pool, tmp_path):
 
     def stop(state):
         if state.epoch == 2: raise KeyboardInterrupt
-
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
         P.pretrain(pool, **how, checkpoint=path, save_seconds=0, measure=lambda s: stop(s) or {})
@@ -123,7 +122,6 @@ def test_one_that_diverges_is_set_aside(pool, body, threads):
         if target.shape[1] != 11: return loss                          # C alone has 11 units
         calls.append(1)
         return loss * (np.nan if len(calls) > 2 else 1)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(T, "mean_loss", spoilt)
         with pytest.warns(UserWarning, match="1 of 4 members .* session C"):
@@ -156,8 +154,6 @@ def test_seeds_and_bodies(pool, body):
     mixed = T.fine_tune_many([body, other, body], pool[3], epochs=2, lr=1e-2)
     same(mixed[0], mixed[2])
     same(mixed[1], T.fine_tune(other, pool[3], epochs=2, lr=1e-2))
-
-
 
 
 def test_the_body_is_frozen_and_so_is_the_token_if_asked(pool, body):
@@ -199,8 +195,6 @@ def test_it_is_the_plain_loop(pool, body):
     assert losses == pytest.approx([r["train_loss"] for r in tuned.rows], rel=1e-4)
 
 
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
     torch.set_num_threads(threads)
@@ -210,7 +204,6 @@ def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
     def broken(jobs, *rest):
         if jobs[0].epoch == 3: raise KeyboardInterrupt
         return usual(jobs, *rest)
-
     monkeypatch.setattr(loop, "judge", broken)
     with pytest.raises(KeyboardInterrupt):
         T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)

@@ -188,7 +188,12 @@ def test_the_first_error_in_order_is_told_and_nothing_goes_on(pool, tmp_path):
         assert not multiprocessing.active_children()
 
 
-def test_a_process_that_dies_or_cannot_answer(pool):
+def _in_daemon(paths, queue):
+    try: queue.put(len(read_pool(paths)))
+    except BaseException as e: queue.put(repr(e))
+
+
+def test_a_process_that_dies_cannot_answer_or_may_have_no_children(pool):
     paths = pool[1][:2]
     with pytest.raises(RecordingError, match=r"WT_NoStim.mat: .* did not deliver.*workers=1"):
         read_pool(paths, then=_dies)
@@ -197,17 +202,9 @@ def test_a_process_that_dies_or_cannot_answer(pool):
     with pytest.raises(ParameterError, match="`then` cannot be sent to another process"):
         read_pool(paths, then=lambda ds: ds)
     assert read_pool(paths, then=lambda ds: 1, workers=1) == [1, 1]
-
-
-def _in_daemon(paths, queue):
-    try: queue.put(len(read_pool(paths)))
-    except BaseException as e: queue.put(repr(e))
-
-
-def test_inside_a_process_that_may_have_no_children(pool):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("fork")              # a daemon may have no children
     queue = context.Queue()
-    process = context.Process(target=_in_daemon, args=(pool[1][:2], queue), daemon=True)
+    process = context.Process(target=_in_daemon, args=(paths, queue), daemon=True)
     process.start()
     assert queue.get(timeout=60) == 2
     process.join()
@@ -229,8 +226,6 @@ def test_a_killed_parent_leaves_no_process_behind(pool, tmp_path, monkeypatch):
     parent.kill()
     parent.join()
     until(lambda: not any(map(runs, pids)))
-
-
 
 
 def test_real_files(mirror):

@@ -264,8 +264,6 @@ def test_only_a_site_is_replaced_and_a_relative_folder_is_in_the_checkout(house,
     assert build(project=project) == project / "_docs"
 
 
-
-
 def test_readme(house, monkeypatch):
     roof = code("#| echo: false\n#| fig-cap: A roof\ndraw()", shown(image_png=PNG))
     project = house(index=["# House\n\n> Sub.", "[room](wing/room.ipynb#bed)", roof])

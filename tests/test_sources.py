@@ -43,7 +43,6 @@ class Server:
                 server.rows.append(cell)
                 try: row = server.answer(self)
                 finally: cell[0] = row
-
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.http.handle_error = lambda *args: None  # a client that was killed
@@ -66,7 +65,6 @@ class Server:
             for key, value in headers.items():
                 if value is not None: h.send_header(key.replace("_", "-"), value)
             h.end_headers()
-
         if h.path in self.redirect:
             head(302, Location=self.redirect[h.path], Content_Length=0)
             return "", None, 0, 0  # a redirect is not counted
@@ -207,7 +205,6 @@ def test_refusals_say_what_to_bring(server, cache, mirror, status, words):
 
 
 def test_a_wrong_file_is_set_aside_wherever_it_is(server, cache):
-    "As it comes, and as it lies in the cache; a right one is fetched anew."
     wrong = BODY[:-1] + b"!"
     source = big(server)
     server.files["/big.bin"] = wrong
@@ -286,7 +283,6 @@ def failing_open(number, after):
             left -= len(data)
             if left < 0: raise OSError(number, os.strerror(number))
             return write(data)
-
         f.write = limited
         return f
     return opened
@@ -360,7 +356,6 @@ def test_a_mirror_that_is_missing_or_may_not_be_entered(mirror, monkeypatch):
     def refuse(path, *args, **kwargs):
         if str(path) == str(denied): raise PermissionError(13, "Permission denied", str(path))
         return real(path, *args, **kwargs)
-
     with monkeypatch.context() as m:
         m.setattr(os, "stat", refuse)
         assert fetch(big()) == mirror / "worm.mat"
@@ -411,8 +406,6 @@ def test_available(lab, cache, mirror):
     assert set(available()["where"]) <= {"mirror", "cache", "nowhere"}
 
 
-
-
 def test_the_registry_is_whole_and_unknown_names_and_broken_lines_are_told(tmp_path):
     for name, words in [("kato", "Did you mean kato2015"), ("KATO2015", "kato2015"),
                         *[(v, "lists them") for v in ("qqq", "")], ("../etc/passwd", "no recordi")]:
@@ -432,7 +425,8 @@ def test_the_registry_is_whole_and_unknown_names_and_broken_lines_are_told(tmp_p
         with pytest.raises(SourceError, match=words): registry(tmp_path / "r.csv")
 
 
-def test_a_rebuilt_copy_falls_back_to_its_original(server, monkeypatch, capsys, cache):
+def test_a_rebuilt_copy_falls_back_to_its_original_a_zarr_to_ones_own(
+        server, monkeypatch, capsys, cache):
     monkeypatch.setitem(download.HOSTS, "osf", "http://127.0.0.1:9")
     refused("kato2015", "kato2015: neither this rebuilt copy nor.*13,968,333 bytes.*be reached")
     monkeypatch.setitem(download.HOSTS, "osf", server.url)
@@ -440,6 +434,9 @@ def test_a_rebuilt_copy_falls_back_to_its_original(server, monkeypatch, capsys, 
         data=[osf_file(server, "WT_NoStim.mat", "/k", BODY)], links={})}
     assert fetch("kato2015") == cache / "kato2015_original/WT_NoStim.mat"
     assert "its original kato2015_original is fetched" in capsys.readouterr().err
+    (cache / "zapbench/traces/c/0").mkdir(parents=True)              # a Zarr brought by hand
+    assert fetch("zapbench/traces") == cache / "zapbench/traces"
+    assert list(available("zapbench/traces")["where"]) == ["cache"]
 
 
 # ---- publishers
@@ -487,8 +484,6 @@ def publishers(server, monkeypatch):
         "/dandi/assets/ia/download/": a, "/dandi/assets/ib/download/": b}
     for n, body in bodies.items(): server.files |= {f"/{n}": body, there + n: body}
     return server
-
-
 
 
 @pytest.mark.parametrize(
@@ -539,12 +534,6 @@ def test_a_publishers_odd_answers(server, monkeypatch, tmp_path, answer):
     refused(Source("x", "x/", resolver="osf:abc"),
             "in a form that is not known here" if answer else "leaves the cache")
     assert not list(tmp_path.rglob("evil*"))
-
-
-def test_a_zarr_brought_by_hand(cache):
-    (cache / "zapbench/traces/c/0").mkdir(parents=True)
-    assert fetch("zapbench/traces") == cache / "zapbench/traces"
-    assert list(available("zapbench/traces")["where"]) == ["cache"]
 
 
 # ---- real recordings

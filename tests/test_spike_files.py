@@ -230,8 +230,6 @@ def test_cut_files_are_refused_in_one_sentence(known, size, tmp_path):
         with pytest.raises(NeurocompanionError, match=path.name): read_spikes(path)
 
 
-
-
 # ---- the real files, against an independent reading
 def struct_of(path, name): return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
 
@@ -355,5 +353,3 @@ def test_real_steinmetz(mirror, tmp_path):
         found[path.stem] = ds.sizes["trial"], ds.sizes["unit"]
     whole(ds, tmp_path / "a.nc")
     assert found["session01"] == (114, 734) and found["session05"] == (254, 1077)
-
-

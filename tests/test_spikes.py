@@ -22,7 +22,7 @@ def rare(seed, units):
 
 
 FLAT, TEN = np.ones((7, 2)), np.zeros(10)
-REFUSED = [
+@pytest.mark.parametrize("call, text", [
     (lambda: spike_counts([[0.1]], 0), "bin_size is out of range"),
     (lambda: spike_counts([[0.1]], 0.1, [0.0, 1.0]), "windows need a duration"),
     (lambda: spike_counts([[0.1]], 0.1, np.nan, 1.0), "start are not all numbers"),
@@ -41,10 +41,7 @@ REFUSED = [
     (lambda: chop(TEN, 5, tail="zeros"), "there is no such tail"),
     *[(lambda x=x: merge(x, 1), "these are no chops") for x in (TEN, np.zeros((0, 5)))],
     (lambda: merge(np.zeros((2, 5)), 2, -1), "weighting is not known"),
-    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range")]
-
-
-@pytest.mark.parametrize("call, text", REFUSED)
+    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range")])
 def test_refused(call, text):
     with pytest.raises((ParameterError, RecordingError), match=text): call()
 
@@ -154,8 +151,6 @@ def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
     tie = rare(2, 3)
     tie[:, 0] = tie[:, 2] | (np.random.default_rng(3).random(20_000) < 0.005)
     assert [e["unit"] for e in remove_correlated(made(tie), 0.2).report] == ["0"]
-
-
 
 
 # ---- events

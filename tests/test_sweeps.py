@@ -356,13 +356,11 @@ def test_slurm_jobs_end_with_the_sweep(toy, tmp_path, monkeypatch):
         def exception(self): return None
         def result(self): return DONE
         def cancel(self): cancelled.append(self.job["id"])
-
     class Executor:
         cluster = "slurm"
         def __init__(self, folder, cluster): pass
         def update_parameters(self, **options): pass
         def map_array(self, function, jobs): return [Task(job) for job in jobs]
-
     submitit = type("submitit", (), {"AutoExecutor": Executor})
     monkeypatch.setattr(engines, "_need", lambda name: submitit)
     jobs = [{"id": i, "out": str(tmp_path)} for i in "abc"]
@@ -405,8 +403,6 @@ def test_numbers_in_yaml_are_numbers(tmp_path_factory, number, form):
     (folder / "g.yaml").write_text("scales: {tiny: {grid: {x: [" + text + "]}}}")
     x, = load(folder / "g.yaml").scales["tiny"]["grid"]["x"]
     assert isinstance(x, (int, float)) and x == float(text)
-
-
 
 
 plain = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "1e-3"])

@@ -57,13 +57,10 @@ def test_options_and_names_that_stand_twice():
         ("AVAL", "0, 4"), ("VB1", "1, 3"), ("VB1", "1, 3"), ("AVAL", "0, 4"))]
 
 
-LABELS = st.one_of(st.sampled_from(NEURONS),
-                   st.sampled_from(["", "---", "VB01", "AVA", "RIM?", "AWCON"]),
-                   st.text(max_size=6), st.integers(0, 99), st.none(),
-                   st.lists(st.sampled_from(NEURONS), max_size=2))
-
-
-@given(st.lists(LABELS, max_size=30))
+@given(st.lists(st.one_of(
+    st.sampled_from(NEURONS), st.sampled_from(["", "---", "VB01", "AVA", "RIM?", "AWCON"]),
+    st.text(max_size=6), st.integers(0, 99), st.none(),
+    st.lists(st.sampled_from(NEURONS), max_size=2)), max_size=30))
 def test_any_labels(raw):
     names, report = clean_names(raw)
     assert len(names) == len(raw) == len(set(names))
@@ -117,14 +114,12 @@ def replace(field, value=None):
 
 
 def short_state(f, g):
-    "A state of the second worm that ends too early."
     inner = f[g["States"][1, 0]]
     del inner["fwd"]
     inner["fwd"] = np.ones((1, 4))
 
 
 def flipped(path):
-    "Bytes of a compressed matrix turned over."
     write_kato(path, [worm(T=3000)])
     with h5py.File(path) as f:
         d = f[f["WT_NoStim/deltaFOverF_bc"][0, 0]].id

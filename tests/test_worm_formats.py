@@ -55,7 +55,6 @@ def test_round_trip(truth, layout, tmp_path):
 
 @st.composite
 def recordings(draw):
-    "One to three worms of any length and names, with even or uneven time."
     made = []
     for i in range(draw(st.integers(1, 3))):
         named = draw(st.lists(st.sampled_from(NEURONS), min_size=1, max_size=8, unique=True))
@@ -209,20 +208,18 @@ def test_zimmer_single_worm_without_cells_and_names_of_stim_states(truth, tmp_pa
     assert set(state_names(read_worms(path)[0])) == {"state1", "state2", "state3"}
 
 
-def test_yemini_neurons_that_are_not_seen_are_absent(truth, tmp_path):
+def test_yemini_neurons_not_seen_are_absent_and_flavell_labels_are_their_worms(truth, tmp_path):
     few = [truth[0].isel(neuron=truth[0].labelled.values).isel(neuron=slice(0, 4)), truth[1]]
     read = read_worms(write_yemini(tmp_path / "a.mat", few))
     assert [ds.sizes["neuron"] for ds in read] == [4, 25]
     assert all(r["action"] != "dropped" for ds in read for r in ds.report)
-
-
-def test_flavell_labels_belong_to_their_worm(truth, tmp_path):
-    for ds in truth: write_flavell_h5(tmp_path / f"{ds.subject}-data.h5", ds)
-    write_flavell_labels(tmp_path / "labels.json", truth[:2])
-    read = read_worms(tmp_path)
+    (folder := tmp_path / "flavell").mkdir()
+    for ds in truth: write_flavell_h5(folder / f"{ds.subject}-data.h5", ds)
+    write_flavell_labels(folder / "labels.json", truth[:2])
+    read = read_worms(folder)
     assert [int(ds.labelled.sum()) for ds in read] == [25, 25, 0]
     with pytest.raises(RecordingError, match="no reader knows this layout"):
-        read_worms(tmp_path / "labels.json")
+        read_worms(folder / "labels.json")
 
 
 def test_leifer_members_in_any_order(truth, tmp_path):

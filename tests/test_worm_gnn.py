@@ -51,15 +51,12 @@ def test_intervals_are_over_worms_and_permuting_nodes_finds_what_is_there_and_no
     assert np.isnan(ex.mantel(a, np.ones((8, 8)), 9)[0])
 
 
-def test_the_files_that_a_run_reads(mirror):
+def test_the_real_worms_their_files_the_support_vector_machine_and_nearest_frames(mirror):
     assert list(ex.inputs("states", data="real")) == ["kato2015"]
     more = ex.inputs("edges", data="real", connectome="cook2019,randi2023", neurons="flavell")
     assert {n.split("/")[0] for n in more} == {"kato2015", "flavell2023", "connectome"}
     assert all(len(v) == 64 for v in more.values())
-
-
-def test_support_vector_machine_and_nearest_frame_on_the_real_worms(mirror):
-    "98.4 % on the same worm and about 96 % on the others were found independently."
+    # 98.4 % on the same worm and about 96 % on the others were found independently
     t = states(data="real", model="svm", k=10, folds=2)
     r = ex.over_worms(t, "part")["mean"]
     assert r["same"] == pytest.approx(0.984, abs=0.006)
@@ -67,8 +64,6 @@ def test_support_vector_machine_and_nearest_frame_on_the_real_worms(mirror):
     for shuffled, expected in ((True, 0.97), (False, 0.61)):     # chunks, blocks: reads no neuron
         t = states(data="real", model="svm", k=10, folds=0, shuffled=shuffled, neurons="AVAL")
         assert t.nearest.mean() == pytest.approx(expected, abs=0.01)
-
-
 
 
 def test_the_letter_fails_on_unseen_real_worms_and_the_default_does_not(mirror):

@@ -14,15 +14,11 @@ from neurocompanion.worm_gnn.data import (CHUNK, SHARED_3, SHARED_15, derivative
 
 
 @pytest.fixture(scope="module")
-def kato(mirror): return mirror / "kato2015" / "WT_NoStim.mat"
-
-
-@pytest.fixture(scope="module")
 def made(): return simulated_worms(2, minutes=3, states=7)
 
 
-def test_the_five_worms_of_the_paper(kato):
-    found = load_worms(kato, states=7)
+def test_the_five_worms_of_the_paper(mirror):
+    found = load_worms(mirror / "kato2015" / "WT_NoStim.mat", states=7)
     assert [len(w.y) for w in found] == [3137, 3134, 3059, 3311, 3021]
     for w in found:
         assert w.x.shape == (len(w.y), 15, 2) and w.x.dtype == np.float32 and w.y.dtype == np.int64
@@ -128,8 +124,6 @@ def test_blocks_keep_their_distance(gap):
         assert np.ptp(np.flatnonzero(f.test)) == f.test.sum() - 1
     for wrong in (-1, 6, 1.5):
         with pytest.raises(ParameterError, match="less than a fold"): split(20, 5, False, gap=wrong)
-
-
 
 
 def test_nichols_from_the_pool(tmp_path):

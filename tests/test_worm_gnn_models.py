@@ -85,7 +85,6 @@ def test_norm_is_batchnorm_or_of_each_worm():
 @pytest.mark.parametrize("edges", ["static", "dynamic", "chunk", "given"])
 @pytest.mark.parametrize("self_path", ["none", "residual", "concat"])
 def test_relabelling(edges, self_path):
-    "Another order of the neurons, columns and edges taken along, changes nothing."
     order = torch.randperm(NODES)
     a = torch.rand(NODES, NODES)
     made = GNN(NODES, 2, 3, 8, a if edges == "given" else edges, self_path=self_path).eval()
@@ -158,14 +157,6 @@ def test_rollout_reads_only_what_it_may():
         assert not torch.equal(rollout(model, other, 9, burn_in=4, forced=always), free)
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (dict(nodes=0), "nodes is out of range"), (dict(out=2.5), "out is out of range"),
-    (dict(self_path="yes"), "no such self_path"), (dict(norm="batch"), "normalisation"),
-    (dict(edges=torch.full((NODES, NODES), torch.nan)), "no graph of the nodes")])
-def test_errors(wrong, words):
-    with pytest.raises(ParameterError, match=words): GNN(**(dict(nodes=NODES) | wrong))
-
-
 @pytest.mark.parametrize("name", ["gin0", "gin", "sage", "gat", "attention"])
 def test_layers_are_those_of_pytorch_geometric(name):
     "On a random directed graph without self edges, dense and as a list of edges."
@@ -196,6 +187,11 @@ def test_sizes_and_graphs_of_any_type():
     "Whole numbers of numpy, graphs as lists, in the precision that is set; means by weight."
     assert MLP(np.int64(NODES)).nodes == NODES
     with pytest.raises(ParameterError, match="nodes is out of range"): MLP(True)
+    for wrong, words in [
+            (dict(nodes=0), "nodes is out of range"), (dict(out=2.5), "out is out of range"),
+            (dict(self_path="yes"), "no such self_path"), (dict(norm="batch"), "normalisation"),
+            (dict(edges=torch.full((NODES, NODES), torch.nan)), "no graph of the nodes")]:
+        with pytest.raises(ParameterError, match=words): GNN(**(dict(nodes=NODES) | wrong))
     x = torch.rand(1, 4, 2, 2)
     for a in ([[0, 1], [1, 0]], np.eye(2, dtype=int), torch.eye(2, dtype=torch.bool)):
         assert GNN(2, edges=a)(x).shape == (1, 4, 2)

@@ -26,7 +26,6 @@ def power_cuts(monkeypatch):
             calls.append(1)
             if len(calls) in numbers: raise OSError("power cut")
             return usual(*args, **more)
-
         monkeypatch.setattr(members_loop, "judge", fragile)
         return calls
     return at
@@ -69,7 +68,6 @@ def test_population_is_one_by_one(name, scaling):
 
 
 def test_same_accuracies_after_many_epochs():
-    "In single precision the accuracies are the same, epoch count and rates included."
     members = cross_validation(3, 1, k=5)[::3]
     together = train_states(lambda: MLP(NODES), WORMS, members, CUTS, epochs=120, patience=80)
     for i, m in enumerate(members):

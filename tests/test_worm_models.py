@@ -55,8 +55,6 @@ def test_causal_also_while_training(kind):
     assert slope[mask[:, None].expand_as(slope) == 0].abs().max() == 0
 
 
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 4, 30])
 @pytest.mark.parametrize("context", [None, 1, 6, 1000])
@@ -96,7 +94,6 @@ def test_stacked_members_train_as_each_alone(kind):
     def loss(weights):
         run = lambda x, mask: functional_call(members[0], weights, (x, mask))
         return models.next_step_loss(run, x, mask)[0]
-
     found = vmap(grad(loss))({k: v.detach() for k, v in stacked.items()})
     models.next_step_loss(members[2], x, mask)[0].backward()
     for name, w in members[2].named_parameters():
@@ -109,7 +106,6 @@ def test_stacked_members_train_as_each_alone(kind):
 
 # --- data ---------------------------------------------------------------------------------------
 def worm(rng, seconds, rate, jitter=0.0, pauses=(), neurons=4):
-    "A recording with uneven frames and pauses."
     time = np.cumsum(rng.uniform(1 - jitter, 1 + jitter, max(2, int(seconds * rate))) / rate)
     for at, wide in pauses: time = time[(time < at * seconds) | (time > at * seconds + wide)]
     x = rng.standard_normal((len(time), neurons)).cumsum(0) + 3
@@ -202,12 +198,10 @@ def test_a_run_on_windows_goes_on_where_it_was_interrupted(tmp_path):
             seen.append(float(w.sum()))
             if stop and len(seen) > stop: raise KeyboardInterrupt
             return models.next_step_loss(model, w, m)
-
         lazy = data.Windows(pool, "train", 16, 40, batch=8, seed=3)
         try: fit(model, loss, lazy, epochs=3, checkpoint=checkpoint, save_seconds=0)
         except KeyboardInterrupt: pass
         return seen, model
-
     whole, model = train()
     before, _ = train(tmp_path / "c.pt", stop=6)
     after, resumed = train(tmp_path / "c.pt")

@@ -16,17 +16,14 @@ from neurocompanion.sweeps.tables import table
 from neurocompanion.worm_scaling import data, experiments, pool
 
 
-@pytest.fixture(scope="module")
-def kato(mirror): return door.read(fetch("kato2015"))
-
-
 def naive(worms):
     w, m = data.stack(worms, "valid", 16)
     return float((((w[:, 1:] - w[:, :-1]) ** 2) * m[:, None]).sum() / m.sum() / 100)
 
 
-def test_naive_error_of_the_real_worms_and_training_never_sees_the_second_half(kato):
+def test_naive_error_of_the_real_worms_and_training_never_sees_the_second_half(mirror):
     "0.0139 with statistics of the training half; the leak lowers it by a fifth."
+    kato = door.read(fetch("kato2015"))
     honest = naive([data.standardise(w) for w in kato])
     leaky = naive([data.standardise(w, statistics="whole") for w in kato])
     assert honest == pytest.approx(0.0139, abs=1e-4)
@@ -103,6 +100,8 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
     found = rows(**run | small)
     assert run["source"] in found.index and np.isfinite(found.valid_loss).all()
+    for wrong in dict(n_train=0), dict(epochs=0), dict(head="tail"):
+        with pytest.raises(ParameterError): rows(**run | small | wrong)
 
 
 def simulated_files(folder, seed, worms=2):
@@ -111,7 +110,6 @@ def simulated_files(folder, seed, worms=2):
 
 
 def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
-    "One file and one line, and the path as seen from where one stands."
     simulated_files(own_cache / "mine", 3)
     monkeypatch.chdir(own_cache)
     done = sweep("worm_scaling/leak", scale="tiny", workers=1, out="out", fixed={"data": "mine/"})
@@ -135,7 +133,6 @@ def test_own_files_are_known_by_folder_and_content(own_cache):
 
 
 def test_own_folder_of_both_kinds(own_cache):
-    "Recordings of the standard beside published files, hidden copies and a text."
     place = own_cache / "own"
     simulated_files(place, 1, 1)
     simulated_files(place / ".ipynb_checkpoints", 2, 1)
@@ -144,12 +141,6 @@ def test_own_folder_of_both_kinds(own_cache):
     assert len(alone) == 1 and not any("checkpoint" in k for k in door.inputs(place))
     write_pool(place / "raw", sources="uzel2022", worms=0.2)
     assert len(pool.pool(str(place))) == 2
-
-
-@pytest.mark.parametrize("wrong", [dict(n_train=0), dict(epochs=0), dict(head="tail")])
-def test_wrong_parameters_are_told(wrong):
-    small = dict(data="simulated", hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
-    with pytest.raises(ParameterError): rows(**small)
 
 
 def test_the_leak_on_real_worms(mirror):

@@ -52,15 +52,11 @@ def test_test_frames_change_no_trace_model(small, model):
     np.testing.assert_array_equal(a, b)
 
 
-def test_errors_are_told_in_the_units_of_the_recording(small):
+def test_errors_have_the_recordings_units_and_the_evoked_forecast_none_where_it_is_all(small):
     s, fish = small
     forecast = lambda at: np.zeros((len(at), s.horizon, fish.trace.shape[1]))
     once, thrice = (mean_error(me.judged(forecast, s, fish._replace(unit=u))) for u in (1, 3))
     assert thrice == pytest.approx(3 * once)
-
-
-def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small):
-    s, fish = small
     phase = me.tr.stimulus_phase(fish.stimulus, fish.condition, longest=99)
     answer = np.stack([np.sin(phase + i) for i in range(3)], 1).astype(np.float32)
     forecast = me.forecaster("evoked", s, fish._replace(trace=answer))[0]
@@ -110,8 +106,6 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
     assert x.shape == (4, 4, 2, 28, 4) and y.shape == (4, 2, 56, 8)
     coarse = fs.load(replace(s, fine=False))
     assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
-
-
 
 
 def test_a_film_of_ones_own(tmp_path):

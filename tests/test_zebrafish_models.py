@@ -76,7 +76,6 @@ def test_a_step_in_bf16_with_blocks_computed_again():
         said.float().square().mean().backward()
         assert all(p.grad.dtype == torch.float32 for p in net.parameters())
         return torch.cat([p.grad.flatten() for p in net.parameters()])
-
     plain, rough = gradients(False, False), gradients(True, False)
     for how in ((True,), (False, torch.contiguous_format)):
         torch.testing.assert_close(gradients(False, *how), plain, atol=1e-5, rtol=1e-4)
@@ -101,8 +100,6 @@ def test_published_field_of_view_equal_cost_and_sizes_that_cannot_be():
     for wrong, says in (dict(context=0), "context"), (dict(embedding=5), "even"), (
             dict(dropout=1.0), "a share of"):
         with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **wrong})
-
-
 
 
 def test_the_gradient_of_histograms():

@@ -64,8 +64,6 @@ def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
     assert first == once() and len(set(map(tuple, first))) > 3
 
 
-
-
 # ---- a volume in parts
 @pytest.mark.parametrize("parts, how", [
     ((2, 1), dict(samples=2, resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),),
@@ -74,7 +72,6 @@ def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
     pytest.param((1, 4), dict(resample=((1, 2, 2),), save_memory=True, dropout=0.3),
                  marks=pytest.mark.slow)])
 def test_four_processes_equal_one(parts, how):
-    "Forecasts, the loss of cells that lie in all parts, and the gradients of every weight."
     made = sharding.compare(parts, (2, 4 * parts[0], 4 * parts[1]), context=2, **SMALL, **how)
     assert max(made["forecast"], made["loss"]) < 1e-5 * made["scale"] and made["gradient"] < 1e-5
 
@@ -89,7 +86,6 @@ def test_a_part_reads_its_own_chunks(tmp_path):
         async def get(self, key, *more, **how):
             if "c/" in key: self.asked.append(key)
             return await super().get(key, *more, **how)
-
     array = zarr.create_array(tmp_path / "a.zarr", shape=(12, 2, 16, 16), chunks=(1, 2, 4, 8),
                               dtype="f4")
     array[:] = np.random.default_rng(0).random(array.shape)

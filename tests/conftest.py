@@ -50,6 +50,7 @@ def benchmark(tmp_path):
             f["eval_spikes_heldin"] = test[:, :t, :n]
             if target: f["eval_spikes_heldin_forward"] = test[:, t:, :n]
         return [tmp_path / "train.h5", tmp_path / "eval.h5"], x
+
     return write
 
 

@@ -243,6 +243,7 @@ def test_an_unfinished_generation_is_not_taken_up_with_other_data(tmp_path, sear
         calls.append(seed)
         if len(calls) == 3: raise TrainingError("the power is gone")
         return make(hyper, seed)
+
     how = {k: v for k, v in SHORT.items() if search is pbt or k != "window"}
     with pytest.raises(TrainingError, match="power"): search(fails, out=tmp_path, **how)
     assert len(list(tmp_path.glob("states/0000-*.json"))) == 2

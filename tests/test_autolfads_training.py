@@ -78,6 +78,7 @@ def test_the_gradient_is_clipped_and_the_ramp_rises(spikes, monkeypatch):
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
         return real(self, *a, **k)
+
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     ramps = [r["ramp"] for r in m.run(5)]
     assert max(norms) <= 1.001e-3 and ramps == [0.25, 0.5, 0.75, 1, 1]
@@ -133,6 +134,7 @@ def test_sample_validation_sees_a_network_that_passes_spikes_through():
         each = torch.nn.functional.poisson_nll_loss(0.8 * x + 0.1, y, log_input=False, full=True,
                                                     reduction="none")
         return each[mask].mean().item()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "nll", nll)
         echo = sample_validation(Echo(), y, y)

@@ -25,6 +25,7 @@ def compiler(monkeypatch, tmp_path):
         if name in COMPILERS and not shutil.which(name): pytest.skip(f"needs {name}")
         monkeypatch.setenv("CC", name)
         forget()
+
     yield take
     monkeypatch.undo()
     forget()
@@ -70,6 +71,7 @@ def test_no_memory_is_an_error(monkeypatch):
 
     class Full:
         def __getattr__(self, name): return lambda *a: 1
+
     with pytest.raises(MemoryError, match="LFADS"):
         lfads._run(Full(), "read_forth_all", [lfads._Reading()])
 

@@ -151,6 +151,7 @@ def test_mixed_precision_reaches_the_loss_and_memory_is_kept_on_a_cpu(monkeypatc
     def loss(model, x, y):
         seen.append(model(x).dtype)
         return mse(model, x, y)
+
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1, precision="auto")
     monkeypatch.setattr(room, "autocast", lambda *a: torch.autocast("cpu", torch.bfloat16))
     fit(nn.Linear(5, 3), loss, TRAIN, epochs=1)
@@ -233,6 +234,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_the_best_and_a_second_does_not_wait(
     def press(state):
         if state.step == 20: signal.raise_signal(signal.SIGINT)
         if state.taken == 0: seen[state.epoch] = weights(state.model)
+
     with pytest.raises(KeyboardInterrupt, match="after step 21"):
         fit(model, mse, TRAIN, VALID, epochs=9, batch=16, on_step=press, checkpoint=path)
     [parts] = read_checkpoint(path)["members"]
@@ -244,6 +246,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_the_best_and_a_second_does_not_wait(
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
+
     with pytest.raises(KeyboardInterrupt):
         fit(network(), impatient, TRAIN, epochs=1, checkpoint=tmp_path / "second.pt")
     assert read_checkpoint(tmp_path / "second.pt")["members"][0]["step"] == 0
@@ -332,6 +335,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(parts, f):
         f.write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         fit(network(), mse, TRAIN, epochs=4, checkpoint=path)

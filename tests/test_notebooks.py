@@ -190,6 +190,7 @@ def test_add_a_model(exported, tmp_path):
         done = run(*command, cwd=tree, **own)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
+
     call(BIN / "nbdev_export")
     said = call(BIN / "pytest", "-n0", "-q", "tests/test_worm_models.py", "-k", "causal")
     assert int(re.search(r"(\d+) passed", said)[1]) == len(call(

@@ -132,6 +132,7 @@ def test_masked_and_recurrent_layers_of_plain_operations(double):
                 h = torch.tanh(now + self.h(h))
                 states.append(h)
             return self.out(torch.stack(states, 1))
+
     x = torch.randn(40, 9, 4, generator=draw, dtype=torch.float64)
     mask = torch.rand(40, 4, generator=draw) < 0.5
     loss = lambda model, x, y, m: masked_mse(model(x), y, m, weight=True)
@@ -199,6 +200,7 @@ def test_resumed_equals_uninterrupted(case, double, tmp_path):
         calls.append(1)
         if len(calls) == at: raise end
         return loss(*batch)
+
     train = lambda **more: fit_population(make, fragile, DATA, valid, **how, **more)
     at, pick = None, random.Random(case)
     with warnings.catch_warnings():

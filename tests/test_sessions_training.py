@@ -81,6 +81,7 @@ def test_pretraining_resumes(pool, tmp_path):
 
     def stop(state):
         if state.epoch == 2: raise KeyboardInterrupt
+
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
         P.pretrain(pool, **how, checkpoint=path, save_seconds=0, measure=lambda s: stop(s) or {})
@@ -122,6 +123,7 @@ def test_one_that_diverges_is_set_aside(pool, body, threads):
         if target.shape[1] != 11: return loss                          # C alone has 11 units
         calls.append(1)
         return loss * (np.nan if len(calls) > 2 else 1)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(T, "mean_loss", spoilt)
         with pytest.warns(UserWarning, match="1 of 4 members .* session C"):
@@ -204,6 +206,7 @@ def test_fine_tuning_resumes(pool, body, tmp_path, monkeypatch, threads):
     def broken(jobs, *rest):
         if jobs[0].epoch == 3: raise KeyboardInterrupt
         return usual(jobs, *rest)
+
     monkeypatch.setattr(loop, "judge", broken)
     with pytest.raises(KeyboardInterrupt):
         T.fine_tune_many(body, pool, **how, checkpoint=path, save_seconds=0)

@@ -180,6 +180,7 @@ def test_beside_the_real_worms(mirror):
         return [np.median(x.std(0)), np.median(np.diff(z, 2, axis=0).var(0) / 6), share[0],
                 share[2], share[9], (share < 0.8).sum(), np.median((z[3:] * z[:-3]).mean(0)),
                 np.median((z[15:] * z[:-15]).mean(0)), np.median((z[60:] * z[:-60]).mean(0))]
+
     a, b = (np.median([portrait(x) for x in group], axis=0) for group in (real, made))
     stated = [0.088, 0.118, 0.20, 0.45, 0.65, 27, 0.86, 0.69, 0.37]    # in the notebook's table
     assert np.allclose(a, stated, rtol=0.1)

@@ -43,6 +43,7 @@ class Server:
                 server.rows.append(cell)
                 try: row = server.answer(self)
                 finally: cell[0] = row
+
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.http.handle_error = lambda *args: None  # a client that was killed
@@ -283,6 +284,7 @@ def failing_open(number, after):
             left -= len(data)
             if left < 0: raise OSError(number, os.strerror(number))
             return write(data)
+
         f.write = limited
         return f
     return opened
@@ -356,6 +358,7 @@ def test_a_mirror_that_is_missing_or_may_not_be_entered(mirror, monkeypatch):
     def refuse(path, *args, **kwargs):
         if str(path) == str(denied): raise PermissionError(13, "Permission denied", str(path))
         return real(path, *args, **kwargs)
+
     with monkeypatch.context() as m:
         m.setattr(os, "stat", refuse)
         assert fetch(big()) == mirror / "worm.mat"

@@ -77,6 +77,7 @@ def make_toy(folder):
         path = paper / "sweeps" / f"{name}.yaml"
         path.write_text(json.dumps({"scales": {"tiny": scale}}))
         return path
+
     return grid
 
 

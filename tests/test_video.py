@@ -63,6 +63,7 @@ def test_reading_ahead_is_bounded_and_in_order(threads, room):
             held[1] = max(held)
         time.sleep(0.0005 * ((7 * i) % 5))
         return {"a": np.full(50, i, np.uint8), "b": (np.zeros(50, np.uint8),)}
+
     for i, got in enumerate(film.Ahead(read, range(60), memory=room * 100, threads=threads)):
         assert got["a"][0] == i
         with lock: held[0] -= 1

@@ -26,6 +26,7 @@ def power_cuts(monkeypatch):
             calls.append(1)
             if len(calls) in numbers: raise OSError("power cut")
             return usual(*args, **more)
+
         monkeypatch.setattr(members_loop, "judge", fragile)
         return calls
     return at

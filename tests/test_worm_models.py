@@ -94,6 +94,7 @@ def test_stacked_members_train_as_each_alone(kind):
     def loss(weights):
         run = lambda x, mask: functional_call(members[0], weights, (x, mask))
         return models.next_step_loss(run, x, mask)[0]
+
     found = vmap(grad(loss))({k: v.detach() for k, v in stacked.items()})
     models.next_step_loss(members[2], x, mask)[0].backward()
     for name, w in members[2].named_parameters():
@@ -198,10 +199,12 @@ def test_a_run_on_windows_goes_on_where_it_was_interrupted(tmp_path):
             seen.append(float(w.sum()))
             if stop and len(seen) > stop: raise KeyboardInterrupt
             return models.next_step_loss(model, w, m)
+
         lazy = data.Windows(pool, "train", 16, 40, batch=8, seed=3)
         try: fit(model, loss, lazy, epochs=3, checkpoint=checkpoint, save_seconds=0)
         except KeyboardInterrupt: pass
         return seen, model
+
     whole, model = train()
     before, _ = train(tmp_path / "c.pt", stop=6)
     after, resumed = train(tmp_path / "c.pt")

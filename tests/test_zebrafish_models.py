@@ -76,6 +76,7 @@ def test_a_step_in_bf16_with_blocks_computed_again():
         said.float().square().mean().backward()
         assert all(p.grad.dtype == torch.float32 for p in net.parameters())
         return torch.cat([p.grad.flatten() for p in net.parameters()])
+
     plain, rough = gradients(False, False), gradients(True, False)
     for how in ((True,), (False, torch.contiguous_format)):
         torch.testing.assert_close(gradients(False, *how), plain, atol=1e-5, rtol=1e-4)

@@ -60,6 +60,7 @@ def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
     def once():
         torch.manual_seed(3)
         return [h.tolist() for _, h, _ in training.Samples(disk, np.arange(20), 4, 9)]
+
     first = once()
     assert first == once() and len(set(map(tuple, first))) > 3
 
@@ -86,6 +87,7 @@ def test_a_part_reads_its_own_chunks(tmp_path):
         async def get(self, key, *more, **how):
             if "c/" in key: self.asked.append(key)
             return await super().get(key, *more, **how)
+
     array = zarr.create_array(tmp_path / "a.zarr", shape=(12, 2, 16, 16), chunks=(1, 2, 4, 8),
                               dtype="f4")
     array[:] = np.random.default_rng(0).random(array.shape)

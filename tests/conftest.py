@@ -1,6 +1,5 @@
 "What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
-import os
-import signal
+import os, signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background ignores it
 
 # continuous integration tries the same examples every time; at a desk they are new each time
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"): settings.load_profile("ci")
+settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ours")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +50,7 @@ def benchmark(tmp_path):
             f["eval_spikes_heldin"] = test[:, :t, :n]
             if target: f["eval_spikes_heldin_forward"] = test[:, t:, :n]
         return [tmp_path / "train.h5", tmp_path / "eval.h5"], x
+
     return write
 
 

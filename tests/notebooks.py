@@ -1,9 +1,5 @@
 "One process imports what is slow to import; each notebook is then tested in a fork of it."
-import importlib
-import json
-import os
-import signal
-import sys
+import importlib, json, os, signal, sys
 
 SLOW = """IPython h5netcdf h5py matplotlib.pyplot nbdev.test pandas scipy.optimize scipy.stats torch
           torch.func xarray"""

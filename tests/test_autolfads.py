@@ -23,12 +23,16 @@ CHAOS = dict(**SMALL, task="chaotic", trials=60, units=12, steps=15, epochs=4)
 
 toy = partial(Setting, data="simulated")
 run = lambda name, out="", **how: ex.run(name, out, **{"data": "simulated", **how})
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
-def test_every_sweep_at_its_smallest(path, tmp_path):
+def test_every_sweep_runs_at_its_smallest_and_can_at_every_scale(path, tmp_path):
+    for scale in ("tiny", "laptop", "paper"):
+        for asked in expand(load(path), scale):
+            assert asked["experiment"] in ex.EXPERIMENTS
+            assert scale != "tiny" or asked["data"] == "simulated"
+            if scale != "paper": assert asked["engine"] == "serial"
     runs = [r for r in expand(load(path), "tiny") if r["seed"] == 0]
     for i, asked in enumerate(runs):
         rows = ex.run(out=tmp_path / f"{i}", **asked)
@@ -37,27 +41,15 @@ def test_every_sweep_at_its_smallest(path, tmp_path):
         assert np.isfinite(pd.DataFrame(rows).get("fit_seconds", pd.Series([0.0]))).any()
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=[p.stem for p in SWEEPS])
-def test_every_scale_can_be_run(path):
-    for scale in ("tiny", "laptop", "paper"):
-        for asked in expand(load(path), scale):
-            assert asked["experiment"] in ex.EXPERIMENTS
-            assert scale != "tiny" or asked["data"] == "simulated"
-            if scale != "paper": assert asked["engine"] == "serial"
-
-
-def test_the_same_again_from_its_checkpoint_and_another_with_another_seed(tmp_path):
+def test_a_checkpoint_gives_the_same_again_and_a_pair_differs_in_dropout_alone(tmp_path):
+    a, b, seed, cd = (run("overfitting", out, **CHAOS, cd_rate=rate, seed=s) for out, rate, s in (
+        (tmp_path, 0.3, 0), (tmp_path, 0.3, 0), ("", 0.3, 1), ("", 0, 0)))
     drop = lambda rows: pd.DataFrame(rows).drop(columns="fit_seconds")
-    a, b, c = (drop(run("overfitting", out, **CHAOS, cd_rate=0.3, seed=s))
-               for out, s in ((tmp_path, 0), (tmp_path, 0), ("", 1)))
-    pd.testing.assert_frame_equal(a, b)
-    assert (tmp_path / "network.pt").is_file() and a.nll[0] != c.nll[0]
-
-
-def test_a_pair_differs_in_coordinated_dropout_alone():
-    a, b = (run("overfitting", **CHAOS, cd_rate=cd)[0] for cd in (0, 0.3))
-    assert {k for k in a if k.startswith("hp_") and a[k] != b[k]} == {"hp_cd_rate"}
-    assert a["nll_true"] == b["nll_true"] and a["nll"] != b["nll"]
+    pd.testing.assert_frame_equal(drop(a), drop(b))
+    assert (tmp_path / "network.pt").is_file()
+    a, seed, cd = (rows[0] for rows in (a, seed, cd))
+    assert {k for k in a if k.startswith("hp_") and a[k] != cd[k]} == {"hp_cd_rate"}
+    assert a["nll_true"] == cd["nll_true"] and len({r["nll"] for r in (a, seed, cd)}) == 3
 
 
 def test_a_network_that_diverges_is_a_row(monkeypatch):
@@ -104,7 +96,6 @@ def test_sums_become_counts_that_give_the_same_sums(window, steps):
 
 
 def test_hidden_spikes_are_hidden():
-    "Whatever stands where a count is hidden changes nothing."
     data = ts.halves(toy(trials=60, units=10, steps=15))
     s = toy(**SMALL, epochs=2, latents=2)
     hidden = np.random.default_rng(0).random(data.valid.shape) < 0.2
@@ -115,13 +106,10 @@ def test_hidden_spikes_are_hidden():
         assert np.isfinite(a).all() and np.array_equal(a, b)
 
 
-def test_diagnosis_of_one_that_is_new():
+def test_diagnosis_of_one_that_is_new_of_a_perfect_copy_and_of_the_truth():
     s = toy(**SMALL, trials=60, units=10, steps=15, epochs=1, lr=1e-5)
     new = me.diagnose(me.network(ts.halves(s), s).trained)
     assert not new.copies and "learned nothing" in new.sentence
-
-
-def test_a_perfect_copy_and_the_truth_as_the_diagnosis_sees_them():
     rng = np.random.default_rng(0)
     rate = rng.gamma(1.0, 0.3, (60, 20, 15))
     y = rng.poisson(rate)
@@ -144,6 +132,7 @@ def test_choices_by_each_criterion():
 @pytest.mark.parametrize("wrong, said", [
     (dict(task="x"), "no such task"), (dict(method="svm"), "no such method"),
     (dict(colour=1), "no parameter"), (dict(data="real", task="chaotic"), "synthetic"),
+    (dict(data="own.h5", task="chaotic"), "this task is synthetic"),    # and is never made up
     (dict(epochs=0), "epochs is out of range"), (dict(data="none.mat", task="dad"), "none.mat"),
     (dict(test=1.0, task="dad"), "test is a share"), (dict(kind="grid"), "no such kind")])
 def test_what_cannot_be(wrong, said):
@@ -151,22 +140,15 @@ def test_what_cannot_be(wrong, said):
         run("decoding", **{**SMALL, "trials": 40, "steps": 16, "method": "gpfa", **wrong})
 
 
-def test_an_own_recording_without_truth_conditions_or_behaviour(tmp_path):
-    x = np.random.default_rng(0).poisson(0.3, (40, 15, 8))
-    save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    own = dict(**SMALL, task="dad", data=str(tmp_path / "a.nc"), epochs=2)
-    for experiment, said in (("accuracy", "not known"), ("decoding", "nothing to decode"),
-                             ("psth", "no conditions"), ("continuous", "has trials")):
-        with pytest.raises(NeurocompanionError, match=said): ex.run(experiment, **own)
-    assert len(ex.inputs(data=own["data"])["a.nc"]) == 64
-
-
-def test_trials_of_unequal_length_are_cut_to_the_shortest(tmp_path):
+def test_an_own_recording_without_truth_and_trials_of_unequal_length(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (30, 20, 6)).astype(float)
     x[3, 15:] = np.nan
     x[4, :2] = np.nan
     save(spikes(x, bin_size=0.02, subject="a", source="b"), tmp_path / "a.nc")
-    assert ts.load(toy(task="dad", data=str(tmp_path / "a.nc"))).sizes["time"] == 13
+    own = dict(task="dad", data=str(tmp_path / "a.nc"))
+    assert ts.load(toy(**own)).sizes["time"] == 13                      # cut to the shortest
+    with pytest.raises(NeurocompanionError, match="not known"): ex.run("accuracy", **SMALL, **own)
+    assert len(ex.inputs(data=own["data"])["a.nc"]) == 64
 
 
 def test_every_real_task(mirror):
@@ -180,13 +162,9 @@ def test_every_real_task(mirror):
     assert ts.halves(toy(data="real", task="lorenz_file")).train.shape == (640, 100, 60)
     found = [ex.inputs(e, data="real") for e in ("decoding", "psth", "continuous", "calcium")]
     assert all(len(v) == 64 for each in found for v in each.values()) and all(found)
-
-
-def test_dad_has_windows_of_eight_steps_and_no_other(mirror):
     from neurocompanion.recordings.read import read as read_spikes
-    path = Path(mirror) / "macaque_small/DAD/chewie_demo.mat"
-    x = read_spikes(path)[0]["spikes"].values
-    assert ts.unslide(x, 8)[1] > 0.99
+    x = read_spikes(Path(mirror) / "macaque_small/DAD/chewie_demo.mat")[0]["spikes"].values
+    assert ts.unslide(x, 8)[1] > 0.99                      # dad has windows of eight steps alone
     for window in (7, 9):
         with pytest.raises(NeurocompanionError, match="no sums"): ts.unslide(x, window)
 
@@ -198,14 +176,10 @@ def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):
     assert all(r["hidden"] > 0 for r in score.values())
     p = run("psth", data="real", method="gpfa", test=0.34)[0]
     assert 0.2 < p["r2_fit"] < 1 and p["hidden"] > 0
-
-
-def test_a_file_is_never_replaced_by_a_simulation(tmp_path):
-    for task in ("lorenz", "chaotic"):
-        with pytest.raises(ParameterError, match="this task is synthetic"):
-            run("search", data=str(tmp_path / "own.h5"), task=task)
-    with pytest.raises(Exception, match="own.h5"):
-        run("accuracy", data=str(tmp_path / "own.h5"), task="lorenz_file")
+    how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
+    rows = run("decoding", method="smoothing", **how)      # behaviour with gaps, beside a GLM
+    units = [r for r in rows if r["what"] == "unit"]
+    assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
 
 
 def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
@@ -221,7 +195,7 @@ def test_baselines_do_not_learn_from_what_they_are_judged_on(monkeypatch):
     assert len(cut.test) and not any(c.tobytes() in learned for c in cut.test)
 
 
-def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
+def test_units_that_are_withheld_may_lie_anywhere_or_leave_trials_out(tmp_path):
     ds = ts.load(toy(task="dad", trials=60, steps=20))
     found, every = [], np.arange(ds.sizes["unit"])
     for order in (every, np.roll(every, 6)):                # they come last, or first
@@ -232,6 +206,13 @@ def test_units_that_are_withheld_may_lie_anywhere(tmp_path):
         found.append(run("decoding", **how)[0])
     assert found[0]["r2"] == pytest.approx(found[1]["r2"], abs=1e-6)
     assert found[0]["hidden"] == pytest.approx(found[1]["hidden"], abs=0.05)   # other elements
+    x = ds.spikes.values.astype(float)
+    x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
+    save(ds.assign(spikes=(ds.spikes.dims, x)), tmp_path / "own.nc")
+    with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
+        row = run("decoding", data=str(tmp_path / "own.nc"), behaviour="movement",
+                  method="smoothing")
+    assert row[0]["used_trials"] + row[0]["test_trials"] == 50
 
 
 def test_a_condition_without_training_trials_is_named():
@@ -251,22 +232,3 @@ def test_a_search_is_reported_with_the_weights_it_names():
         assert torch.equal(a, b)
     free = me.population(data, replace(s, kind="random"))
     assert free.trained.best == free.search.table.best.min()
-
-
-def test_behaviour_with_gaps_beside_a_glm(mirror):
-    how = dict(data="real", task="neuraltraj", trials=0, units=20, steps=0, examples=1, seed=1)
-    rows = run("decoding", method="smoothing", **how)
-    units = [r for r in rows if r["what"] == "unit"]
-    assert len(units) == 20 and all(np.isfinite(r["glm_hidden"]) for r in units)
-
-
-def test_trials_in_which_units_were_held_out_are_left_out_and_said(tmp_path):
-    ds = ts.load(toy(task="dad", trials=60, steps=20))
-    x = ds.spikes.values.astype(float)
-    x[50:, :, 40:] = np.nan                                # as in a benchmark's evaluation trials
-    own = ds.assign(spikes=(ds.spikes.dims, x))
-    save(own, tmp_path / "own.nc")
-    with pytest.warns(UserWarning, match="10 of 60 trials are left out"):
-        row = run("decoding", data=str(tmp_path / "own.nc"), behaviour="movement",
-                  method="smoothing")
-    assert row[0]["used_trials"] + row[0]["test_trials"] == 50

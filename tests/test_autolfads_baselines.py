@@ -46,7 +46,6 @@ def dense(C, d, R, tau, steps):
 
 
 def fitted(p, bin_size=0.02):
-    "A GPFA object with the parameters given."
     C, d, R, tau = p
     return B.GPFA(C, d, R, tau * bin_size, bin_size, False, NOISE, np.c_[C, d], None)
 
@@ -124,7 +123,6 @@ def test_em_step_is_the_closed_form(ds):
 
 
 def test_test_trials_cannot_touch_gpfa(ds):
-    "What is transformed later, and beside what, changes nothing."
     x = ds.spikes.values[:30]
     g = B.gpfa(x, 3)
     names = ("C", "d", "R", "tau", "counts", "latents", "rates")
@@ -136,18 +134,14 @@ def test_test_trials_cannot_touch_gpfa(ds):
     np.testing.assert_array_equal(B.gpfa(x, 3).C, g.C)                         # no chance in it
 
 
-def test_orthonormal_keeps_distances(ds):
-    g = B.gpfa(ds, 3)
+def test_orthonormal_keeps_distances_and_units_may_be_silent_or_constant(ds):
+    x = ds.spikes.values[:20].astype(float)
+    x[..., 3], x[..., 4] = 0, 2
+    g = B.gpfa(x, 3, iterations=20)
     z = g.orthonormal(g.latents)
     step = lambda v: np.linalg.norm(np.diff(v, axis=1), axis=-1)
     np.testing.assert_allclose(step(z), step(g.latents @ g.C.T), atol=1e-9)
     assert (np.diff(z.reshape(-1, 3).var(0)) < 0).all()
-
-
-def test_silent_and_constant_units(ds):
-    x = ds.spikes.values[:20].astype(float)
-    x[..., 3], x[..., 4] = 0, 2
-    g = B.gpfa(x, 3, iterations=20)
     assert np.isfinite(g.rates).all() and g.rates[..., 3].max() < 1e-3
     np.testing.assert_allclose(g.rates[..., 4], 2, atol=1e-2)
 
@@ -158,15 +152,13 @@ def test_silent_and_constant_units(ds):
     (lambda x: B.gpfa([], 3), "not trials"),
     (lambda x: B.gpfa([x[0], x[1, :, :3]], 3), "not trials"),
     (lambda x: B.gpfa(np.where(np.arange(60)[:, None, None] == 7, np.nan, x), 3), "trial 7"),
-    (lambda x: B.gpfa(x, 3, iterations=0), "0 iterations"),
-])
+    (lambda x: B.gpfa(x, 3, iterations=0), "0 iterations")])
 def test_gpfa_errors(ds, call, words):
     with pytest.raises(ParameterError, match=words): call(ds.spikes.values)
 
 
 # ---------------------------------------------------------------- smoothing and PCA
 def test_width_finds_the_true_scale():
-    "Fast rates want narrow kernels, slow ones wide."
     rng, t = np.random.default_rng(0), np.arange(200) * 0.01
     best = []
     for period in (0.2, 0.5, 2.0):
@@ -245,18 +237,15 @@ def test_glm_silent_unit_and_single_feature():
 
 
 # ---------------------------------------------------------------- dPCA
-def psths(seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((1, 30, 2)) @ rng.standard_normal((2, 12)) + \
-        rng.standard_normal((5, 30, 2)) @ rng.standard_normal((2, 12))
-    return x + 0.3 * rng.standard_normal(x.shape)
 
 
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2])
 @pytest.mark.parametrize("part", ["time", "condition"])
 def test_dpca_is_the_best_of_its_rank(part, ridge):
     "No alternating least squares from anywhere finds a lower loss."
-    x = psths()
+    rng = np.random.default_rng(0)
+    x = sum(rng.standard_normal((n, 30, 2)) @ rng.standard_normal((2, 12)) for n in (1, 5))
+    x = x + 0.3 * rng.standard_normal(x.shape)
     z = E.dpca(x, 2, ridge=ridge)
     flat = (x - z.mean).reshape(-1, 12)
     goal = E._parts(x - z.mean)[part].reshape(-1, 12)
@@ -285,19 +274,13 @@ def structs(mirror, *path):
     return m["dat" if "dat" in m else "D"]
 
 
-def test_motor_cortex_trials(mirror):
-    "NeuralTraj: more than one latent is likely, held out; too many are not much better."
+def test_motor_cortex_trials_and_decoding_reaches(mirror):
+    "More than one latent is likely, held out; cursor velocity on test trials comes from both."
     x = np.stack([binned(t.spikes, 20) for t in structs(mirror, "NeuralTraj", "sample_dat.mat")])
     x = x[..., x.mean((0, 1)) > 0.01]
     few, rest = x[::2], x[1::2]
     likely = {q: B.gpfa(few, q, 0.02).log_likelihood(rest) for q in (1, 3, 8)}
-    assert likely[3] > likely[1] + 50
-    s = B.smoothing(few, 0.02)
-    assert s.width_ms > 20
-
-
-def test_decoding_reaches(mirror):
-    "NeuralTraj sample 2: cursor velocity on test trials from smoothing and from GPFA."
+    assert likely[3] > likely[1] + 50 and B.smoothing(few, 0.02).width_ms > 20
     spikes, velocity = [], []
     for t in structs(mirror, "NeuralTraj", "sample2_dat.mat"):
         spikes.append(binned(t.spikes, 20))

@@ -1,12 +1,10 @@
 "Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from neurocompanion.autolfads.data import (
-    Pair, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split, subset,
-    withhold)
+from neurocompanion.autolfads.data import (Pair, bounds, chaotic, from_arrays, from_recording,
+                                           lorenz, poisson_nll, split, subset, withhold)
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.spikes.reader import read_dad
@@ -15,7 +13,6 @@ from neurocompanion.recordings.spikes.counts import merge
 from neurocompanion.recordings.standard import open_recording, save, spikes
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(20, 200), st.floats(0.1, 0.5), st.integers(0, 5),
        st.sampled_from(["random", "blocks", "repeats", "conditions"]))
 def test_halves_are_disjoint_and_whole(n, valid, seed, how):
@@ -39,7 +36,7 @@ def test_the_synthetic_data_set_has_the_sizes_of_the_paper():
     assert 0 <= d.truth.train.min() and d.truth.train.max() == 30
 
 
-def test_lorenz_is_the_public_file_where_it_is(mirror):
+def test_lorenz_is_the_public_file_where_it_is_and_training_trials_of_the_arm_are_split(mirror):
     d = lorenz()
     assert d.name == "Lorenz" and d.train.shape == (640, 100, 60) and len(d.valid) == 160
     found = bounds(d)
@@ -48,15 +45,17 @@ def test_lorenz_is_the_public_file_where_it_is(mirror):
     assert lorenz("simulated").name == "Lorenz, simulated"
     again = lorenz(mirror / "lorenz_synthetic" / "lfads_lorenz.h5")
     assert (again.train == d.train).all() and (again.truth.valid == d.truth.valid).all()
+    ds = read_dad(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")[0]
+    own = ds["split"].values.astype(str)
+    d = from_recording(ds)                                           # of the arm
+    assert set(own) == {"train", "test"} and len(d.valid) == round(0.2 * (own == "train").sum())
+    assert (own[np.concatenate(d.rows)] == "train").all()
 
 
-def test_lorenz_without_the_file_is_simulated(monkeypatch, tmp_path):
+def test_lorenz_without_the_file_is_simulated_but_a_missing_one_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path))
     assert lorenz().name == "Lorenz, simulated"
-
-
-def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ParameterError, match="nothing.h5"): lorenz(tmp_path / "nothing.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(RecordingError, match="text.h5"): lorenz(tmp_path / "text.h5")
@@ -73,14 +72,14 @@ def test_a_recording_comes_back_from_its_file_as_the_same_data(tmp_path):
                    behaviour={"hand": (("trial", "time", "axis"), np.ones((30, 12, 2)))})
     d = from_recording(ds, external="hand", how="conditions", seed=1)
     save(ds, tmp_path / "a.nc")
-    e = from_recording(open_recording(tmp_path / "a.nc"), external=["hand"], how="conditions",
-                       seed=1)
+    ds = open_recording(tmp_path / "a.nc")
+    e = from_recording(ds, external=["hand"], how="conditions", seed=1)
     for a, b in ((d.train, e.train), (d.external.valid, e.external.valid)): assert (a == b).all()
     assert d.sizes == dict(neurons=5, steps=12, encoded=5, read_steps=12, external=2)
     assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 1
 
 
-def test_a_recording_without_trials_is_chopped_and_can_be_merged():
+def test_a_recording_without_trials_is_chopped_can_be_merged_and_a_constant_trace_is_named():
     rng = np.random.default_rng(0)
     x = rng.poisson(0.5, (400, 4))
     ds = spikes(x, bin_size=0.01, subject="s", source="made up")
@@ -90,9 +89,6 @@ def test_a_recording_without_trials_is_chopped_and_can_be_merged():
     chops[d.rows.train], chops[d.rows.valid] = d.train, d.valid
     assert np.allclose(merge(chops, 20), x[:9 * 40 + 20])
     assert (np.diff(d.rows.valid) == 1).all() and len(d.rows.valid) % 3 == 0
-
-
-def test_a_trace_that_does_not_change_is_named():
     ds = worms(1, seed=0, duration=200, frame_rate=3)[0].copy(deep=True)
     ds["trace"][:, 7] = 1.0
     with pytest.raises(RecordingError, match="constant in training") as e:
@@ -113,7 +109,7 @@ def test_test_trials_of_a_benchmark_are_left_out_even_where_they_are_not_numbers
     assert d.part().x.shape == (6, 6, 2) and d.part().y.shape == (6, 8, 4)
 
 
-def test_training_trials_of_the_benchmark_are_split_where_none_validate(benchmark):
+def test_training_trials_and_steps_of_the_benchmark_are_split_where_none_validate(benchmark):
     paths, x = benchmark()
     ds, = read_nlb(paths)
     d = from_recording(ds, seed=1)
@@ -129,10 +125,7 @@ def test_training_trials_of_the_benchmark_are_split_where_none_validate(benchmar
     own = ds.assign(split=("trial", ["train"] * 18 + ["val"] * 4 + ["eval"] * 8))
     d = from_recording(own)
     assert d.rows.valid.tolist() == [18, 19, 20, 21] and d.report == ()
-
-
-def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
-    paths, x = benchmark(forward=False, target=True)
+    paths, x = benchmark(forward=False, target=True)      # steps that eval trials alone show
     ds, = read_nlb(paths)
     assert ds.sizes["time"] == 30
     d = from_recording(ds)
@@ -140,32 +133,21 @@ def test_steps_that_only_eval_trials_show_are_left_out(benchmark):
     assert (d.train == x[d.rows.train, :24]).all()
 
 
-def test_training_trials_of_the_arm_are_split(mirror):
-    ds = read_dad(mirror / "macaque_small" / "DAD" / "chewie_demo.mat")[0]
-    own = ds["split"].values.astype(str)
-    d = from_recording(ds)
-    assert set(own) == {"train", "test"} and len(d.valid) == round(0.2 * (own == "train").sum())
-    assert (own[np.concatenate(d.rows)] == "train").all()
-
-
 @pytest.mark.parametrize("labels, how, words", [
     (["train"] * 20 + ["test"] * 10, dict(how="given"), "no validation trials"),
     (["val"] * 20 + ["test"] * 10, {}, "no training trials.*found 10 test, 20 val"),
     (["test"] * 30, {}, "no training trials"), (["a", "b"] * 15, {}, "no training trials"),
     (["train"] * 20 + ["valid"] * 10, dict(trials=range(5)), "no validation trials.*5 in use"),
-    (["train"] * 20 + ["valid"] * 10, dict(trials=range(20, 25)), "no training trials.*5 in use"),
-])
+    (["train"] * 20 + ["valid"] * 10, dict(trials=range(20, 25)), "no training trials.*5 in use")])
 def test_a_split_with_an_empty_half_is_refused(labels, how, words):
     with pytest.raises(RecordingError, match=words):
         from_recording(recording(trial_info={"split": labels}), **how)
 
 
-def test_a_split_that_splits_nothing_is_none():
-    d = from_recording(recording(trial_info={"split": ["all"] * 30}))
+def test_choosing_trials_and_units_keeps_count_of_them_and_copies_nothing():
+    d = from_recording(recording(trial_info={"split": ["all"] * 30}))   # it splits nothing: none
     assert len(d.train) == 24 and len(d.valid) == 6 and d.report == ()
-
-
-def test_choosing_trials_and_units_keeps_count_of_them():
+    assert type(d.train) is np.ndarray and np.shares_memory(d.part().x, d.train)
     ds = recording()
     d = from_recording(ds, trials=[20, 3, 7, 9, 11, 28], units=["d", "a"], seed=2)
     x = ds["spikes"].values
@@ -173,15 +155,12 @@ def test_choosing_trials_and_units_keeps_count_of_them():
     assert set(d.rows.train) | set(d.rows.valid) == {20, 3, 7, 9, 11, 28}
 
 
-def test_subsets_of_any_size():
+def test_subsets_of_any_size_and_bounds():
     d = from_arrays(np.arange(2000.0).reshape(200, 5, 2), split(200), 0.01)
     assert len(subset(d, 2).train) == len(subset(d, 2).valid) == 1
     assert (subset(d, 200).train == d.train).all()
     part = subset(d, 0.3, 1)
     assert (part.train[:, 0, 0] == part.rows.train * 10).all()
-
-
-def test_bounds():
     from scipy.stats import poisson
     rng = np.random.default_rng(1)
     rate, y = rng.gamma(2, 10, (4, 6, 3)), rng.poisson(0.3, (4, 6, 3))
@@ -204,12 +183,6 @@ def test_bounds():
     (lambda: from_arrays(np.full((3, 4, 1), "a"), Pair([0], [1]), 0.1), "must be numbers"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], []), 0.1), "one half of the split"),
     (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), -0.1), "bin_size is out of range"),
-    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind"),
-])
+    (lambda: from_arrays(np.zeros((3, 4, 1)), Pair([0], [1]), 0.1, kind="lfp"), "no such kind")])
 def test_bad_input_is_named(call, words):
     with pytest.raises((ParameterError, RecordingError), match=words): call()
-
-
-def test_a_data_set_is_not_copied_into_its_parts():
-    d = from_recording(recording())
-    assert type(d.train) is np.ndarray and np.shares_memory(d.part().x, d.train)

@@ -21,27 +21,20 @@ def data():
 
 
 def same(a, b):
-    "Are two decoders the same to the last bit?"
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b))
 
 
 # ---------------------------------------------------------------- the benchmark's numbers
-def test_golden_velocity(gold):
+def test_golden_velocity_psth_and_speed(gold):
     args = gold["pred"], gold["beh_nan"], gold["pred"], gold["beh"]
     assert D.velocity_r2(*args, gold["dm"], gold["dm"]) == pytest.approx(gold["out_vel"], abs=1e-10)
     assert D.velocity_r2(*args, gold["dm"]) == pytest.approx(gold["out_vel"], abs=1e-10)
     one = D.velocity_r2(gold["pred"], gold["beh"], gold["pred"], gold["beh"], alpha=1e-2)
     assert one == pytest.approx(gold["out_vel1"], abs=1e-10)
-
-
-def test_golden_psth(gold):
     every = [np.arange(i, 24, 4) for i in range(4)]
     for condition in (every, np.arange(24) % 4, list(np.arange(24) % 4)):
         r = D.psth_r2(gold["pred"], gold["psth"], condition)
         assert r == pytest.approx(gold["out_psth"], abs=1e-10)
-
-
-def test_golden_speed(gold):
     bdm, spikes, out = gold["bdm"], gold["sp_nan"], gold["out_tp"]
     r = D.speed_interval_correlation
     assert r(gold["pred"], bdm, when=spikes) == pytest.approx(out, abs=1e-10)
@@ -90,12 +83,15 @@ def test_finds_the_delay(lead):
     assert d.scores.shape == (13, 9)
 
 
-def test_folds_hold_whole_trials(data):
+def test_folds_hold_whole_trials():
     "Trials that are exact copies of themselves would be told apart only if they were cut."
     rng = np.random.default_rng(2)
     rates = np.repeat(rng.standard_normal((10, 1, 40)), 30, 1)      # constant within a trial
     behaviour = np.repeat(rng.standard_normal((10, 1, 1)), 30, 1)   # nothing to learn
     assert D.fit_decoder(rates, behaviour, alpha=[1e-6, 1e-5]).scores.max() < 0.2
+    r = D.cross_decode(rates, behaviour, alpha=[1e-3, 1e-1])        # of trials that were left out
+    assert r.shape == (5, 1) and r.mean() < 0
+    assert D.fit_decoder(rates, behaviour, alpha=1e-3).score(rates, behaviour) > 0.3
 
 
 def test_mask_and_nan_leave_bins_out(data):
@@ -111,28 +107,17 @@ def test_mask_and_nan_leave_bins_out(data):
 @pytest.mark.parametrize("call, words", [
     (lambda r, b: D.fit_decoder(r, b[:, :-1]), "do not belong together"),
     (lambda r, b: D.fit_decoder(r, b, delay=[]), "delay is not"),
-    (lambda r, b: D.fit_decoder(r, b, alpha=np.nan), "alpha is not a penalty"),
-    (lambda r, b: D.fit_decoder(r, b, alpha=[]), "alpha is not a penalty"),
+    *[(lambda r, b, a=a: D.fit_decoder(r, b, alpha=a), "alpha is not a penalty")
+      for a in (np.nan, [])],
     (lambda r, b: D.fit_decoder(r, b * np.nan), "nothing to fit"),
     (lambda r, b: D.fit_decoder(r, b, folds=1), "these folds cannot be made"),
     (lambda r, b: D.fit_decoder(r, b, mask=np.ones((3, 3))), "the mask does not fit"),
     (lambda r, b: D.fit_decoder(r, np.ones_like(b)), "Is the behaviour constant?"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool)), "group 0"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.ones((30, 2)) * 0.5), "train_mask does not fit"),
-    (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers"),
-])
+    (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers")])
 def test_errors(data, call, words):
     with pytest.raises(ParameterError, match=words): call(*data)
-
-
-def test_cross_decode_scores_trials_that_were_left_out():
-    "Nothing to learn: R² below 0 on every split, though a fit to all trials would find much."
-    rng = np.random.default_rng(0)
-    rates = np.repeat(rng.standard_normal((20, 1, 15)), 10, 1)
-    behaviour = np.repeat(rng.standard_normal((20, 1, 2)), 10, 1)
-    r = D.cross_decode(rates, behaviour, alpha=[1e-3, 1e-1])
-    assert r.shape == (5, 2) and r.mean() < 0
-    assert D.fit_decoder(rates, behaviour, alpha=1e-3).score(rates, behaviour) > 0.3
 
 
 # ---------------------------------------------------------------- PSTHs
@@ -172,7 +157,7 @@ def test_bootstrap_draws_are_scores_of_drawn_trials():
 
 
 # ---------------------------------------------------------------- speed
-def test_speed_scales_and_gaps():
+def test_speed_scales_and_gaps_and_its_correlation_within_conditions():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 30, 5))
     v = D.neural_speed(x)
@@ -184,9 +169,6 @@ def test_speed_scales_and_gaps():
     np.testing.assert_allclose(D.neural_speed(x, when), np.c_[steps[:, :9], steps[:, 20:]].mean(1))
     with pytest.raises(ParameterError, match="trial 2"):
         x[2, 3] = np.nan; D.neural_speed(x, when)
-
-
-def test_speed_correlation_conditions():
     rng = np.random.default_rng(0)
     x, t = rng.standard_normal((30, 12, 4)), rng.random(30)
     label = np.arange(30) % 3
@@ -203,7 +185,6 @@ def test_speed_correlation_conditions():
 
 
 # ---------------------------------------------------------------- what may be given
-
 def small(seed=0, trials=24):
     rng = np.random.default_rng(seed)
     x = rng.gamma(2, 1, (trials, 10, 5))
@@ -216,26 +197,20 @@ def test_tensors_that_carry_gradients():
     u, v = (torch.tensor(a, requires_grad=True) for a in (x, y))
     fit, test = slice(0, 16), slice(16, None)
     p = D.psth(x, label)
-    pairs = [
-        (D.velocity_r2(u[fit], v[fit], u[test], v[test]),
-         D.velocity_r2(x[fit], y[fit], x[test], y[test])),
-        (D.fit_decoder(u, v).predict(u), D.fit_decoder(x, y).predict(x)), (D.psth(u, label), p),
-        (D.psth_r2(u, torch.tensor(p, requires_grad=True), torch.tensor(label)),
-         D.psth_r2(x, p, label)),
-        (D.speed_interval_correlation(u, v[:, 0, 0], torch.tensor(label)),
-         D.speed_interval_correlation(x, y[:, 0, 0], label)),
-        (D.neural_speed(u.to(torch.bfloat16)), D.neural_speed(torch.tensor(x).bfloat16().double())),
-        (D.velocity(u, 0.1), D.velocity(x, 0.1)), (D.cross_decode(u, v), D.cross_decode(x, y))]
-    for found, expected in pairs: np.testing.assert_allclose(found, expected, rtol=1e-9)
-    one = D.bootstrap_pseudo_r2(u, torch.tensor(x.round()))
-    np.testing.assert_allclose(one.low, D.bootstrap_pseudo_r2(x, x.round()).low)
+    for f in (lambda x, y, _: D.velocity_r2(x[fit], y[fit], x[test], y[test]),
+              lambda x, y, _: D.fit_decoder(x, y).predict(x), lambda x, y, _: D.cross_decode(x, y),
+              lambda x, *_: D.psth(x, label), lambda x, *_: D.velocity(x, 0.1),
+              lambda x, y, of: D.psth_r2(x, of(p), of(label)),
+              lambda x, y, of: D.speed_interval_correlation(x, y[:, 0, 0], of(label)),
+              lambda x, *_: D.bootstrap_pseudo_r2(x, x.round()).low):
+        np.testing.assert_allclose(f(u, v, torch.tensor), f(x, y, np.array), rtol=1e-9)
+    np.testing.assert_allclose(D.neural_speed(u.to(torch.bfloat16)),
+                               D.neural_speed(torch.tensor(x).bfloat16().double()), rtol=1e-9)
 
 
-LABELS = [lambda k: np.array(list("bac"))[k], lambda k: ["left", "right", "up"][k],
-          lambda k: f"target {k}", lambda k: k * 10.0 + 5, lambda k: k > 0]
-
-
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", [
+    lambda k: np.array(list("bac"))[k], lambda k: ["left", "right", "up"][k],
+    lambda k: f"target {k}", lambda k: k * 10.0 + 5, lambda k: k > 0])
 def test_labels_of_any_kind(name):
     (x, y), k = small(), np.arange(24) % 3
     labels = [name(i) for i in k]
@@ -256,7 +231,7 @@ def test_labels_of_any_kind(name):
 def test_what_is_no_label(none):
     (x, y), names = small(), [*"abc"] * 8
     names[5] = names[10] = none
-    left = [i for i in range(24) if i not in (5, 10)]
+    left = np.delete(np.arange(24), [5, 10])
     rest = [names[i] for i in left]
     np.testing.assert_array_equal(D.psth(x, names), D.psth(x[left], rest))
     assert D.psth_r2(x, D.psth(x, names), names) == pytest.approx(1)

@@ -1,8 +1,5 @@
 "The command, as a user calls it: in a process of its own."
-import json
-import os
-import subprocess
-import sys
+import json, os, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -21,16 +18,13 @@ def call(*args, cwd=ROOT, timeout=900, **env):
                           capture_output=True, env=quiet | env, timeout=timeout)
 
 
-def test_help_teaches():
+def test_help_teaches_and_pulls_nothing_heavy():
     done = call("--help")
     assert done.returncode == 0
     for word in "sources fetch check simulate sweep collect reproduce site".split():
         assert word in done.stdout
         more = call(word, "--help")
         assert more.returncode == 0 and "example: neurocompanion" in more.stdout
-
-
-def test_help_pulls_nothing_heavy():
     code = "import sys; from neurocompanion.command import parser; parser().format_help(); " \
            "print(sorted({'torch', 'numpy', 'pandas', 'xarray', 'papermill'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
@@ -39,20 +33,29 @@ def test_help_pulls_nothing_heavy():
 
 def test_mistakes_are_one_sentence():
     for args in [("fetch", "kato1915"), ("sweep", "worm_scaling/headlin"), ("collect", "nowhere"),
-                 ("sweep", "worm_scaling/headline", "--scale", "tiny", "--set", "hiden=3")]:
+                 ("sweep", "worm_scaling/headline", "--scale", "tiny", "--set", "hiden=3"),
+                 ("reproduce", "--paper", "worm")]:
         done = call(*args)
         assert done.returncode == 2, args
         assert done.stderr.startswith("neurocompanion: ") and "Traceback" not in done.stderr
+    assert "worm_scaling" in done.stderr                           # it names the papers there are
 
 
-def test_sources_says_where_each_is(tmp_path):
+def test_sources_says_where_each_is_and_a_closed_pipe_is_no_error(tmp_path):
     done = call("sources", NEUROCOMPANION_CACHE=str(tmp_path))
     assert done.returncode == 0 and "kato2015 " in done.stdout, done.stderr
     assert all("nowhere" in line for line in done.stdout.splitlines())
     assert call("sources", "no such recording").returncode == 2
+    read, write = os.pipe()
+    os.close(read)
+    for args in (["sources"], ["--help"]):
+        done = subprocess.run([str(BIN / "neurocompanion"), *args], stdout=write,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 0 and done.stderr == ""
+    os.close(write)
 
 
-def test_simulated_recordings_pass_check(tmp_path):
+def test_simulated_recordings_pass_check_and_others_do_not(tmp_path):
     for kind, n in [("worms", 2), ("sessions", 2), ("fish", 1)]:
         done = call("simulate", kind, "-n", n, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
@@ -60,9 +63,6 @@ def test_simulated_recordings_pass_check(tmp_path):
         assert len(files) == n
         done = call("check", *files)
         assert done.returncode == 0 and done.stdout.count("follows the standard") == n, done.stderr
-
-
-def test_check_refuses(tmp_path):
     (tmp_path / "notes.txt").write_text("not a recording")
     done = call("check", tmp_path / "notes.txt", tmp_path / "nothing.nc")
     assert done.returncode == 1
@@ -84,16 +84,6 @@ def test_check_looks_at_every_value_of_large_files(tmp_path, monkeypatch, capsys
     with h5py.File(path, "a") as f: f["video"][70, 1, 2, 3] = np.nan
     assert main(["check", str(path)]) == 1
     assert "time 70 s, z 1, y 2, x 3: `video` has gaps" in capsys.readouterr().err
-
-
-def test_a_closed_pipe_is_no_error():
-    read, write = os.pipe()
-    os.close(read)
-    for args in (["sources"], ["--help"]):
-        done = subprocess.run([str(BIN / "neurocompanion"), *args], stdout=write,
-                              stderr=subprocess.PIPE, text=True, timeout=60)
-        assert done.returncode == 0 and done.stderr == ""
-    os.close(write)
 
 
 def test_reproduce_at_the_smallest_scale(tmp_path):
@@ -134,8 +124,3 @@ def test_reproduce_at_the_smallest_scale(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     by_hand = pd.read_parquet(tmp_path / "rows.parquet").iloc[0]
     assert by_hand["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-6)
-
-
-def test_reproduce_names_the_papers_there_are():
-    done = call("reproduce", "--paper", "worm")
-    assert done.returncode == 2 and "worm_scaling" in done.stderr

@@ -12,17 +12,10 @@ from neurocompanion.recordings.standard import NEURONS
 
 
 @pytest.fixture(scope="module")
-def published(mirror):
-    return {name: load_connectome(name) for name in CONNECTOMES}
+def published(mirror): return {name: load_connectome(name) for name in CONNECTOMES}
 
 
-def small(path, edges):
-    "A JSON of connections."
-    path.write_text(json.dumps([dict(zip(("pre", "post", "typ", "syn"), e)) for e in edges]))
-    return path
-
-
-def test_what_the_published_files_hold(published):
+def test_what_the_published_files_hold_and_how_they_agree(published):
     chemical = {k: int((ds.chemical > 0).sum()) for k, ds in published.items() if "chemical" in ds}
     assert chemical == {"white1986": 2266, "cook2019": 3709, "cook2019_edges": 3638,
                         "witvliet2021": 1933}
@@ -33,10 +26,19 @@ def test_what_the_published_files_hold(published):
     for ds in published.values():
         assert ds.sizes == {"pre": 302, "post": 302} and list(ds.pre.values) == NEURONS
         assert len(ds.attrs["sha256"]) == 64 and ds.attrs["doi"].startswith("10.")
+    table = agreement(published.values()).set_index(["a", "b"])      # two copies of Cook do best
+    anatomy = table.dropna()
+    assert anatomy.jaccard.idxmax() == ("cook2019", "cook2019_edges")
+    assert anatomy.jaccard.max() > 0.85 and anatomy.jaccard.min() > 0.35
+    assert table.spearman.loc[("cook2019", "randi2023")] < 0.1
+    (only,) = published["randi2023"].attrs["report"]
+    assert only["name"] == "IL2V4" and "IL2VR" in only["reason"]
+    signal = adjacency(published["randi2023"], ["RID", "URXL"], "signal")
+    assert signal[0, 1] > 0.2 and abs(signal[1, 0]) < 0.02    # this fixes the axes of the atlas
+    assert adjacency(published["cook2019"], ["RID", "URXL"])[0, 1] == 0   # there is no synapse
 
 
 def test_nothing_is_lost_without_a_word(published, mirror):
-    "Weights in the matrices and weights in the report add up to the file."
     edges = json.loads((mirror / "connectome" / "white_1986_whole.json").read_text())
     ds = published["white1986"]
     dropped = {r["name"] for r in ds.attrs["report"] if r["action"] == "dropped"}
@@ -44,13 +46,6 @@ def test_nothing_is_lost_without_a_word(published, mirror):
     kept = [e for e in edges if not {e["pre"], e["post"]} & dropped]
     for typ, kind in ((0, "chemical"), (2, "electrical")):
         assert float(ds[kind].sum()) == sum(sum(e["syn"]) for e in kept if e["typ"] == typ)
-
-
-def test_padded_names_are_the_same_neurons(published):
-    ds = published["cook2019"]
-    renamed = {r["name"] for r in ds.attrs["report"] if r["action"] == "renamed"}
-    assert {"VB01", "VB02", "DD06"} <= renamed and "VB10" not in renamed
-    assert np.array_equal(adjacency(ds, ["VB01", "VB02"]), adjacency(ds, ["VB1", "VB2"]))
 
 
 @pytest.mark.parametrize("name", ["white1986", "cook2019", "witvliet2021"])
@@ -64,16 +59,10 @@ def test_known_anatomy(published, name):
     assert adjacency(ds, ["AVAL", "AVAR"])[0, 1] > 0
 
 
-def test_rid_is_answered_by_urx_without_a_synapse(published):
-    "The one direction that fixes the axes of the atlas."
-    signal = adjacency(published["randi2023"], ["RID", "URXL"], "signal")
-    assert signal[0, 1] > 0.2 and abs(signal[1, 0]) < 0.02
-    assert adjacency(published["cook2019"], ["RID", "URXL"])[0, 1] == 0
-    (only,) = published["randi2023"].attrs["report"]
-    assert only["name"] == "IL2V4" and "IL2VR" in only["reason"]
-
-
 def test_adjacency_of_the_shared_neurons(published):
+    ds = published["cook2019"]
+    renamed = {r["name"] for r in ds.attrs["report"] if r["action"] == "renamed"}
+    assert {"VB01", "VB02", "DD06"} <= renamed and "VB10" not in renamed
     padded = [n.replace("VB1", "VB01").replace("VB2", "VB02") for n in SHARED]
     for name in ("white1986", "cook2019", "cook2019_edges"):
         A = adjacency(published[name], padded)
@@ -84,24 +73,15 @@ def test_adjacency_of_the_shared_neurons(published):
     assert (A[-2:] == 0).all() and (A[:, -2:] == 0).all() and A[:-2, :-2].any()
     with pytest.raises(ParameterError, match="randi2023.*expected signal"):
         adjacency(published["randi2023"], SHARED)
-
-
-def test_white_leaves_three_of_the_fifteen_alone(published):
-    A = adjacency(published["white1986"], SHARED, directed=False)
+    A = adjacency(published["white1986"], SHARED, directed=False)   # three of the fifteen alone
     assert [n for n, row in zip(SHARED, A) if not row.any()] == ["RMED", "RMEL", "RMER"]
 
 
-def test_two_copies_of_cook_agree_best(published):
-    table = agreement(published.values()).set_index(["a", "b"])
-    anatomy = table.dropna()
-    assert anatomy.jaccard.idxmax() == ("cook2019", "cook2019_edges")
-    assert anatomy.jaccard.max() > 0.85 and anatomy.jaccard.min() > 0.35
-    assert table.spearman.loc[("cook2019", "randi2023")] < 0.1
-
-
 def test_adjacency_does_not_touch_the_connectome(tmp_path):
-    edges = [("AVAL", "AVAR", 0, [2]), ("AVAR", "VB1", 2, [1])]
-    ds = read_connectome(small(tmp_path / "a.json", edges))
+    (tmp_path / "a.json").write_text(json.dumps([dict(zip(("pre", "post", "typ", "syn"), e))
+                                                 for e in (("AVAL", "AVAR", 0, [2]),
+                                                           ("AVAR", "VB1", 2, [1]))]))
+    ds = read_connectome(tmp_path / "a.json")
     before = ds.copy(deep=True)
     A = adjacency(ds, ["AVAL", "AVAR", "RID"], "chemical", missing="nan")
     A[:] = 7

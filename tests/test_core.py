@@ -1,10 +1,5 @@
 "Paths from anywhere, whole files or none, and the record of a run."
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
+import os, pickle, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -23,7 +18,7 @@ def test_home_is_right_from_any_folder(folder):
     assert done.stdout.split() == [str(ROOT), str(ROOT / "results")], done.stderr
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_any_writer_a_pipe(tmp_path):
     code = ("import sys, time; from neurocompanion.core import atomic_path\n"
             "with atomic_path(sys.argv[1]) as p:\n"
             "    f = open(p, 'w'); f.write('half'); f.flush()\n"
@@ -36,16 +31,19 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
     assert target.read_text() == "old"
+    (folder := tmp_path / "folder").mkdir()
+    os.mkfifo(pipe := folder / "pipe")
+    with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
+        tmp.write_text("x")
+    assert pipe.is_fifo() and len(list(folder.iterdir())) == 1
 
 
-@pytest.mark.parametrize("kind", ["RecordingError", "SourceError", "TrainingError", "SweepError",
-                                  "ParameterError"])
+@pytest.mark.parametrize("kind", [getattr(core, k) for k in core.__all__ if k.endswith("Error")])
 def test_errors_survive_pickling(kind):
-    error = getattr(core, kind)("what", where="a.nc, neuron 3", expected=1, found=2, fix="Do it.")
+    error = kind("what", where="a.nc, neuron 3", expected=1, found=2, fix="Do it.")
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error)
+    assert type(again) is kind and (again.expected, again.fix) == (1, "Do it.")
     assert str(again) == str(error) == "a.nc, neuron 3: what: expected 1, found 2. Do it."
-    assert (again.expected, again.fix) == (1, "Do it.")
 
 
 def test_progress_shows_rate_and_remaining_time(monkeypatch, capfd):
@@ -62,13 +60,6 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
                          ("MIRROR", core.mirror_dir)]:
         monkeypatch.setenv(f"NEUROCOMPANION_{name}", "~/data")
         assert folder() == (tmp_path / "data").resolve()
-
-
-def test_atomic_path_leaves_pipes_in_place(tmp_path):
-    os.mkfifo(pipe := tmp_path / "pipe")
-    with pytest.raises(OSError, match="a device or pipe"), core.atomic_path(pipe) as tmp:
-        tmp.write_text("x")
-    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 # In a process of its own: what is set for memory stays set until the process ends.
@@ -102,31 +93,21 @@ def in_a_process(code=MEMORY, **env):
     return kept == "True", *map(int, numbers)
 
 
-glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()),
-                           reason="needs glibc")
-
-
-@glibc
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()),
+                    reason="needs glibc")
 def test_memory_is_kept_for_the_next_step_and_bounded():
     kept, before, after, grown, left = in_a_process()
     assert kept and before > 1000 and after < before / 50
     assert grown > 400 and left < 300
-
-
-@glibc
-@pytest.mark.parametrize("env", [{"MALLOC_TRIM_THRESHOLD_": "200000"},
-                                 {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=200000"}])
-def test_memory_that_was_set_by_hand_is_left_alone(env):
-    kept, before, after, *_ = in_a_process(**env)
-    assert not kept and after > before / 2
+    for env in (dict(MALLOC_TRIM_THRESHOLD_="200000"),             # set by hand: left alone
+                dict(GLIBC_TUNABLES="glibc.malloc.trim_threshold=200000")):
+        kept, before, after, *_ = in_a_process(**env)
+        assert not kept and after > before / 2
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_other_systems_keep_their_own_ways(platform):
+def test_other_systems_and_c_libraries_keep_their_own_ways(platform, monkeypatch):
     code = f"import sys; from neurocompanion.core import keep_memory; sys.platform = {platform!r}; "
     assert in_a_process(code + "print(keep_memory(), keep_memory())") == (False,)
-
-
-def test_a_c_library_that_knows_no_such_setting(monkeypatch):
-    monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(core.ctypes, "CDLL", lambda name: object())    # knows no such setting
     assert core.keep_memory.__wrapped__() is False

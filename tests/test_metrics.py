@@ -18,9 +18,7 @@ def poisson(seed=0, shape=(20, 30, 5)):
 
 
 # ---- bits per spike
-
 def test_bits_per_spike_agrees_with_the_benchmark(gold):
-    "As arrays, tensors, lists; flat, with gaps, and neuron by neuron."
     pred, spikes, gaps = gold["pred"], gold["spikes"], gold["sp_nan"]
     want = near(float(gold["out_bps"]), abs=1e-9)
     for p, s in [(pred, spikes), (pred.tolist(), spikes.tolist()),
@@ -52,17 +50,19 @@ def test_zero_rates_silent_neurons_and_empty_input():
 
 
 # ---- what is refused
-
 @pytest.mark.parametrize("call, says", [
     (lambda: M.bits_per_spike([[0.1, 0.2]], [[0, -1]]), "spikes are negative"),
-    (lambda: M.bits_per_spike([[0.1, np.nan]], [[0, 1]]), "rates holds NaN or infinity"),
-    (lambda: M.bits_per_spike([[0.1, np.inf]], [[0, 1]]), "rates holds NaN or infinity"),
+    *[(lambda v=v: M.bits_per_spike([[0.1, v]], [[0, 1]]), "rates holds NaN or infinity")
+      for v in (np.nan, np.inf)],
     (lambda: M.bits_per_spike([["a", "b"]], [[0, 1]]), "not an array of numbers"),
     (lambda: M.r2(["1"], [1.0]), "not an array of numbers"),
     (lambda: M.r2(np.array(["2026-11-21"], "M8[D]"), [1.0]), "not an array of numbers"),
     (lambda: M.r2([1.0, 2.0], [1.0, np.inf]), "target holds NaN or inf.*Mark as NaN"),
     (lambda: M.r2([1, 2], [1, 3], per_neuron="no"), "per_neuron"),
     (lambda: M.interval([1, 2], method="sd"), "bootstrap_t"),
+    *[(lambda f=f: f(np.ones((4, 3, 1)), np.ones((4, 3, 2))), r"\(4, 3, 2\).*\(4, 3, 1\)")
+      for f in (M.bits_per_spike, M.r2, M.masked_mse, M.mae, M.naive_mse, M.pseudo_r2, M.accuracy,
+                M.correlation, M.corr_h)],
     (lambda: M.confusion([7], [0], classes=2), r"\[7\]"),
     (lambda: M.fit_scaling([1, 2, 0], [1, 2, 3]), "1 others of 3"),
     (lambda: M.fit_scaling([1, 2, 3], [1, np.nan, 3], "log"), "1 others of 3"),
@@ -72,15 +72,7 @@ def test_what_is_wrong_is_said(call, says):
     with pytest.raises(ParameterError, match=says): call()
 
 
-@pytest.mark.parametrize("f", [M.bits_per_spike, M.r2, M.masked_mse, M.mae, M.naive_mse,
-                               M.pseudo_r2, M.accuracy, M.correlation, M.corr_h])
-def test_wrong_shapes_name_both(f):
-    with pytest.raises(ParameterError, match=r"\(4, 3, 2\).*\(4, 3, 1\)"):
-        f(np.ones((4, 3, 1)), np.ones((4, 3, 2)))
-
-
 # ---- pseudo-R²
-
 def test_pseudo_r2_from_log_likelihoods():
     rates, spikes = poisson(1)
     null = np.broadcast_to(spikes.mean((0, 1)), spikes.shape)
@@ -95,7 +87,6 @@ def test_pseudo_r2_from_log_likelihoods():
 
 
 # ---- masked losses
-
 def loop_mse(pred, target, mask):
     total, n = 0.0, 0
     for b, i in np.argwhere(np.asarray(mask) > 0):
@@ -105,7 +96,6 @@ def loop_mse(pred, target, mask):
 
 @pytest.mark.parametrize("kind", [bool, int, float])
 def test_masked_mse_equals_the_loop(kind):
-    "Masks of every shape that may come, as arrays, lists and tensors."
     rng = np.random.default_rng(0)
     pred, target = rng.standard_normal((2, 6, 7, 5))
     mask = (rng.random((6, 5)) < 0.4).astype(kind)
@@ -125,15 +115,12 @@ def test_masked_mse_equals_the_loop(kind):
             M.masked_mse(pred, target, wrong)
 
 
-def test_masked_mse_is_differentiable_and_keeps_nan_where_labelled():
+@pytest.mark.filterwarnings("error")
+def test_losses_of_every_type_are_differentiable_and_keep_nan_where_labelled():
     pred, target = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True).unbind()
     mask = torch.rand(4, 5) < 0.5
     assert torch.autograd.gradcheck(lambda p: M.masked_mse(p, target.detach(), mask), pred)
     for f in (M.masked_mse, M.mae): assert np.isnan(f([[1.0, np.nan]], [[1.0, 1.0]]))
-
-
-@pytest.mark.filterwarnings("error")
-def test_losses_of_every_type():
     big = torch.full((8, 1000), 20.0, dtype=torch.float16)
     assert M.masked_mse(big, torch.zeros_like(big)).item() == near(400)  # 3.2e6 summed
     assert M.masked_mse(torch.tensor([1, 2]), torch.tensor([0, 0])).item() == 2.5
@@ -146,14 +133,11 @@ def test_losses_of_every_type():
     assert mean == 1 and n == 12
 
 
-def test_masked_mse_runs_under_vmap():
-    x, y = torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5)
+def test_masked_mse_runs_under_vmap_and_mae_over_axes():
+    x, y = torch.randn(2, 3, 4, 6, 5)
     mask = torch.rand(3, 4, 5) < 0.5
     stacked = torch.func.vmap(M.masked_mse)(x, y, mask)
     assert torch.allclose(stacked, torch.stack([M.masked_mse(*v) for v in zip(x, y, mask)]))
-
-
-def test_mae_over_axes():
     rng = np.random.default_rng(2)
     pred, target = rng.standard_normal((2, 6, 7, 5))
     mask = rng.random((6, 5)) < 0.5
@@ -164,7 +148,6 @@ def test_mae_over_axes():
 
 
 # ---- R², correlation
-
 def test_r2_pooled_and_per_neuron():
     rng = np.random.default_rng(0)
     y = rng.standard_normal((10, 20, 4)) * [1, 2, 5, 9] + [0, 3, -2, 50]
@@ -178,20 +161,15 @@ def test_r2_pooled_and_per_neuron():
     assert M.r2(torch.tensor(p), torch.tensor(y)) == near(M.r2(p, y))
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e9, -3.3])
-def test_a_constant_target_has_no_r2(value):
-    y = np.full((1000, 1), value)
-    assert np.isnan(M.r2(y, y)) and np.isnan(M.r2(y + 1, y, True))
-    assert np.isnan(M.correlation(np.random.default_rng(0).random((1000, 1)), y))
-
-
-@pytest.mark.parametrize("f", [M.r2, M.bits_per_spike, M.pseudo_r2])
-def test_no_neurons_and_hidden_entries(f):
-    none = np.zeros((3, 0))
-    assert np.isnan(f(none, none)) and f(none, none, "each").shape == (0,)
-    pred, target = np.array([[1.0], [2], [3]]), np.array([[1.0], [5], [2]])
-    hidden = np.ma.masked_equal(target, 5)
-    assert f(pred, hidden) == f(pred[[0, 2]], target[[0, 2]])
+def test_constant_targets_no_neurons_and_hidden_entries():
+    for value in (0.0, 0.1, 1e9, -3.3):
+        y = np.full((1000, 1), value)
+        assert np.isnan(M.r2(y, y)) and np.isnan(M.r2(y + 1, y, True))
+        assert np.isnan(M.correlation(np.random.default_rng(0).random((1000, 1)), y))
+    none, hidden = np.zeros((3, 0)), np.ma.masked_equal([[1.0], [5], [2]], 5)
+    for f in (M.r2, M.bits_per_spike, M.pseudo_r2):
+        assert np.isnan(f(none, none)) and f(none, none, "each").shape == (0,)
+        assert f([[1.0], [2], [3]], hidden) == f([[1.0], [3]], [[1.0], [2]])
 
 
 def test_correlations_by_loops():
@@ -209,7 +187,6 @@ def test_correlations_by_loops():
 
 
 # ---- classification
-
 def test_accuracy_and_confusion_ignore_steps():
     rng = np.random.default_rng(0)
     y = rng.integers(-1, 4, 500)
@@ -230,13 +207,6 @@ def test_accuracy_and_confusion_ignore_steps():
 
 # ---- intervals and laws
 
-def test_t_interval_agrees_with_scipy():
-    x = np.random.default_rng(0).standard_normal((6, 3))
-    want = stats.t.interval(0.9, 5, x.mean(0), stats.sem(x))
-    mean, low, high, n = M.interval(x, level=0.9)
-    assert mean == near(x.mean(0)) and (n == 6).all()
-    assert low == near(want[0]) and high == near(want[1])
-
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("method", ["t", "percentile", "bootstrap_t"])
@@ -251,7 +221,12 @@ def test_intervals_of_little(method):
     assert a == M.interval([1.0, 2, 4, np.nan], method=method)
 
 
-def test_line_and_log_are_the_ordinary_regression():
+def test_t_interval_line_and_log_are_the_ordinary_ones():
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    want = stats.t.interval(0.9, 5, x.mean(0), stats.sem(x))
+    mean, low, high, n = M.interval(x, level=0.9)
+    assert mean == near(x.mean(0)) and (n == 6).all()
+    assert low == near(want[0]) and high == near(want[1])
     rng = np.random.default_rng(0)
     n = rng.uniform(1e2, 1e5, 40)
     loss = 3 * n**-0.4 * np.exp(0.2 * rng.standard_normal(40))
@@ -267,14 +242,11 @@ def test_line_and_log_are_the_ordinary_regression():
                       ("L = 1·N^0.5", M.fit_scaling([1, 100], [1, 10]))]: assert str(law) == said
 
 
-@pytest.mark.parametrize("a, b, c", [(1e3, 1.46, 0.01), (0.5, 0.1, 0.2), (5, 0.3, 0.0)])
-def test_floor_recovers_known_laws(a, b, c):
+def test_floor_recovers_known_laws_and_agrees_with_scipy_least_squares():
     n = np.geomspace(1e2, 1e6, 10)
-    law = M.fit_scaling(n, a * n**-b + c, "floor")
-    assert law(n) == near(a * n**-b + c, rel=1e-4) and law.c == near(c, abs=2e-3)
-
-
-def test_floor_agrees_with_scipy_least_squares():
+    for a, b, c in [(1e3, 1.46, 0.01), (0.5, 0.1, 0.2), (5, 0.3, 0.0)]:
+        law = M.fit_scaling(n, a * n**-b + c, "floor")
+        assert law(n) == near(a * n**-b + c, rel=1e-4) and law.c == near(c, abs=2e-3)
     rng = np.random.default_rng(4)
     n = np.repeat(np.geomspace(1e2, 1e6, 9), 6)
     loss = (8 * n**-0.45 + 0.03) * np.exp(0.05 * rng.standard_normal(n.size))
@@ -324,7 +296,6 @@ def test_extrapolation_holds_out_sizes():
 
 
 # ---- promises about all of them
-
 def test_nothing_is_changed():
     rates, spikes = poisson(5)
     rates[0, 0], spikes[1, 1] = 0, np.nan

@@ -1,10 +1,5 @@
 "Every notebook runs, is clean, and is what the package was exported from."
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +31,6 @@ def warm():
 
 @each
 def test_runs(path, warm, tmp_path):
-    "A notebook's own tests pass, in a process of its own."
     print(json.dumps([str(path), str(tmp_path / "log"), 300]), file=warm.stdin, flush=True)
     status = warm.stdout.readline().strip()
     assert status == "0", f"exit status {status}\n{(tmp_path / 'log').read_text()[-4000:]}"
@@ -67,20 +61,15 @@ def test_outputs_are_stable(path):
 
 
 @each
-def test_shows_results(path):
-    "A reader finds pictures, tables or printed values without running anything."
-    code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    if path.name == "run.ipynb" or len(code) < 2: return
-    assert any(c["outputs"] for c in code), "no cell has an output: execute the notebook"
-
-
-@each
-def test_comments_of_cells_take_one_line(path):
-    "nbdev drops the further lines of a value before Quarto sees them: captions would be lost."
-    for i, cell in enumerate(json.loads(path.read_text())["cells"]):
-        if cell["cell_type"] != "code": continue
+def test_shows_results_and_comments_of_cells_take_one_line(path):
+    "Nothing need be run to see them; nbdev drops further lines of a caption before Quarto."
+    code = {i: c for i, c in enumerate(json.loads(path.read_text())["cells"])
+            if c["cell_type"] == "code"}
+    for i, cell in code.items():
         folded = re.search(r"^#\|\s*[\w-]+:\s*[>|][+-]?\s*$", "".join(cell["source"]), re.M)
         assert not folded, f"cell {i}: {folded.group()}: shorten it to one line"
+    if path.name == "run.ipynb" or len(code) < 2: return
+    assert any(c["outputs"] for c in code.values()), "no cell has an output: execute the notebook"
 
 
 @pytest.fixture(scope="session")
@@ -97,22 +86,17 @@ def exported(tmp_path_factory):
 
 
 def files(root, *patterns):
-    "Contents by name, for comparison."
     return {str(p.relative_to(root)): p.read_bytes() for g in patterns for p in root.rglob(g)
             if not {".venv", ".ipynb_checkpoints"} & set(p.relative_to(root).parts)}
 
 
-def test_package_is_what_the_notebooks_export(exported):
-    ours, fresh = (files(r / "neurocompanion", "*.py") for r in (ROOT, exported))
-    assert ours.keys() == fresh.keys(), "run `make export`: a module has no notebook, or none yet"
+@pytest.mark.parametrize("folder, pattern, how", [("neurocompanion", "*.py", "make export"),
+                                                  ("nbs", "*.ipynb", "nbdev_clean")])
+def test_package_is_what_the_notebooks_export_and_they_are_clean(exported, folder, pattern, how):
+    ours, fresh = (files(r / folder, pattern) for r in (ROOT, exported))
+    assert ours.keys() == fresh.keys(), f"run `{how}`: a module has no notebook, or none yet"
     differ = [name for name in ours if ours[name] != fresh[name]]
-    assert not differ, f"run `make export`: {', '.join(differ)} differ from their notebooks"
-
-
-def test_notebooks_are_clean(exported):
-    ours, fresh = (files(r / "nbs", "*.ipynb") for r in (ROOT, exported))
-    differ = [name for name in ours if ours[name] != fresh[name]]
-    assert not differ, f"run `nbdev_clean`: {', '.join(differ)}"
+    assert not differ, f"run `{how}`: {', '.join(differ)} differ"
 
 
 PREPARE = """
@@ -206,6 +190,7 @@ def test_add_a_model(exported, tmp_path):
         done = run(*command, cwd=tree, **own)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
+
     call(BIN / "nbdev_export")
     said = call(BIN / "pytest", "-n0", "-q", "tests/test_worm_models.py", "-k", "causal")
     assert int(re.search(r"(\d+) passed", said)[1]) == len(call(

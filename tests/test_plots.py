@@ -75,7 +75,6 @@ def test_panels_return_their_axes_and_leave_inputs_alone(ax, runs):
 
 
 # ---- scaling curves
-
 def test_scaling_curve_shows_the_range(ax, runs):
     plots.scaling_curve(ax, runs, "n", "loss", "model", log="x")
     rows = runs[runs.model == "b"].groupby("n").loss
@@ -145,7 +144,6 @@ def test_nothing_is_cut_off(runs, width):
 
 
 # ---- the other panels
-
 def test_learning_curves(ax):
     h = pd.DataFrame(dict(epoch=[1, 2, 3], train_loss=[3.0, 2, 1], valid_loss=[3.0, 1.5, 2]))
     plots.learning_curves(ax, h)
@@ -157,13 +155,17 @@ def test_learning_curves(ax):
     plots.learning_curves(ax, dict(list(several.groupby("member"))))
 
 
-def test_a_spike_is_drawn_at_its_time(ax):
+def test_a_spike_is_drawn_at_its_time_and_a_stamp_says_what_is_shown(ax):
     counts = np.zeros((10, 3), int)
     counts[4, 1] = 2
     plots.raster(ax, counts, 1 + 0.1 * np.arange(10))
     (x, _), _ = ax.collections[0].get_segments()[0]
     assert np.isclose(x, 1.4) and np.allclose(ax.get_xlim(), (0.95, 1.95))
     plots.raster(new(), np.zeros((5, 2)))  # a silent trial is a picture too
+    assert plots.stamp(ax, data="real", seeds=1).get_text() == "real recordings · 1 seed"
+    fig = plt.figure()
+    fig.supxlabel("time (s)")
+    assert plots.stamp(fig, data="mixed").get_text() == "time (s)\nmixed recordings"
 
 
 @pytest.mark.filterwarnings("error")
@@ -182,10 +184,3 @@ def test_forecasts_begin_where_they_should_and_gaps_keep_their_distance(ax):
     gaps = plots.traces_with_forecasts(new(), trace)
     one, two = (line.get_ydata()[1:] for line in gaps.get_lines()[:2])
     assert one.min() > two.max()
-
-
-def test_stamp_says_what_is_shown(ax):
-    assert plots.stamp(ax, data="real", seeds=1).get_text() == "real recordings · 1 seed"
-    fig = plt.figure()
-    fig.supxlabel("time (s)")
-    assert plots.stamp(fig, data="mixed").get_text() == "time (s)\nmixed recordings"

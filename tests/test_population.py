@@ -1,9 +1,6 @@
 "A population equals its members trained one by one; what cannot be stacked says so."
 
-import functools
-import random
-import signal
-import warnings
+import functools, random, signal, warnings
 
 import numpy as np
 import pytest
@@ -31,18 +28,11 @@ EQUAL = [torch.randperm(200, generator=draw)[:150] for _ in range(3)]
 RAGGED = [torch.randperm(200, generator=draw)[:n] for n in (150, 70, 31)]
 
 
-def perceptron():
-    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
-                         nn.Linear(16, 7))
-
-
-def normed():
-    return nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 7))
-
-
+def between(*layers): return nn.Sequential(nn.Linear(30, 16), *layers, nn.Linear(16, 7))
+def perceptron(): return between(nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+def normed(): return between(nn.ReLU(), nn.BatchNorm1d(16))
+def dropping(): return between(nn.Dropout(0.5))
 def mean(model, x, y): return F.cross_entropy(model(x), y)
-
-
 def by_sample(model, x, y): return F.cross_entropy(model(x), y, reduction="none")
 
 
@@ -52,26 +42,20 @@ def weighted(model, x, y):
 
 
 CASES = {
-    "plain": {},
-    "patience": dict(epochs=40, patience=3, lr=[1e-2, 3e-3, 3e-2]),
-    "subsets": dict(subsets=EQUAL),
+    "plain": {}, "patience": dict(epochs=40, patience=3, lr=[1e-2, 3e-3, 3e-2]),
+    "subsets": dict(subsets=EQUAL), "ragged, in groups": dict(subsets=RAGGED),
     "masks": dict(subsets=[torch.isin(torch.arange(200), s) for s in EQUAL]),
-    "ragged, in groups": dict(subsets=RAGGED),
-    "ragged, filled up": dict(subsets=RAGGED, loss=by_sample),
-    "whole": dict(batch=None, lr=1e-2),
+    "ragged, filled up": dict(subsets=RAGGED, loss=by_sample), "whole": dict(batch=None, lr=1e-2),
     "whole, ragged, filled up": dict(batch=None, subsets=RAGGED, loss=by_sample, patience=4,
                                      lr=0.03, epochs=25),
-    "whole, ragged, in groups": dict(batch=None, subsets=RAGGED),
-    "batch norm": dict(make=normed),
+    "whole, ragged, in groups": dict(batch=None, subsets=RAGGED), "batch norm": dict(make=normed),
     "batch norm, ragged": dict(make=normed, subsets=RAGGED, loss=by_sample, patience=3, lr=0.01),
     "adam, clipped": dict(optimiser="adam", clip=0.5, weight_decay=0.1),
     "decays": dict(weight_decay=[0.0, 0.1, 1.0]),
     "plateau": dict(schedule=plateau(0.5, patience=2), lr=[0.01, 0.02, 0.03], epochs=25),
     "one cycle, ragged": dict(schedule=one_cycle(), lr=0.01, subsets=RAGGED),
-    "no validation": dict(valid=None),
-    "last": dict(keep="last", lr=0.03),
-    "weighted": dict(loss=weighted),
-}
+    "no validation": dict(valid=None), "last": dict(keep="last", lr=0.03),
+    "weighted": dict(loss=weighted)}
 
 
 @pytest.fixture
@@ -126,10 +110,7 @@ def test_a_diverging_member_is_reported_and_the_others_go_on(double):
     assert lost.all(1).tolist() == lost.any(1).tolist() == [False, True, False]
     with pytest.raises(TrainingError, match="member 0: training diverged in epoch"):
         fit_population(perceptron, mean, DATA, VALID, seeds=2, lr=1e200, epochs=6)
-
-
-def test_nan_in_one_members_data(double):
-    x = DATA[0].clone()
+    x = DATA[0].clone()                                              # NaN in one member's data
     x[7] = float("nan")
     parts = [np.arange(100, 200), np.arange(0, 100), np.arange(50, 150)]
     with pytest.warns(UserWarning, match="1 of 3"):
@@ -176,7 +157,6 @@ class Tied(nn.Module):
 
 
 class Scaled(nn.Module):
-    "A lone number is a parameter like others."
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
@@ -203,16 +183,6 @@ def test_layers_that_can_be_stacked(make, double):
     torch.testing.assert_close(pop.predict(x)[1], alone(x))
     if make is Tied:
         assert member.decode.weight is member.code.weight and not member.scale.requires_grad
-
-
-def test_dropout_differs_between_members_of_one_seed():
-    pop = fit_population(dropping, mean, (DATA[0].float(), DATA[1]), seeds=[5, 5], epochs=3)
-    assert not torch.equal(pop.weights[0], pop.weights[1])
-
-
-# ---- interrupted and resumed
-
-def dropping(): return nn.Sequential(nn.Linear(30, 16), nn.Dropout(0.5), nn.Linear(16, 7))
 
 
 @pytest.mark.parametrize("case", ["patience", "batch norm, ragged", "plateau", "one cycle, ragged",
@@ -260,23 +230,20 @@ def test_ctrl_c_ends_the_epoch_first(tmp_path):
     assert [len(m.history) for m in e.value.population.members] == [3, 3]
 
 
-def test_random_numbers_outside_are_left_alone():
+def test_predictions_tables_and_random_numbers_outside():
+    data, threads = (DATA[0].float(), DATA[1]), torch.get_num_threads()
     torch.manual_seed(1), np.random.seed(1)
     want = torch.rand(3), np.random.rand(3)
     torch.manual_seed(1), np.random.seed(1)
-    threads = torch.get_num_threads()
-    fit_population(perceptron, mean, (DATA[0].float(), DATA[1]), seeds=2, epochs=1)
+    pop = fit_population(perceptron, mean, data, data, seeds=[7, 1, 4], epochs=2)
     assert torch.equal(torch.rand(3), want[0]) and (np.random.rand(3) == want[1]).all()
     assert torch.get_num_threads() == threads
-
-
-def test_predict_and_tables():
-    data = (DATA[0].float(), DATA[1])
-    pop = fit_population(perceptron, mean, data, data, seeds=[7, 1, 4], epochs=2)
     assert pop.predict(data[0]).shape == (3, 200, 7) and len(pop) == 3
     assert list(pop.history) == ["member", "epoch", "train_loss", "valid_loss", "lr"]
     assert pop.history.shape == (6, 5)
     assert pop.summary.seed.tolist() == [7, 1, 4]
+    pop = fit_population(dropping, mean, data, seeds=[5, 5], epochs=3)
+    assert not torch.equal(pop.weights[0], pop.weights[1])           # dropout differs all the same
 
 
 @pytest.mark.parametrize("change, says", [
@@ -286,13 +253,11 @@ def test_predict_and_tables():
                                                         weight_decay=-1).items()],
     (dict(optimiser="sgd"), "adamw or adam"),
     (dict(subsets=[[0, 1]]), "expected 2 index sets, found 1"),
-    (dict(subsets=[[0, 1], []]), "subsets of member 1 names no samples"),
-    (dict(subsets=[[0, 1], [0.5, 1.0]]), "subsets of member 1 names no samples"),
-    (dict(subsets=[[True, False], [0]]), "subsets of member 0 names no samples"),
+    *[(dict(subsets=v), f"subsets of member {i} names no samples") for i, v in [
+        (1, [[0, 1], []]), (1, [[0, 1], [0.5, 1.0]]), (0, [[True, False], [0]])]],
     (dict(data=(DATA[0].float(), DATA[1][:9])), "disagree on the number of samples"),
     (dict(make=nn.ReLU), "no parameters to train"),
-    (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader"),
-])
+    (dict(data=torch.utils.data.DataLoader([1, 2])), "data must be tensors: .* found DataLoader")])
 def test_says_what_is_wrong(change, says):
     how = dict(make=perceptron, loss=mean, data=(DATA[0].float(), DATA[1]), seeds=2, epochs=1)
     how |= change
@@ -300,13 +265,9 @@ def test_says_what_is_wrong(change, says):
         fit_population(how.pop("make"), how.pop("loss"), how.pop("data"), **how)
 
 
-def test_members_of_other_shapes():
+def test_members_of_other_shapes_and_an_error_of_the_user_that_stays_what_it_is():
     data, widths = (DATA[0].float(), DATA[1]), iter([4, 5])
     with pytest.raises(ParameterError, match="member 1 has another shape than member 0"):
         fit_population(lambda: nn.Linear(30, next(widths)), mean, data, seeds=2, epochs=1)
-
-
-def test_an_error_of_the_user_stays_what_it_is():
-    data = (DATA[0].float(), DATA[1])
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         fit_population(lambda: nn.Linear(29, 7), mean, data, seeds=2, epochs=1)

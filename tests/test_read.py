@@ -1,6 +1,5 @@
 "Every experiment of every paper, on every kind of file that it can take; runs of about a second."
-import json
-import shutil
+import json, shutil
 from functools import lru_cache
 from importlib import import_module
 
@@ -104,10 +103,8 @@ GRID = [   # paper, kind of recording, experiments (None: all), what is refused,
         ("neuraltraj", "ibl"), "has no conditions")),
     ("autolfads", "spikes", ("continuous",),
      dict.fromkeys(SPIKES[:-1], "this task has trials|shorter than one bin")),
-    ("autolfads", "traces", ("calcium", "continuous"), {}),
-]
-CASES = [(paper, kind, e, file, refused.get(file))
-         for paper, kind, some, refused in GRID
+    ("autolfads", "traces", ("calcium", "continuous"), {})]
+CASES = [(paper, kind, e, file, refused.get(file)) for paper, kind, some, refused in GRID
          for e in some or setting_of(paper).__dataclass_fields__["experiment"].metadata["words"]
          for file in {"traces": TRACES, "spikes": SPIKES, "film": FILM}[kind]]
 

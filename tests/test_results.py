@@ -1,7 +1,5 @@
 "Pages of results: they draw those of the folder they are given, and never a committed number."
-import contextlib
-import io
-import json
+import contextlib, io, json
 from pathlib import Path
 
 import pytest
@@ -39,13 +37,6 @@ def sweep_folder(folder, paper):
     (folder / "sweep.json").write_text(json.dumps(plan))
 
 
-def single_run(folder, paper):
-    "The folder that one run by papermill leaves."
-    rows = some_rows(paper, only_first=True)
-    asked = {"experiment": rows["experiment"].iloc[0]}
-    write_run(folder / "one", rows, paper=paper, parameters=asked)
-
-
 def page(path, results, monkeypatch):
     "What a page says with these results: prints, tables and the words of its figures."
     import matplotlib
@@ -58,10 +49,7 @@ def page(path, results, monkeypatch):
     def own(name, results=None):
         assert str(results or ""), f"{name}: the committed table was read"
         return real_table(name, results)
-
-    def stamp(*args, **more):
-        stamps.append(real_stamp(*args, **more).get_text())
-
+    def stamp(*args, **more): stamps.append(real_stamp(*args, **more).get_text())
     monkeypatch.setattr(tables, "table", own)
     monkeypatch.setattr(plots, "stamp", stamp)
     space = {"display": lambda *some: print(*some, file=said)}
@@ -94,7 +82,9 @@ def test_a_page_draws_the_results_it_is_given(paper, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_single_run_is_drawn(paper, tmp_path, monkeypatch):
-    single_run(tmp_path / "mine", paper)
+    rows = some_rows(paper, only_first=True)
+    asked = {"experiment": rows["experiment"].iloc[0]}
+    write_run(tmp_path / "mine/one", rows, paper=paper, parameters=asked)
     said, stamps = page(ROOT / "nbs" / paper / "figures.ipynb", tmp_path / "mine", monkeypatch)
     assert any("runs in mine" in s and "scale" not in s for s in stamps)
     assert "headline: not among these results" not in said

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.spikes.writer import write_ibl, write_matlab
 from neurocompanion.recordings.standard import save, spikes
-from neurocompanion.sessions.data import (
-    fewer, from_recording, identity, split, split_time)
+from neurocompanion.sessions.data import fewer, from_recording, identity, split, split_time
 from neurocompanion.sessions.pools import (
     USUAL, check_pool, facts, held, hold_out, order, pool, sessions_in, true_distance)
 from neurocompanion.sessions.similarity import MEASURES, similarities
@@ -26,9 +24,7 @@ def recording(trials=40, bins=30, units=6, subject="M1", seed=0, **more):
 
 
 # ---------------------------------------------------------------- splits
-@settings(max_examples=80, deadline=None)
-@given(st.integers(3, 400), st.integers(0, 9), names,
-       st.tuples(*[st.floats(0.1, 10)] * 3))
+@given(st.integers(3, 400), st.integers(0, 9), names, st.tuples(*[st.floats(0.1, 10)] * 3))
 def test_each_trial_is_in_one_part(n, seed, name, parts):
     rows = split(n, seed, parts, name=name)
     assert (np.sort(np.concatenate(rows)) == np.arange(n)).all()
@@ -38,7 +34,6 @@ def test_each_trial_is_in_one_part(n, seed, name, parts):
         assert abs(len(r) - n * share / sum(parts)) <= 2.01
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.integers(3, 300), st.integers(1, 40), st.integers(0, 30), st.integers(1, 5),
        st.integers(0, 9), names)
 def test_windows_share_no_bin_and_parts_keep_apart(windows, length, gap, block, seed, name):
@@ -81,15 +76,12 @@ def test_what_the_test_trials_do_changes_nothing_else():
     assert all((a == b).all() for a, b in zip(s.rows, t.rows))
 
 
-def test_a_unit_below_the_rate_in_training_is_named():
+def test_silent_units_are_dropped_if_asked_and_unequal_trials_cut_to_what_all_hold():
     ds = recording(unit=list("abcdef"))
     ds["spikes"][:, :, 2] = 0
     s = from_recording(ds, min_rate=1)
     assert s.units == tuple("abdef") and s.report[0]["unit"] == "c"
     assert from_recording(ds).units == tuple("abcdef")              # none is dropped unasked
-
-
-def test_trials_of_unequal_length_are_cut_to_what_all_hold():
     ds = recording().astype({"spikes": "float32"})
     ds["spikes"][7, 24:] = np.nan
     ds["spikes"][9, 20:] = np.nan
@@ -139,25 +131,21 @@ def test_worms_are_scaled_by_training_alone():
     assert len(r.units) == 44 and r.report[-1]["neuron"] == str(ds.neuron.values[3])
 
 
-def test_the_recordings_own_split():
+def test_the_recordings_own_split_and_bad_questions():
     split = np.array(["train"] * 30 + ["val"] * 4 + ["test"] * 6)
     ds = recording(trial_info={"split": split})
     s = from_recording(ds, split="given")
     assert [len(r) for r in s.rows] == [30, 4, 6] and s.rows[1].tolist() == [30, 31, 32, 33]
     with pytest.raises(RecordingError, match="a part of its split is empty"):
         from_recording(ds.isel(trial=slice(0, 34)), split="given")
+    for how, words in [
+            (dict(bin_ms=-20), "bin_ms is out of range"), (dict(split="mine"), "random or given"),
+            (dict(window=(0.3, 0.1)), "not fill the window"), (dict(parts=(1, 1)), "three parts"),
+            (dict(units=-1), "units is out of range")]:
+        with pytest.raises((RecordingError, ParameterError), match=words): from_recording(ds, **how)
 
 
-@pytest.mark.parametrize("how, words", [
-    (dict(bin_ms=-20), "bin_ms is out of range"), (dict(split="mine"), "random or given"),
-    (dict(window=(0.3, 0.1)), "does not fill the window"), (dict(parts=(1, 1)), "three parts"),
-    (dict(units=-1), "units is out of range")])
-def test_bad_questions_are_answered(how, words):
-    with pytest.raises((RecordingError, ParameterError), match=words):
-        from_recording(recording(), **how)
-
-
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 32), st.integers(0, 5))
 def test_fewer_trials_lie_inside_one_another(n, seed):
     s = from_recording(recording())
@@ -179,7 +167,7 @@ def test_sessions_of_one_size_and_one_animal_stay_apart(tmp_path):
         assert a.name == b.name and all((x == y).all() for x, y in zip(a.rows, b.rows))
 
 
-def test_copies_and_other_kinds_are_refused(tmp_path):
+def test_copies_other_kinds_and_no_recordings_are_refused(tmp_path, monkeypatch):
     save(recording(), tmp_path / "one.nc")
     save(recording(), tmp_path / "two.nc")
     with pytest.raises(RecordingError, match="M1 two: one recording is in the pool twice"):
@@ -187,6 +175,10 @@ def test_copies_and_other_kinds_are_refused(tmp_path):
     with pytest.raises(RecordingError, match="the pool is empty"): check_pool([])
     mixed = [from_recording(ds) for ds in (recording(), worms(1, duration=300)[0])]
     with pytest.raises(RecordingError, match="differ in kind"): check_pool(mixed)
+    monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
+    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(RecordingError, match="no session of aplysia is at hand"):
+        pool("real", "aplysia")
 
 
 def test_a_folder_of_many_layouts(tmp_path):
@@ -245,16 +237,12 @@ def test_a_simulated_pool_has_a_truth(ladder):
     assert len(pool("simulated", world=dict(trials=5, units=2))) == 25
     other = pool("simulated", sessions=6, data_seed=1, world=dict(trials=40, units=9))
     assert not {s.name for s in other} & {s.name for s in ladder}
+    for source, world, kind in [("worms", dict(duration=300, neurons=40), "traces"),
+                                ("steinmetz", dict(trials=10), "spikes")]:
+        assert [s.kind for s in pool("simulated", source, sessions=2, world=world)] == [kind] * 3
 
 
-def test_stand_ins():
-    assert {s.kind for s in pool("simulated", "worms", sessions=2,
-                                 world=dict(duration=300, neurons=40))} == {"traces"}
-    made = pool("simulated", "steinmetz", sessions=2, world=dict(trials=10))
-    assert [s.kind for s in made] == ["spikes"] * 3
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.one_of(st.floats(-1, 1), st.just(float("nan"))), min_size=7, max_size=7),
        st.integers(0, 99), st.permutations(range(7)))
 def test_orders_are_permutations_that_know_no_order(ladder, values, seed, shuffled):
@@ -268,11 +256,10 @@ def test_orders_are_permutations_that_know_no_order(ladder, values, seed, shuffl
     assert known == sorted(known, reverse=True) and best[:len(known)] == known
 
 
-@pytest.mark.parametrize("column, values", [
-    ("good_clusters", [1, 0, 1, 1, 0, 0]), ("quality", [*"ab", "good", "Good", "mua", "good"])])
-def test_good_units_are_counted(column, values):
-    ds = recording(unit_info={column: np.array(values)})
-    assert facts([from_recording(ds)]).quality[0] == 3
+def test_good_units_are_counted():
+    for how in (dict(good_clusters=[1, 0, 1, 1, 0, 0]),
+                dict(quality=np.array("a b good Good mua good".split()))):
+        assert facts([from_recording(recording(unit_info=how))]).quality[0] == 3
 
 
 # ---------------------------------------------------------------- similarity
@@ -307,21 +294,11 @@ def test_real_pools(mirror, source, sessions, animals):
     assert np.isfinite(similarities(p[0], p[1:3], ["timescales", "dynamics"]).timescales).all()
 
 
-def test_a_path_gives_the_same_sessions_as_the_registry(mirror, tmp_path):
+def test_a_path_gives_the_same_sessions_as_the_registry_and_a_file_its_own(mirror, tmp_path):
     for i in (1, 2): (tmp_path / f"session0{i}.h5").symlink_to(
         mirror / "steinmetz2019" / f"session0{i}.h5")
     for x, y in zip(pool("real", sessions=2), sessions_in(tmp_path, min_rate=1.0)):
         assert x.name == y.name and torch.equal(x.test, y.test)
-
-
-def test_trials_of_macaques_of_unequal_length(mirror):
     s, = sessions_in(mirror / "macaque_small" / "DataHigh" / "ex2_rawspiketrains.mat")
-    assert s.facts["trials"] == 112 and s.train.shape[1] == 50
+    assert s.facts["trials"] == 112 and s.train.shape[1] == 50      # trials of unequal length
     assert "112 trials were not observed there" in str(s.report)
-
-
-def test_without_recordings_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
-    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path))
-    with pytest.raises(RecordingError, match="no session of aplysia is at hand"):
-        pool("real", "aplysia")

@@ -18,9 +18,6 @@ def counts(*shape, rate=0.5, seed=0):
     return torch.poisson(torch.full(shape, rate), generator=torch.Generator().manual_seed(seed))
 
 
-def number(params): return sum(p.numel() for p in params)
-
-
 def made(make=M.NDT, bins=30, units=7, **how):
     torch.manual_seed(1)
     model = make(bins, **(SMALL if make is M.NDT else {}) | how)
@@ -30,7 +27,6 @@ def made(make=M.NDT, bins=30, units=7, **how):
 
 
 # ---- what it is
-
 def slow(model, x, name, mask):
     "The network of the notes, one trial, head and bin at a time."
     own, out = model.stitcher(name), []
@@ -79,7 +75,6 @@ def test_initial_scaling():
 
 
 # ---- causality
-
 @pytest.mark.parametrize("make", [M.NDT, StitchedLinear, StitchedGRU, Smoothing, Mean])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
@@ -124,26 +119,16 @@ def test_causal_at_full_width():
         assert not torch.equal(told[0][:, 77], told[1][:, 77])
 
 
-def test_a_leak():
-    assert M.may_ask(4, leak=True)[:2].all()
-
-
-def test_trials_do_not_meet():
+def test_trials_do_not_meet_and_what_the_public_code_lets_leak():
     model, x = made().eval(), counts(5, 30, 7)
     y = x.clone()
     y[3] = 4
     a, b = model(x, "a"), model(y, "a")
     torch.testing.assert_close(a[[0, 1, 2, 4]], b[[0, 1, 2, 4]])
+    assert M.may_ask(4, leak=True)[:2].all()
 
 
 # ---- sessions
-
-def test_sessions_of_one_size_are_two():
-    model, x = made(), counts(3, 30, 7)
-    before = model.eval()(x, "b").detach()
-    with torch.no_grad():
-        for p in model.session_parameters("a"): p.add_(1)
-    assert torch.equal(model(x, "b"), before)
 
 
 @pytest.mark.parametrize("name", ["mouse.7/2019.nwb", "keys", "type", "50%", "a.b", "ü", "a%2E"])
@@ -154,33 +139,29 @@ def test_names(name):
     assert list(model.sessions) == ["a", "b", name]
 
 
-def test_names_that_look_alike_are_two():
-    model = made()
-    for name in ("a.b", "a%2Eb"): model.add_session(name, 3, seed=0)
-    with torch.no_grad(): model.stitcher("a.b").token.zero_()
-    assert model.stitcher("a%2Eb").token.abs().sum() > 0
-
-
-def test_a_start_of_its_own():
-    first, second = made(), M.NDT(30, **SMALL)
+def test_sessions_of_one_size_and_names_that_look_alike_are_two_with_starts_of_their_own():
+    model, second, x = made(), M.NDT(30, **SMALL), counts(3, 30, 7)
     second.add_session("other", 3)
     second.add_session("a", 7, seed=0)
-    for p, q in zip(first.session_parameters("a"), second.session_parameters("a")):
+    for p, q in zip(model.session_parameters("a"), second.session_parameters("a")):
         assert torch.equal(p, q)
+    for name in ("a.b", "a%2Eb"): model.add_session(name, 3, seed=0)
+    before = model.eval()(x, "b").detach()
+    with torch.no_grad():
+        model.stitcher("a.b").token.zero_()
+        for p in model.session_parameters("a"): p.add_(1)
+    assert model.stitcher("a%2Eb").token.abs().sum() > 0 and torch.equal(model(x, "b"), before)
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda m: m.add_session("", 7), "needs a name"),
-    (lambda m: m.add_session(7, 7), "needs a name"),
+    *[(lambda m, n=n: m.add_session(n, 7), "needs a name") for n in ("", 7)],
     (lambda m: m.add_session("c", 0), "c: a session has units"),
-    (lambda m: m.add_session("c", 2.5), "whole number"),
-    (lambda m: m.add_session("c", True), "whole number"),
+    *[(lambda m, n=n: m.add_session("c", n), "whole number") for n in (2.5, True)],
     (lambda m: m.add_session("c", 3, kind="video"), "no such kind"),
     (lambda m: m(counts(2, 5, 7), None), "does not know this session"),
     (lambda m: M.NDT(5)(counts(2, 5, 7), "c"), "a session that was added"),
-    (lambda m: m(counts(5, 7), "a"), "not the session's spikes"),
-    (lambda m: m(counts(0, 5, 7), "a"), "not the session's spikes"),
-    (lambda m: m(counts(2, 5, 7).numpy(), "a"), "not the session's spikes"),
+    *[(lambda m, x=x: m(x, "a"), "not the session's spikes")
+      for x in (counts(5, 7), counts(0, 5, 7), counts(2, 5, 7).numpy())],
     (lambda m: m(1 / counts(2, 5, 7), "a"), "a, trial 0: these are not spike counts"),
     (lambda m: m(counts(2, 5, 7), "a", torch.zeros(2, 5)), "the mask does not fit"),
     (lambda m: m(counts(2, 5, 7), "a", torch.zeros(5, 2, dtype=torch.bool)), "True or False"),
@@ -189,8 +170,7 @@ def test_a_start_of_its_own():
     (lambda m: M.NDT(10, width=10, heads=3), "multiple of 3"),
     (lambda m: M.NDT(10, dropout=1.0), "dropout is out of range: expected a share"),
     (lambda m: M.forward_prediction(m, counts(2, 5, 7), "a", last=0), "cannot be forecast"),
-    (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape"),
-])
+    (lambda m: M.poisson_nll(torch.zeros(2, 3), torch.zeros(2, 4)), "differ in shape")])
 def test_refused(call, words):
     with pytest.raises(ParameterError, match=words): call(made())
 
@@ -204,14 +184,10 @@ def test_traces_may_be_negative():
 
 
 # ---- hiding, forecasting, filling in
-
-def test_hide():
+def test_what_is_hidden_repeats_and_poisson_nll_is_pytorchs():
     assert M.hide((4, 5), 1.0).all()
     a, b = (M.hide((4, 50), 0.3, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(a, b)
-
-
-def test_poisson_nll_is_pytorchs():
     r, x, m = torch.randn(3, 5, 4), counts(3, 5, 4), M.hide((3, 5))
     expected = F.poisson_nll_loss(r, x, reduction="none")
     torch.testing.assert_close(M.poisson_nll(r, x), expected.mean())
@@ -258,27 +234,20 @@ def test_fill_in_gradients():
 
 
 # ---- baselines
-
 def session(x, name="a"):
     n = len(x) // 3
     return Session(name, x[:n], x[n:2 * n], x[2 * n:], 0.02, tuple(range(x.shape[2])), {})
 
 
-def test_mean():
+def test_mean_and_smoothing_follow_slow_rates_and_silent_units_have_a_rate():
     s = session(counts(60, 30, 7))
     for per_bin, mean in ((False, s.train.mean((0, 1))), (True, s.train.mean(0))):
         model = made(Mean, per_bin=per_bin).fit(s)
         rate = model(s.test, "a")[0].exp()
         torch.testing.assert_close(rate, mean.clamp(min=rate.min()).expand(30, 7))
-
-
-def test_silent_units_have_a_rate():
     x = counts(30, 30, 7)
     x[..., 2] = 0
     for make in (Mean, Smoothing): assert made(make).fit(session(x))(x, "a").isfinite().all()
-
-
-def test_smoothing_follows_slow_rates():
     slow_rate = torch.rand(90, 1, 7).mul(3).expand(90, 30, 7).contiguous()
     model = made(Smoothing).fit(session(torch.poisson(slow_rate)))
     assert model.stitcher("a").tau > 8

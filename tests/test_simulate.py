@@ -18,8 +18,7 @@ MAKE = {
     "chaotic_rnn": lambda seed: chaotic_rnn(5, 2, seed=seed, amplitude=1.0),
     "lorenz": lambda seed: lorenz(4, 2, seed=seed),
     "fish": lambda seed: fish(6, seed=seed, shape=(4, 24, 24), motion=1.0,
-                              conditions={"dark": (4, 0), "flash": (4, 2)}),
-}
+                              conditions={"dark": (4, 0), "flash": (4, 2)})}
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -34,9 +33,12 @@ def test_keeps_the_standard_and_comes_back(name, tmp_path):
 
 
 def test_same_seed_same_bytes_in_another_process(tmp_path):
-    "Also with another number of threads and another hash seed; another seed gives other bytes."
+    "Whatever the threads, the hash seed and the world's random state, which is left alone."
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
     here = {n: sha256(save(make(3), tmp_path / f"{n}.nc")) for n, make in MAKE.items()}
     for n, make in MAKE.items(): assert sha256(save(make(4), tmp_path / "other.nc")) != here[n]
+    assert np.array_equal(np.random.get_state()[1], before)
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_simulate as t, pathlib\n"
             "for n, make in t.MAKE.items():\n"
             "    print(n, t.sha256(t.save(make(3), pathlib.Path(sys.argv[2]) / f'{n}-2.nc')))")
@@ -47,28 +49,15 @@ def test_same_seed_same_bytes_in_another_process(tmp_path):
     assert dict(line.split() for line in out.stdout.splitlines()) == here
 
 
-def test_the_random_state_of_the_world_is_left_alone():
-    np.random.seed(1)
-    before = np.random.get_state()[1].copy()
-    for make in MAKE.values(): make(0)
-    assert np.array_equal(np.random.get_state()[1], before)
-
-
-def test_worms_are_independent_of_how_many_and_how_long():
-    few, many = worms(2, duration=20), worms(4, duration=20)
-    assert all(a.identical(b) for a, b in zip(few, many))
-    longer = worms(1, duration=30)[0]
+def test_worms_do_not_hang_on_their_length_or_other_neurons_and_fit_the_papers_matrix():
+    ds, longer = (worms(1, duration=seconds)[0] for seconds in (20, 30))
     for v in ("trace", "expected", "rate", "latent", "state"):
-        assert np.array_equal(longer[v][:60], few[0][v])
+        assert np.array_equal(longer[v][:60], ds[v])
     fewer = worms(1, duration=20, neurons=30, labelled=20)[0]
-    same = [list(few[0].identity.values).index(n) for n in fewer.identity.values]
-    assert np.array_equal(few[0].trace[:, same], fewer.trace)
-
-
-def test_worms_fit_the_papers_matrix():
-    ds = worms(1, duration=10)[0]
+    same = [list(ds.identity.values).index(n) for n in fewer.identity.values]
+    assert np.array_equal(ds.trace[:, same], fewer.trace)
     x, mask = to_302(ds)
-    assert x.shape == (302, 30) and mask.sum() == 40
+    assert x.shape == (302, 60) and mask.sum() == 40
     named = ds.neuron.values[ds.labelled]
     assert set(named) == {NEURONS[i] for i in np.flatnonzero(mask)}
     assert np.array_equal(ds.identity.values[ds.labelled], named)
@@ -90,17 +79,13 @@ def test_no_predictor_beats_the_floor():
     alike = lambda a, b: np.mean([np.corrcoef(p, q)[0, 1] for p, q in zip(a.T, b.T)])
     assert abs(alike(surprise[1:], surprise[:-1])) < 0.01
     assert abs(alike(surprise[1:], x[:-1])) < 0.01 < alike(surprise, x)
-
-
-def test_mean_of_the_surprise_is_zero():
     ds = worms(1, duration=1200)[0]
     surprise = (ds.trace - ds.expected).values
-    assert np.abs(surprise.mean(0) / surprise.std(0)).max() < 5 / np.sqrt(3600)
+    assert np.abs(surprise.mean(0) / surprise.std(0)).max() < 5 / np.sqrt(3600)   # zero on average
 
 
-# sessions on a ladder
-
-def test_all_planes_go_up_together():
+# ---- sessions on a ladder
+def test_all_planes_go_up_together_and_no_rung_hangs_on_others():
     made = ladder([0, 0.3, 1.2], frequency=(0.3, 1.5), trials=4, units=5, drift=0.4)
     for ds in made:
         check(ds)
@@ -108,9 +93,6 @@ def test_all_planes_go_up_together():
         turn = np.angle(np.linalg.eigvals(ds.dynamics.values))
         np.testing.assert_allclose(np.sort(turn[turn > 0]), 2 * np.pi * 0.04 * ds.frequency)
     assert (made[0].drift == 0).all() and made[2].drift.std() > made[1].drift.std() > 0
-
-
-def test_a_rung_does_not_hang_on_the_others_or_on_its_number_of_neighbours():
     a, b = ladder([0.2, 0.7], seed=3, trials=5), ladder([0.2, 0.7, 0.9], seed=3, trials=[5, 5, 9])
     for x, y in zip(a, b): assert x.spikes.identical(y.spikes) and x.readout.identical(y.readout)
     assert not a[0].spikes.identical(ladder([0.2], seed=4, trials=5)[0].spikes)
@@ -136,19 +118,15 @@ def test_bad_arguments_are_named(how, words):
     with pytest.raises(ParameterError, match=words): ladder(**how)
 
 
-# networks and films
-
-def test_shared_inputs_are_shared():
+# ---- networks and films
+def test_shared_inputs_are_shared_and_amplitude_saturates_as_noted():
     shared = chaotic_rnn(20, 2, amplitude=2.0)
     private = chaotic_rnn(20, 2, amplitude=2.0, shared=False)
     like = lambda ds: np.corrcoef(*(ds.input[k::2].values.ravel() for k in (0, 1)))[0, 1]
     assert like(shared) == pytest.approx(1) and abs(like(private)) < 0.05
     # a repeat of a condition starts at the same state, whoever drives it
     assert np.array_equal(private.condition.values, np.repeat(np.arange(20), 2))
-
-
-def test_amplitude_saturates_as_noted():
-    "Inputs of amplitude 20 hold most units at the ends of their range, of 1 do not."
+    # inputs of amplitude 20 hold most units at the ends of their range, of 1 do not
     ends = [float(((r.rate < 1.5) | (r.rate > 28.5)).mean()) for r in
             (chaotic_rnn(20, 1, amplitude=a) for a in (1.0, 20.0))]
     assert ends[0] < 0.4 < 0.8 < ends[1]
@@ -184,8 +162,7 @@ def test_lazy_film_is_saved_block_by_block(tmp_path):
     lambda: chaotic_rnn(2, 2, seed="a"), lambda: lorenz(units=0), lambda: lorenz(rate=-1),
     lambda: fish(5), lambda: fish(blur=(1, 1)), lambda: fish(photons=0), lambda: fish(longest=1),
     lambda: fish(conditions={"dark": (0, 1)}), lambda: fish(conditions={"dark": (5, -1)}),
-    lambda: fish(conditions={"a b": (5, 0)}), lambda: fish(shape=(4, 24.5, 24)),
-])
+    lambda: fish(conditions={"a b": (5, 0)}), lambda: fish(shape=(4, 24.5, 24))])
 def test_bad_arguments_are_parameter_errors(call):
     with pytest.raises(ParameterError): call()
 

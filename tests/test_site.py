@@ -1,11 +1,5 @@
 "The site: pages of a small project, everything that must stop a build, and the project's own."
-import base64
-import configparser
-import json
-import os
-import re
-import shutil
-import sys
+import base64, configparser, json, os, re, shutil, sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,8 +27,7 @@ def shown(**data):
                 data={k.replace("_", "/"): v for k, v in data.items()})
 
 
-def printed(text, name="stdout"):
-    return dict(output_type="stream", name=name, text=text)
+def printed(text, name="stdout"): return dict(output_type="stream", name=name, text=text)
 
 
 def notebook(*cells):
@@ -76,7 +69,6 @@ def house(tmp_path):
 
 
 # ---- what a page shows
-
 @pytest.mark.parametrize("kind", ["note", "tip", "warning", "important", "caution"])
 def test_callouts(kind):
     html = body(f'::: {{.callout-{kind} title="Colons: fine, `code` too"}}\nText.\n\n- one\n:::')
@@ -117,8 +109,7 @@ SHOWN = {  # cells; what their page holds, as a pattern; what it does not hold
                                ["no heading", '<h2 id="after"'], ["<script", 'id="no-heading"']),
     "an error that is the point": ([code("x", dict(
         output_type="error", ename="E", evalue="", traceback=["why"]), tags=["raises-exception"])],
-        ['stderr">why</pre>'], []),
-}
+        ['stderr">why</pre>'], [])}
 
 
 @pytest.mark.parametrize("case", SHOWN)
@@ -164,18 +155,14 @@ def test_title_contents_and_pictures_of_a_notebook_that_stays_as_it_is():
 
 
 # ---- what stops a page
-
-@pytest.mark.parametrize("cell, says", [
-    (code("x", dict(output_type="error", ename="KeyError", evalue="'a'", traceback=[])),
-     "a/t.ipynb, cell 1: a cell ended in an error: found KeyError: 'a'"),
-    (code("#| fig-cap: Loss: falls\nx"), "a/t.ipynb, cell 1: the comments at the head")])
-def test_bad_cells(cell, says):
-    with pytest.raises(SiteError) as e: body(cell)
-    assert says in str(e.value)
+def test_bad_cells():
+    error = dict(output_type="error", ename="KeyError", evalue="'a'", traceback=[])
+    for cell, says in [(code("x", error), "a cell ended in an error: found KeyError: 'a'"),
+                       (code("#| fig-cap: Loss: falls\nx"), "the comments at the head")]:
+        with pytest.raises(SiteError, match=f"a/t.ipynb, cell 1: {says}"): body(cell)
 
 
 # ---- the site
-
 def test_build(house):
     project = house([{"text": "Start & go", "href": "index.ipynb"},
                      {"section": "Wing", "contents": [{"href": "wing/my room.ipynb"}]}], **{
@@ -237,14 +224,10 @@ def test_a_failed_build_leaves_the_old_site(house):
     assert (project / "out/index.html").read_text() == before and not list(project.glob(".site-*"))
 
 
-@pytest.mark.parametrize("sidebar, says", [
-    (["index.ipynb"] * 2 + ["wing/room.ipynb"], "twice: found index.ipynb"),
-    ("auto", "no sidebar")])
-def test_sidebar_and_notebooks_must_agree(house, sidebar, says):
-    with pytest.raises(SiteError, match=says): pages(house(sidebar))
-
-
-def test_hidden_notebooks_are_no_pages(house):
+def test_sidebar_and_notebooks_must_agree_but_hidden_ones_are_no_pages(house):
+    for sidebar, says in [(["index.ipynb"] * 2 + ["wing/room.ipynb"], "twice: found index.ipynb"),
+                          ("auto", "no sidebar")]:
+        with pytest.raises(SiteError, match=says): pages(house(sidebar))
     project = house(sidebar=["index.ipynb", "wing/room.ipynb"])
     for name in (".ipynb_checkpoints/index-checkpoint.ipynb", "_draft.ipynb"):
         path = project / "nbs" / name
@@ -253,8 +236,13 @@ def test_hidden_notebooks_are_no_pages(house):
     assert [p.path for p in pages(project)] == ["index.ipynb", "wing/room.ipynb"]
 
 
-def test_not_a_project(house):
+def test_not_a_project_and_no_pandoc(house, monkeypatch):
     project = house()
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, "pypandoc", None)
+        m.setenv("PATH", "")
+        with pytest.raises(SiteError, match=r"Pandoc is not installed. pip install"):
+            build(project / "out", project)
     (project / "nbs/index.ipynb").write_text("{}")
     with pytest.raises(SiteError, match="index.ipynb: is not a notebook"):
         build(project / "out", project)
@@ -276,14 +264,6 @@ def test_only_a_site_is_replaced_and_a_relative_folder_is_in_the_checkout(house,
     assert build(project=project) == project / "_docs"
 
 
-def test_pandoc_missing(monkeypatch, house):
-    project = house()
-    monkeypatch.setitem(sys.modules, "pypandoc", None)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(SiteError, match=r"Pandoc is not installed. pip install"):
-        build(project / "out", project)
-
-
 def test_readme(house, monkeypatch):
     roof = code("#| echo: false\n#| fig-cap: A roof\ndraw()", shown(image_png=PNG))
     project = house(index=["# House\n\n> Sub.", "[room](wing/room.ipynb#bed)", roof])
@@ -300,38 +280,22 @@ def test_readme(house, monkeypatch):
 
 
 # ---- the project's own site
-
-def settings():
-    config = configparser.ConfigParser(interpolation=None)
-    config.read(ROOT / "settings.ini")
-    return config["DEFAULT"]
-
-
-def quarto():
-    return yaml.safe_load((ROOT / "_quarto.yml").read_text())
-
-
 def test_quarto_yml_is_the_one_that_nbdev_reads():
-    link = ROOT / "nbs/_quarto.yml"
+    link, config = ROOT / "nbs/_quarto.yml", configparser.ConfigParser(interpolation=None)
     assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
-    q = quarto()
-    assert q["project"] == {"type": "website", "output-dir": settings()["doc_path"]}
+    config.read(ROOT / "settings.ini")
+    settings, q = config["DEFAULT"], yaml.safe_load(link.read_text())
+    assert q["project"] == {"type": "website", "output-dir": settings["doc_path"]}
     html = q["format"]["html"]
     assert html["html-math-method"] == "mathml" and set(html["theme"]) == {"light", "dark"}
     for path in [html["css"], q["bibliography"]]: assert (ROOT / "nbs" / path).is_file()
     assert "commonmark" not in q["format"] and "metadata-files" not in q
-    assert settings()["custom_sidebar"] == "True"
-
-
-def test_sidebar_is_complete():
-    paths = [p.path for p in pages(ROOT)]
-    assert paths[0] == "index.ipynb"
-    words = [(p.section, p.text) for p in pages(ROOT)]
-    assert len(set(words)) == len(words)
+    assert settings["custom_sidebar"] == "True"
+    words = [(p.section, p.text) for p in pages(ROOT)]         # its sidebar names every notebook
+    assert pages(ROOT)[0].path == "index.ipynb" and len(set(words)) == len(words)
 
 
 def test_colours_read_well_by_day_and_night():
-    "Text on its background, in both themes, has the contrast that accessibility asks for."
     def luminance(colour):
         parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]

@@ -1,15 +1,5 @@
 "Fetching, checking and unpacking, against a server on this machine that misbehaves on demand."
-import errno
-import hashlib
-import json
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
+import errno, hashlib, json, os, re, signal, socket, subprocess, sys, threading, time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,8 +9,7 @@ from processes import until
 from neurocompanion import core
 from neurocompanion.core import SourceError
 from neurocompanion.recordings import download, sources
-from neurocompanion.recordings.sources import (
-    Source, available, fetch, fetch_all, registry, verify)
+from neurocompanion.recordings.sources import Source, available, fetch, fetch_all, registry, verify
 
 BODY = bytes(i * 7 % 251 for i in range(400_000))
 
@@ -77,7 +66,6 @@ class Server:
             for key, value in headers.items():
                 if value is not None: h.send_header(key.replace("_", "-"), value)
             h.end_headers()
-
         if h.path in self.redirect:
             head(302, Location=self.redirect[h.path], Content_Length=0)
             return "", None, 0, 0  # a redirect is not counted
@@ -158,7 +146,6 @@ def refused(source, *words):
 
 
 # ---- downloads
-
 @pytest.mark.parametrize("size, cut", [(400_000, 150_000), (1000, 333)])
 @pytest.mark.parametrize("fault, second", [
     ({}, 206), (dict(etag="weak"), 206), (dict(etag="date"), 206), (dict(etag=None), 206),
@@ -219,7 +206,6 @@ def test_refusals_say_what_to_bring(server, cache, mirror, status, words):
 
 
 def test_a_wrong_file_is_set_aside_wherever_it_is(server, cache):
-    "As it comes, and as it lies in the cache; a right one is fetched anew."
     wrong = BODY[:-1] + b"!"
     source = big(server)
     server.files["/big.bin"] = wrong
@@ -248,7 +234,6 @@ def test_an_unknown_checksum_is_recorded_said_and_enforced(server, cache, capsys
 
 
 # ---- interruptions, other processes, the disk
-
 RUN = """
 import sys
 from neurocompanion.recordings.sources import Source, fetch
@@ -305,26 +290,22 @@ def failing_open(number, after):
     return opened
 
 
-def test_a_full_disk_is_said_and_the_part_kept(server, cache, monkeypatch):
+def test_what_the_disk_may_say(server, cache, monkeypatch):
     source = big(server)
     with monkeypatch.context() as m:
         m.setattr(download, "open", failing_open(errno.ENOSPC, 200_000), raising=False)
         refused(source, "big.bin: the disk is full: found .* bytes free. Free some space")
     assert 0 < (cache / "lab/big.bin.part").stat().st_size <= 200_000
     assert fetch(source).read_bytes() == BODY and server.sent() < 2 * len(BODY)
-
-
-def test_what_else_the_disk_may_say(server, cache, monkeypatch):
+    (cache / "lab/big.bin").unlink()
     with monkeypatch.context() as m:
         m.setattr(download, "free_bytes", lambda path: 1000)
-        refused(big(server), "the disk is full: expected 400,000 bytes free, found 1,000")
-    with monkeypatch.context() as m:
-        m.setattr(download, "open", failing_open(errno.EACCES, -1), raising=False)
-        refused(big(server), "the disk refuses: found Permission denied. Set NEUROCOMPANION_CACHE")
+        refused(source, "the disk is full: expected 400,000 bytes free, found 1,000")
+    monkeypatch.setattr(download, "open", failing_open(errno.EACCES, -1), raising=False)
+    refused(source, "the disk refuses: found Permission denied. Set NEUROCOMPANION_CACHE")
 
 
 # ---- the mirror
-
 def test_the_mirror_knows_files_by_checksum_without_network(mirror, cache, no_network):
     "Whatever is beside them: other files of that size, links in a circle, a cache in the way."
     (mirror / "any/where").mkdir(parents=True)
@@ -386,7 +367,6 @@ def test_a_mirror_that_is_missing_or_may_not_be_entered(mirror, monkeypatch):
 
 
 # ---- names, groups, the registry
-
 @pytest.fixture
 def lab(tmp_path, monkeypatch, server):
     "A registry of a lab's own: a group of three files, one of them deeper."
@@ -429,13 +409,10 @@ def test_available(lab, cache, mirror):
     assert set(available()["where"]) <= {"mirror", "cache", "nowhere"}
 
 
-@pytest.mark.parametrize("name, words", [
-    ("kato", "Did you mean kato2015"), ("KATO2015", "kato2015"), ("qqq", "lists them"),
-    ("", "lists them"), ("../etc/passwd", "no recording")])
-def test_unknown_names(name, words): refused(name, words)
-
-
-def test_the_registry_is_whole():
+def test_the_registry_is_whole_and_unknown_names_and_broken_lines_are_told(tmp_path):
+    for name, words in [("kato", "Did you mean kato2015"), ("KATO2015", "kato2015"),
+                        *[(v, "lists them") for v in ("qqq", "")], ("../etc/passwd", "no recordi")]:
+        refused(name, words)
     rows = registry()
     assert {"kato2015", "kato2015_stim", "flavell2023/2022-07-26-31", "lorenz_synthetic",
             "nlb/mc_maze", "zapbench/traces"} <= set(rows)
@@ -445,20 +422,14 @@ def test_the_registry_is_whole():
         assert s.original == "" or s.original in rows
         assert not s.url.startswith("https://raw.") or (s.sha256 and s.bytes)
         if s.resolver and s.resolver != "zarr": assert s.resolver.split(":")[0] in download.HOSTS
+    for text, words in [("file\nx\n", "not a registry's line: expected a name"),
+                        ("name,file\nx,../../y\n", "leaves the cache")]:
+        (tmp_path / "r.csv").write_text(text)
+        with pytest.raises(SourceError, match=words): registry(tmp_path / "r.csv")
 
 
-@pytest.mark.parametrize("text, words", [
-    ("file\nx\n", "not a registry's line"), ("name,bytes\nx,1.5\n", "line 2"),
-    ("name,file\nx,../../y\n", "leaves the cache"),
-    ("name,file\nx,/etc/passwd\n", "leaves the cache"),
-    ("name,sha256\nx,ba78\n", "a SHA-256 of 64 digits"),
-    ("name,citation,reader\nx,Kato et al., Cell 163,worm\n", "no more cells than columns")])
-def test_broken_registries(tmp_path, text, words):
-    (tmp_path / "r.csv").write_text(text)
-    with pytest.raises(SourceError, match=words): registry(tmp_path / "r.csv")
-
-
-def test_a_rebuilt_copy_falls_back_to_its_original(server, monkeypatch, capsys, cache):
+def test_a_rebuilt_copy_falls_back_to_its_original_a_zarr_to_ones_own(
+        server, monkeypatch, capsys, cache):
     monkeypatch.setitem(download.HOSTS, "osf", "http://127.0.0.1:9")
     refused("kato2015", "kato2015: neither this rebuilt copy nor.*13,968,333 bytes.*be reached")
     monkeypatch.setitem(download.HOSTS, "osf", server.url)
@@ -466,10 +437,12 @@ def test_a_rebuilt_copy_falls_back_to_its_original(server, monkeypatch, capsys, 
         data=[osf_file(server, "WT_NoStim.mat", "/k", BODY)], links={})}
     assert fetch("kato2015") == cache / "kato2015_original/WT_NoStim.mat"
     assert "its original kato2015_original is fetched" in capsys.readouterr().err
+    (cache / "zapbench/traces/c/0").mkdir(parents=True)              # a Zarr brought by hand
+    assert fetch("zapbench/traces") == cache / "zapbench/traces"
+    assert list(available("zapbench/traces")["where"]) == ["cache"]
 
 
 # ---- publishers
-
 def page(tree=None, **fields): return json.dumps(fields if tree is None else tree).encode()
 
 
@@ -516,15 +489,8 @@ def publishers(server, monkeypatch):
     return server
 
 
-@pytest.fixture
-def named(tmp_path, monkeypatch):
-    (tmp_path / "r.csv").write_text(
-        "name,file,resolver\npub,pub/,osf:abc\nmany/*,many/*/,zenodo:*\n")
-    monkeypatch.setenv("NEUROCOMPANION_REGISTRY", str(tmp_path / "r.csv"))
-
-
-@pytest.mark.parametrize("resolver", ["osf:abc", "zenodo:77", "figshare:77", "dandi:000128",
-                                      "hf:owner/name"])
+@pytest.mark.parametrize(
+    "resolver", "osf:abc zenodo:77 figshare:77 dandi:000128 hf:owner/name".split())
 def test_every_publisher(publishers, resolver, cache):
     "A folder of theirs, one file, one that is not there, and one with another checksum."
     source = Source("pub", "pub/", resolver=resolver)
@@ -549,7 +515,10 @@ def test_a_published_checksum_finds_the_mirror(publishers, mirror):
     assert not any(row[0] == "/a.bin" for row in publishers.log)
 
 
-def test_names_inside_a_publishers_folder(publishers, named, cache):
+def test_names_inside_a_publishers_folder(publishers, cache, tmp_path, monkeypatch):
+    (tmp_path / "r.csv").write_text(
+        "name,file,resolver\npub,pub/,osf:abc\nmany/*,many/*/,zenodo:*\n")
+    monkeypatch.setenv("NEUROCOMPANION_REGISTRY", str(tmp_path / "r.csv"))
     assert fetch("pub/a.bin") == cache / "pub/a.bin"
     assert not (cache / "pub/sub").exists()  # only what was asked for
     assert list(available("pub")["where"]) == ["nowhere"]
@@ -559,27 +528,18 @@ def test_names_inside_a_publishers_folder(publishers, named, cache):
     refused("pub/c.bin", "lists no such file: found (a.bin, sub/b.bin|sub/b.bin, a.bin)")
 
 
-@pytest.mark.parametrize("answer, says", [
-    (b"not json", "in a form that is not known here"), (b"[]", "in a form that is not known here"),
-    (b'{"data": 3, "links": {}}', "in a form that is not known here"),
-    (b'{"data": [{"attributes": {}}], "links": {}}', "in a form that is not known here"),
-    (None, "leaves the cache")])
-def test_a_publishers_odd_answers(server, monkeypatch, tmp_path, answer, says):
+@pytest.mark.parametrize("answer", [b"not json", b"[]", b'{"data": 3, "links": {}}',
+                                    b'{"data": [{"attributes": {}}], "links": {}}', None])
+def test_a_publishers_odd_answers(server, monkeypatch, tmp_path, answer):
     monkeypatch.setitem(download.HOSTS, "osf", server.url)
     evil = page(data=[osf_file(server, "../../evil.bin", "/k", BODY)], links={})
     server.files |= {"/k": BODY, "/nodes/abc/files/osfstorage/": answer or evil}
-    refused(Source("x", "x/", resolver="osf:abc"), says)
+    refused(Source("x", "x/", resolver="osf:abc"),
+            "in a form that is not known here" if answer else "leaves the cache")
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_a_zarr_brought_by_hand(cache):
-    (cache / "zapbench/traces/c/0").mkdir(parents=True)
-    assert fetch("zapbench/traces") == cache / "zapbench/traces"
-    assert list(available("zapbench/traces")["where"]) == ["cache"]
-
-
 # ---- real recordings
-
 REAL = os.environ.get("NEUROCOMPANION_MIRROR")
 
 

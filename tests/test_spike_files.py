@@ -1,6 +1,5 @@
 "Spike readers: what was written is read; the real files against an independent reading; errors."
-import datetime
-import json
+import datetime, json
 
 import h5py
 import numpy as np
@@ -31,9 +30,7 @@ def whole(ds, path):
     xr.testing.assert_identical(open_recording(save(ds, path)), ds)
 
 
-# what was written is read
-
-
+# ---- what was written is read
 @pytest.mark.parametrize("layout", MATLAB)
 def test_matlab(known, layout, tmp_path):
     path = write_matlab(tmp_path / "a.mat", known, layout)
@@ -56,7 +53,7 @@ def hdf5(path, **fields):
     return path
 
 
-def test_lfads_truth_factor_and_odd_fields(tmp_path):
+def test_lfads_truth_factor_odd_fields_and_types_of_counts(tmp_path):
     x = np.random.default_rng(0).poisson(0.3, (8, 20, 5))
     path = hdf5(tmp_path / "a.h5", train_data=x[:6], valid_data=x[6:], conversion_factor=10.0,
                 train_truth=np.full((6, 20, 5), 3.0), valid_truth=np.full((2, 20, 5), 3.0),
@@ -70,9 +67,12 @@ def test_lfads_truth_factor_and_odd_fields(tmp_path):
     ones = np.ones((6, 20, 5))  # a truth in unknown units is kept apart
     ds = read_lfads(hdf5(tmp_path / "b.h5", train_data=ones, train_truth=-2 * ones))[0]
     assert "rate" not in ds and np.all(ds.truth == -2)
+    assert counted(np.array([70_000.0])).dtype == np.uint32
+    assert counted(np.array([-1])).dtype.kind == "i"
+    assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
 
 
-def test_nlb_parts_of_a_task(benchmark, tmp_path):
+def test_nlb_parts_of_a_task_and_a_target_without_input(benchmark, tmp_path):
     paths, x = benchmark()
     ds = read_spikes(tmp_path)[0]
     whole(ds, tmp_path.parent / f"{tmp_path.name}.nc")
@@ -85,9 +85,6 @@ def test_nlb_parts_of_a_task(benchmark, tmp_path):
     assert ds.heldout.values.sum() == 2 and ds.forward.values.sum() == 6
     alone = read_nlb(paths[0])[0]
     assert alone.spikes.dtype == np.uint8 and alone.split.values.tolist() == ["train"] * 22
-
-
-def test_nlb_behaviour_of_trials_and_target_without_input(tmp_path):
     fields = dict(eval_spikes_heldout=np.ones((4, 10, 3)), eval_behavior=np.ones((4, 5)),
                   train_behavior=np.ones((9, 5)), psth=np.ones((2, 10, 8)))
     ds = read_spikes(hdf5(tmp_path / "target.h5",
@@ -191,42 +188,33 @@ def test_ibl_sessions_splits_and_odd_columns(known, tmp_path):
         assert ds.choice.values.tolist() == [i % 2 for i in range(30)]
         assert np.array_equal(ds["wheel-speed"].values[3], np.arange(40.0) + 3)
         assert any(e.get("variable") == "ragged" for e in ds.report)
-    del table["spikes_sparse_shape"]
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
-    with pytest.raises(RecordingError, match="column `spikes_sparse_shape` is missing"):
-        read_ibl(tmp_path / "odd.parquet")
-    table["spikes_sparse_shape"] = [[4, 3]] * 30
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
-    with pytest.raises(RecordingError, match="odd.parquet, row 0: its spikes are no sparse matrix"):
-        read_ibl(tmp_path / "odd.parquet")
+    shape = table.pop("spikes_sparse_shape")
+    for more, says in [({}, "column `spikes_sparse_shape` is missing"),
+                       ({"spikes_sparse_shape": [[4, 3]] * len(shape)},
+                        "odd.parquet, row 0: its spikes are no sparse matrix")]:
+        pq.write_table(pa.table(table | more), tmp_path / "odd.parquet")
+        with pytest.raises(RecordingError, match=says): read_ibl(tmp_path / "odd.parquet")
 
 
-# what is refused
-
-
-def mat(**fields): return lambda path: savemat(path, fields)
-def text(content): return lambda path: path.write_text(content)
-def lfads(**fields): return lambda path: hdf5(path, **fields)
-
-
+# ---- what is refused
 LONG = dict(times=[[0.0, 1e9]], trials={"start_time": [0.0], "stop_time": [1.0]})
-REFUSED = {  # file: what makes it, the words
-    "a.mat": (mat(x=np.ones(3)), "no reader knows this layout"),
-    "b.mat": (mat(dat=np.ones(3)), "b.mat, trial 0"),
-    "c.mat": (mat(spks=np.array([[0.0, 1.0]])), "c.mat, spike 0"),
-    "d.mat": (mat(spks=np.zeros((0, 2))), "d.mat"),
-    "e.csv": (text("timestamp,unit_1\n0,1\n0.1,x\n"), "the table has a field"),
-    "f.h5": (lfads(train_data=np.ones((6, 20, 5)), valid_data=np.ones((2, 20, 4))),
-             "the splits differ in time or neurons"),
-    "g.h5": (lfads(train_data=np.ones((6, 20))), "g.h5, train: .*expected trial × time × neuron"),
-    "h.nwb": (lambda path: write_nwb(path, **LONG), "too long for memory.*align"),
-}
+WRITE = dict(mat=savemat, csv=lambda path, text: path.write_text(text),
+             h5=lambda path, fields: hdf5(path, **fields),
+             nwb=lambda path, fields: write_nwb(path, **fields))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_every_error_names_the_file(name, tmp_path):
-    make, says = REFUSED[name]
-    make(tmp_path / name)
+@pytest.mark.parametrize("name, content, says", [
+    ("a.mat", {"x": np.ones(3)}, "no reader knows this layout"),
+    ("b.mat", {"dat": np.ones(3)}, "b.mat, trial 0"),
+    ("c.mat", {"spks": np.array([[0.0, 1.0]])}, "c.mat, spike 0"),
+    ("d.mat", {"spks": np.zeros((0, 2))}, "d.mat"),
+    ("e.csv", "timestamp,unit_1\n0,1\n0.1,x\n", "the table has a field"),
+    ("f.h5", {"train_data": np.ones((6, 20, 5)), "valid_data": np.ones((2, 20, 4))},
+     "the splits differ in time or neurons"),
+    ("g.h5", {"train_data": np.ones((6, 20))}, "g.h5, train: .*expected trial × time × neuron"),
+    ("h.nwb", LONG, "too long for memory.*align")])
+def test_every_error_names_the_file(name, content, says, tmp_path):
+    WRITE[name.split(".")[1]](tmp_path / name, content)
     with pytest.raises(NeurocompanionError, match=says) as e: read_spikes(tmp_path / name)
     assert name in str(e.value)
 
@@ -242,17 +230,8 @@ def test_cut_files_are_refused_in_one_sentence(known, size, tmp_path):
         with pytest.raises(NeurocompanionError, match=path.name): read_spikes(path)
 
 
-def test_counts_and_the_table_of_layouts():
-    assert counted(np.array([70_000.0])).dtype == np.uint32
-    assert counted(np.array([-1])).dtype.kind == "i"
-    assert set(READERS) == {"nwb", "nlb", "lfads", "steinmetz", *MATLAB, "ibl", "csv"}
-
-
-# the real files, against an independent reading
-
-
-def struct_of(path, name):
-    return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
+# ---- the real files, against an independent reading
+def struct_of(path, name): return loadmat(path, squeeze_me=True, struct_as_record=False)[name]
 
 
 def test_real_lorenz(mirror, tmp_path):
@@ -329,7 +308,7 @@ def test_real_dad(mirror, tmp_path):
     assert np.allclose(shared, [0.86, 0.75, 0.64, 0.52], atol=0.02)
 
 
-def test_real_maze_trial(mirror, tmp_path):
+def test_real_maze_trial_and_the_folder_at_once(mirror, tmp_path):
     path = mirror / "macaque_small" / "HiSDE" / "trial_748_data.csv"
     ds = read_spikes(path)[0]
     whole(ds, tmp_path / "a.nc")
@@ -339,6 +318,11 @@ def test_real_maze_trial(mirror, tmp_path):
     assert np.array_equal(ds.spikes.values[:200], x[:, 9:])
     assert ds.unit.values.tolist() == [int(k[5:]) for k in head[9:]]
     assert np.allclose(ds.hand_vel.values[:200], x[:, 7:9]) and np.isclose(ds.time[0], 2282.6)
+    every = read_spikes(mirror / "macaque_small")
+    assert sorted(ds.file for ds in every) == [
+        "chewie_demo.mat", "ex1_spikecounts.mat", "ex2_rawspiketrains.mat", "sample2_dat.mat",
+        "sample_dat.mat", "trial_748_data.csv"]
+    assert all(json.dumps(ds.report) for ds in every)
 
 
 def test_real_aplysia(mirror, tmp_path):
@@ -369,11 +353,3 @@ def test_real_steinmetz(mirror, tmp_path):
         found[path.stem] = ds.sizes["trial"], ds.sizes["unit"]
     whole(ds, tmp_path / "a.nc")
     assert found["session01"] == (114, 734) and found["session05"] == (254, 1077)
-
-
-def test_real_folder_at_once(mirror):
-    every = read_spikes(mirror / "macaque_small")
-    assert sorted(ds.file for ds in every) == [
-        "chewie_demo.mat", "ex1_spikecounts.mat", "ex2_rawspiketrains.mat", "sample2_dat.mat",
-        "sample_dat.mat", "trial_748_data.csv"]
-    assert all(json.dumps(ds.report) for ds in every)

@@ -2,8 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.spikes.counts import (
@@ -23,41 +22,31 @@ def rare(seed, units):
 
 
 FLAT, TEN = np.ones((7, 2)), np.zeros(10)
-REFUSED = [
+@pytest.mark.parametrize("call, text", [
     (lambda: spike_counts([[0.1]], 0), "bin_size is out of range"),
     (lambda: spike_counts([[0.1]], 0.1, [0.0, 1.0]), "windows need a duration"),
     (lambda: spike_counts([[0.1]], 0.1, np.nan, 1.0), "start are not all numbers"),
     (lambda: spike_counts([[np.inf]], 0.1), "unit 0"),
-    (lambda: rebin(FLAT, 0), "factor is out of range"),
-    (lambda: rebin(FLAT, True), "factor is out of range"),
+    *[(lambda n=n: rebin(FLAT, n), "factor is out of range") for n in (0, True)],
     (lambda: remove_correlated(made(FLAT), 2), "threshold is out of range"),
     (lambda: remove_correlated(made(FLAT), by="name"), "there is no such `by`"),
     (lambda: remove_correlated(made(FLAT), lag=-1), "lag is out of range"),
     (lambda: align(made(FLAT[None]), [0.1], 0, 0), "the window is empty"),
     (lambda: align(None, [1], 0.1, 0.1), "no recording of spikes"),
     (lambda: first_offset(-1), "is out of range"),
-    (lambda: chop(TEN, 0), "length is out of range"),
-    (lambda: chop(TEN, 5.0), "length is out of range"),
+    *[(lambda n=n: chop(TEN, n), "length is out of range") for n in (0, 5.0)],
     (lambda: chop(TEN, 5, -1), "overlap is out of range"),
-    (lambda: chop(TEN[:0], 5), "there is nothing to chop"),
-    (lambda: chop(3.0, 5), "there is nothing to chop"),
+    *[(lambda x=x: chop(x, 5), "there is nothing to chop") for x in (TEN[:0], 3.0)],
     (lambda: chop(TEN, 5, offset=10), "offset is out of range"),
     (lambda: chop(TEN, 5, tail="zeros"), "there is no such tail"),
-    (lambda: merge(TEN, 1), "these are no chops"),
-    (lambda: merge(np.zeros((0, 5)), 1), "these are no chops"),
+    *[(lambda x=x: merge(x, 1), "these are no chops") for x in (TEN, np.zeros((0, 5)))],
     (lambda: merge(np.zeros((2, 5)), 2, -1), "weighting is not known"),
-    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range"),
-]
-
-
-@pytest.mark.parametrize("call, text", REFUSED)
+    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range")])
 def test_refused(call, text):
     with pytest.raises((ParameterError, RecordingError), match=text): call()
 
 
 # ---- bins
-
-@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.001, 0.005, 0.02, 0.1]), st.integers(0, 5))
 def test_a_spike_on_an_edge_opens_its_bin(k, bin_size, shift):
     start = shift * bin_size
@@ -99,7 +88,6 @@ def test_rebin_keeps_the_spikes_and_says_what_it_drops():
 
 
 # ---- smoothing
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_smooth_is_the_weighted_mean_of_neighbours(causal):
     rng = np.random.default_rng(0)
@@ -134,8 +122,7 @@ def test_kernels_types_and_units():
 
 
 # ---- artefacts
-
-def test_correlations_are_pearsons():
+def test_correlations_are_pearsons_of_the_first_seconds_and_at_lags():
     x = np.random.default_rng(0).poisson(1, (3, 200, 6)).astype(float)
     want = np.corrcoef(x.reshape(-1, 6).T)
     np.fill_diagonal(want, 0)
@@ -143,6 +130,12 @@ def test_correlations_are_pearsons():
     x[..., 1], x[..., 2] = 0, np.nan  # silent and not observed: alike to nobody
     c = correlations(x)
     assert np.isfinite(c).all() and not c[1].any() and not c[2].any()
+    x = rare(2, 3)
+    x[10_000:, 1] = x[10_000:, 0]
+    assert remove_correlated(made(x), 0.2, seconds=100).report == []
+    assert len(remove_correlated(made(x), 0.2).report) == 1
+    x[3:, 2] = x[:-3, 0]
+    assert correlations(x, 2)[0, 2] < 0.1 < 0.9 < correlations(x, 3)[0, 2]
 
 
 def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
@@ -150,7 +143,6 @@ def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
     where = np.random.default_rng(1).integers(3, size=20_000)
     for u, k in ((1, 0), (2, 1), (5, 2)): x[:, u] |= x[:, 7] & (where == k)
     by_pairs = remove_correlated(made(x), 0.15)
-    assert [e["unit"] for e in by_pairs.report] == ["7"]
     assert by_pairs.unit.values.tolist() == [0, 1, 2, 3, 4, 5, 6]
     for partner in ("1 (", "2 (", "5 ("): assert partner in by_pairs.report[0]["reason"]
     by_rate = remove_correlated(made(x), 0.15, by="rate")
@@ -161,17 +153,7 @@ def test_the_unit_in_most_pairs_goes_first_then_the_one_that_fires_most():
     assert [e["unit"] for e in remove_correlated(made(tie), 0.2).report] == ["0"]
 
 
-def test_first_seconds_and_lags():
-    x = rare(2, 3)
-    x[10_000:, 1] = x[10_000:, 0]
-    assert remove_correlated(made(x), 0.2, seconds=100).report == []
-    assert len(remove_correlated(made(x), 0.2).report) == 1
-    x[3:, 2] = x[:-3, 0]
-    assert correlations(x, 2)[0, 2] < 0.1 < 0.9 < correlations(x, 3)[0, 2]
-
-
 # ---- events
-
 def test_align_is_a_slice():
     x = np.random.default_rng(0).poisson(1, (1000, 4))
     events = np.array([0.05, 1.234, 5.0, 9.95, 20.0, np.nan])
@@ -204,7 +186,6 @@ def test_align_within_trials_and_where_something_was_observed():
 
 
 # ---- chop and merge
-
 def slowly(chops, overlap, power, total):
     "Merge by the definition, sample by sample."
     length, step = chops.shape[1], chops.shape[1] - overlap
@@ -218,7 +199,6 @@ def slowly(chops, overlap, power, total):
     return np.array(out)[:total]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_round_trip_loses_nothing(data):
     T, length = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 40))
@@ -238,7 +218,7 @@ def test_round_trip_loses_nothing(data):
     assert np.array_equal(merge(t, overlap, weighting).numpy(), bare)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 20), st.data())
 def test_merge_is_the_definition(k, length, data):
     overlap = data.draw(st.integers(0, length - 1))
@@ -248,7 +228,7 @@ def test_merge_is_the_definition(k, length, data):
         assert np.allclose(merge(c, overlap, name), slowly(c, overlap, power, n), atol=1e-12)
 
 
-def test_number_of_chops():
+def test_number_of_chops_and_kinds_of_numbers_and_axes():
     x = np.zeros((1000, 3))
     assert chop(x, 100, 20, tail="drop").shape == (12, 100, 3)
     assert chop(x, 100, 20).shape == (13, 100, 3)
@@ -258,9 +238,6 @@ def test_number_of_chops():
     assert len(paper) == 1321 and np.array_equal(paper[1:, :100], paper[:-1, -100:])
     assert chop(np.arange(5), 4, 0).tolist() == [[0, 1, 2, 3], [4, 4, 3, 2]]   # mirrored
     assert chop(np.arange(2), 7, 0).tolist() == [[0, 1, 1, 0, 0, 1, 1]]
-
-
-def test_kinds_of_numbers_and_of_axes():
     rng = np.random.default_rng(0)
     odd = np.array([0.0, np.inf, -np.inf, 3.0, np.inf, 1.0])[:, None]
     for x, length, overlap in [(rng.poisson(3, 50).astype(np.uint8), 10, 4), (odd, 3, 2),

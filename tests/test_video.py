@@ -1,12 +1,9 @@
 "Video: views and readers against plain indexing, bounded reading ahead, real recordings."
-import json
-import threading
-import time
+import json, threading, time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.read import read
@@ -26,7 +23,6 @@ any_key = st.tuples(*(keys(n) for n in FILM.shape)).flatmap(
     lambda k: st.integers(1, 4).map(lambda n: k[:n]))
 
 
-@settings(max_examples=100, deadline=None)
 @given(any_key, st.permutations(range(4)))
 def test_views_index_like_numpy(key, axes):
     turned = V.View(FILM.transpose(axes), np.argsort(axes).tolist())
@@ -35,34 +31,25 @@ def test_views_index_like_numpy(key, axes):
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("series")
+def on_disk(tmp_path_factory):
+    "The film as a series of bricks, and as a picture of several pages a frame."
+    from PIL import Image
+    folder, tiffs = (tmp_path_factory.mktemp(k) for k in ("series", "tiffs"))
     t, nz, ny, nx = FILM.shape
     (folder / "conf.json").write_text(json.dumps(
         {"dims": [ny, nx, nz], "keytype": "int16", "valuetype": "uint16", "nvalues": t}))
     record = np.dtype([("key", "<i2", 3), ("value", "<u2", t)])
     np.array([((y, x, z), FILM[:, z, y, x]) for z in range(nz) for x in range(nx)
               for y in range(ny)], record).tofile(folder / "key.bin")
-    return folder
+    for t, f in enumerate(FILM):
+        first, *rest = [Image.fromarray(p) for p in f]
+        first.save(tiffs / f"{t}.tif", save_all=True, append_images=rest)
+    return V.Series(folder), V.open_video(tiffs)
 
 
-@settings(max_examples=100, deadline=None)
 @given(key=any_key)
-def test_series_index_like_numpy(series, key):
-    np.testing.assert_array_equal(V.Series(series)[key], FILM[key])
-
-
-@settings(max_examples=60, deadline=None)
-@given(key=any_key)
-def test_tiffs_index_like_numpy(tmp_path_factory, key):
-    from PIL import Image
-    folder = tmp_path_factory.getbasetemp() / "tiffs"
-    if not folder.exists():
-        folder.mkdir()
-        for t, f in enumerate(FILM):
-            first, *rest = [Image.fromarray(p) for p in f]
-            first.save(folder / f"{t}.tif", save_all=True, append_images=rest)
-    np.testing.assert_array_equal(V.open_video(folder)[key], FILM[key])
+def test_files_index_like_numpy(on_disk, key):
+    for video in on_disk: np.testing.assert_array_equal(video[key], FILM[key])
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -91,7 +78,6 @@ def test_reading_ahead_can_be_left():
     with pytest.raises(ParameterError): film.Ahead(len, [], threads=0)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3),
        st.integers(1, 4))
 def test_shards_cover_everything_once(ny, nx, ky, kx, m):
@@ -112,7 +98,6 @@ def test_wrong_files_are_told(tmp_path):
 
 
 # ---- real recordings
-
 def test_real_series_and_pictures_agree(mirror):
     place = mirror / "zebrafish_thunder" / "fish"
     if not place.is_dir(): pytest.skip("the mirror has no light-sheet recording")

@@ -1,13 +1,11 @@
 "Every worm source: reader(writer(x)) = x, odd cases, what is refused, and the real files."
-import json
-import shutil
+import json, shutil
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from neurocompanion.core import RecordingError
 from neurocompanion.recordings.simulate import observed
@@ -26,8 +24,7 @@ LAYOUTS = [v for layouts in WRITERS.values() for v in layouts]
 
 @pytest.fixture(scope="module")
 def truth():
-    return [observed(w) for w in worms(3, seed=7, duration=[90, 100, 110], neurons=40,
-                                       labelled=25)]
+    return [observed(w) for w in worms(3, seed=7, duration=[90, 100, 110], neurons=40, labelled=25)]
 
 
 def same(read, made, layout):
@@ -40,9 +37,7 @@ def same(read, made, layout):
     assert read.doi.startswith("10.") and len(read.sha256) == 64
 
 
-# reader(writer(x)) = x
-
-
+# ---- reader(writer(x)) = x
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_round_trip(truth, layout, tmp_path):
     "Three worms; then one whose time is uneven, which only one layout cannot say."
@@ -60,7 +55,6 @@ def test_round_trip(truth, layout, tmp_path):
 
 @st.composite
 def recordings(draw):
-    "One to three worms of any length and names, with even or uneven time."
     made = []
     for i in range(draw(st.integers(1, 3))):
         named = draw(st.lists(st.sampled_from(NEURONS), min_size=1, max_size=8, unique=True))
@@ -76,7 +70,7 @@ def recordings(draw):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None,
+@settings(max_examples=8,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_worms_come_back(layout, tmp_path, data):
     made = data.draw(recordings())
@@ -104,7 +98,6 @@ def test_odd_labels_are_cleaned_and_reported(truth, layout, tmp_path):
 
 
 @given(st.integers(0, 10**6), st.integers(20, 60))
-@settings(max_examples=60, deadline=None)
 def test_filled_gaps_are_causal(seed, T):
     "From the first frame on, whether gaps begin there or later."
     rng = np.random.default_rng(seed)
@@ -153,9 +146,7 @@ def test_gaps(truth, layout, tmp_path):
     assert [r["neuron"] for r in said["dropped"]] == [gone]
 
 
-# one source, its own ways
-
-
+# ---- one source, its own ways
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("layout", list(ZIMMER))
 def test_zimmer_either_way_round_under_any_file_name(truth, layout, turned, tmp_path):
@@ -199,8 +190,8 @@ def test_a_damaged_chunk_is_told(tmp_path):
     with pytest.raises(RecordingError, match="the file is damaged"): read_worms(path)
 
 
-def test_zimmer_single_worm_without_cells(tmp_path):
-    "A struct of one worm may hold its matrices directly."
+def test_zimmer_single_worm_without_cells_and_names_of_stim_states(truth, tmp_path):
+    "A struct of one worm may hold its matrices directly; states are named in the file."
     with h5py.File(write_zimmer(tmp_path / "a.mat", [traces(
             np.ones((30, 2)), ["AVAL", "RID"], np.arange(30) / 3, subject="w",
             source="simulated")], "uzel2022"), "a") as f:
@@ -211,29 +202,24 @@ def test_zimmer_single_worm_without_cells(tmp_path):
             g[k] = f[inner]
     ds, = read_worms(tmp_path / "a.mat")
     assert list(ds.neuron.values) == ["AVAL", "RID"] and ds.sizes["time"] == 30
-
-
-def test_stim_states_take_their_names_from_the_file(truth, tmp_path):
     path = write_zimmer(tmp_path / "a.mat", truth, "kato2015_stim")
     assert set(state_names(read_worms(path)[0])) == {"forward", "reversal", "turn"}
     with h5py.File(path, "a") as f: del f["WT_Stim/StatesKey"]
     assert set(state_names(read_worms(path)[0])) == {"state1", "state2", "state3"}
 
 
-def test_yemini_neurons_that_are_not_seen_are_absent(truth, tmp_path):
+def test_yemini_neurons_not_seen_are_absent_and_flavell_labels_are_their_worms(truth, tmp_path):
     few = [truth[0].isel(neuron=truth[0].labelled.values).isel(neuron=slice(0, 4)), truth[1]]
     read = read_worms(write_yemini(tmp_path / "a.mat", few))
     assert [ds.sizes["neuron"] for ds in read] == [4, 25]
     assert all(r["action"] != "dropped" for ds in read for r in ds.report)
-
-
-def test_flavell_labels_belong_to_their_worm(truth, tmp_path):
-    for ds in truth: write_flavell_h5(tmp_path / f"{ds.subject}-data.h5", ds)
-    write_flavell_labels(tmp_path / "labels.json", truth[:2])
-    read = read_worms(tmp_path)
+    (folder := tmp_path / "flavell").mkdir()
+    for ds in truth: write_flavell_h5(folder / f"{ds.subject}-data.h5", ds)
+    write_flavell_labels(folder / "labels.json", truth[:2])
+    read = read_worms(folder)
     assert [int(ds.labelled.sum()) for ds in read] == [25, 25, 0]
     with pytest.raises(RecordingError, match="no reader knows this layout"):
-        read_worms(tmp_path / "labels.json")
+        read_worms(folder / "labels.json")
 
 
 def test_leifer_members_in_any_order(truth, tmp_path):
@@ -257,13 +243,10 @@ def test_folders_of_many_sources(truth, tmp_path):
         *["flavell2023"] * 3, *["kato2015"] * 3, *["leifer2023"] * 3]
 
 
-# what is refused
-
-
+# ---- what is refused
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
 def test_cut_short(truth, layout, share, tmp_path):
-    "A file that stops anywhere is a RecordingError in one line that begins with its path."
     place = write_worms(tmp_path / "w", truth, layout)
     path = place if place.is_file() else sorted(place.iterdir())[0]
     content = path.read_bytes()
@@ -275,40 +258,22 @@ def test_cut_short(truth, layout, share, tmp_path):
     else: pytest.fail(f"read {len(read)} worms of a file cut at {share}")
 
 
-def json_with(path, ds, **changes):
-    write_flavell_json(path, ds)
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return path
-
-
-BAD = {
-    "json with text for numbers": (lambda p, w: json_with(p, w[0], trace_array=[["a"] * 3] * 2),
-                                   "the file is damaged, or not"),
-    "json list of labels": (lambda p, w: json_with(p, w[0], labeled=[1, 2]), "the file is damaged"),
-    "wrong rate": (lambda p, w: json_with(p, w[0], timestamp_confocal=[0.0] * 270),
-                   "frame 1: time does not increase"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_refused(truth, tmp_path, case):
-    spoil, words = BAD[case]
-    path = spoil(tmp_path / "bad.file", truth)
+@pytest.mark.parametrize("change, words", [
+    (dict(trace_array=[["a"] * 3] * 2), "the file is damaged, or not"),
+    (dict(labeled=[1, 2]), "the file is damaged"),
+    (dict(timestamp_confocal=[0.0] * 270), "frame 1: time does not increase")])
+def test_odd_json_is_refused(truth, tmp_path, change, words):
+    path = write_flavell_json(tmp_path / "bad.file", truth[0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RecordingError) as e: read_worms(path)
     assert words in str(e.value) and str(e.value).startswith(str(path)), str(e.value)
     assert "\n" not in str(e.value)
 
 
-# the real files
-
-
-@pytest.fixture(scope="module")
-def flavell(mirror):
+# ---- the real files
+def test_the_real_flavell_worms(mirror):
     if not (mirror / "flavell2023").is_dir(): pytest.skip("needs flavell2023/ in the mirror")
-    return {ds.file: ds for ds in read_worms(mirror / "flavell2023")}
-
-
-def test_the_real_flavell_worms(flavell, mirror):
+    flavell = {ds.file: ds for ds in read_worms(mirror / "flavell2023")}
     found = {k: (ds.sizes["time"], ds.sizes["neuron"]) for k, ds in flavell.items()}
     assert len(found) == 6 and found["2022-08-02-01.json"] == (1600, 98)
     assert found["2022-07-26-31-data.h5"] == (800, 146)
@@ -318,9 +283,6 @@ def test_the_real_flavell_worms(flavell, mirror):
         check(ds)
         assert set(ds.neuron.values[ds.labelled.values]) <= set(NEURONS)
         assert 1.3 < ds.sampling_rate < 1.8 and float(ds.time[0]) == 0
-
-
-def test_the_real_flavell_worms_against_h5py(flavell, mirror):
     name = "2022-07-27-45-data.h5"
     ds, uid = flavell[name], name.removesuffix("-data.h5")
     labels = json.loads((mirror / "flavell2023" / "neuropal_labels.json").read_bytes())[uid][0]

@@ -9,23 +9,16 @@ from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate_pool import write_pool
 from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_kato
-from neurocompanion.worm_gnn.data import (
-    CHUNK, SHARED_3, SHARED_15, derivative, load_flavell, load_worms, neuron_table, scaled,
-    simulated_worms, split)
+from neurocompanion.worm_gnn.data import (CHUNK, SHARED_3, SHARED_15, derivative, load_flavell,
+                                          load_worms, neuron_table, scaled, simulated_worms, split)
 
 
 @pytest.fixture(scope="module")
-def kato(mirror):
-    return mirror / "kato2015" / "WT_NoStim.mat"
+def made(): return simulated_worms(2, minutes=3, states=7)
 
 
-@pytest.fixture(scope="module")
-def made():
-    return simulated_worms(2, minutes=3, states=7)
-
-
-def test_the_five_worms_of_the_paper(kato):
-    found = load_worms(kato, states=7)
+def test_the_five_worms_of_the_paper(mirror):
+    found = load_worms(mirror / "kato2015" / "WT_NoStim.mat", states=7)
     assert [len(w.y) for w in found] == [3137, 3134, 3059, 3311, 3021]
     for w in found:
         assert w.x.shape == (len(w.y), 15, 2) and w.x.dtype == np.float32 and w.y.dtype == np.int64
@@ -68,7 +61,6 @@ def test_constant_neurons_are_zero_and_warn_of_nothing(made):
 
 
 def test_relabelling_states_changes_codes_only_by_name(tmp_path, made):
-    "The order of states in a file is of no account."
     ds = read_worms(write_kato(tmp_path / "WT.mat", [_recording(made[0])]))[0]
     names = ds.state.attrs["flag_meanings"].split()
     turned = ds.copy(deep=True)
@@ -80,7 +72,6 @@ def test_relabelling_states_changes_codes_only_by_name(tmp_path, made):
 
 
 def _recording(w):
-    "A worm as a recording again."
     from neurocompanion.recordings.standard import traces
     names = [*w.state_names, "nostate"]
     return traces(w.trace, w.neurons, w.time, subject="back", source="test",
@@ -114,10 +105,15 @@ def test_folds_deal_every_chunk_once(n, k, shuffled):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_folds_are_the_seeds(made):
+def test_folds_are_the_seeds_and_masks_of_steps_those_of_chunks():
     a, b, c = (split(100, seed=s) for s in ((0, 1), (0, 1), (0, 2)))
     assert all(np.array_equal(x, y) for f, g in zip(a, b) for x, y in zip(f, g))
     assert any(not np.array_equal(f.test, g.test) for f, g in zip(a, c))
+    for f in split(12, 3):
+        on = f.on(12 * CHUNK + 5)
+        for chunk, step in zip(f, on):
+            assert len(step) == 101 and not step[96:].any()
+            assert (step[:96].reshape(12, 8) == chunk[:, None]).all()
 
 
 @pytest.mark.parametrize("gap", [1, 2, 5])
@@ -126,14 +122,8 @@ def test_blocks_keep_their_distance(gap):
         train, held = np.flatnonzero(f.train), np.flatnonzero(f.test | f.validation)
         assert np.abs(train[:, None] - held).min() == gap + 1
         assert np.ptp(np.flatnonzero(f.test)) == f.test.sum() - 1
-
-
-def test_masks_over_steps():
-    for f in split(12, 3):
-        on = f.on(12 * CHUNK + 5)
-        for chunk, step in zip(f, on):
-            assert len(step) == 101 and not step[96:].any()
-            assert (step[:96].reshape(12, 8) == chunk[:, None]).all()
+    for wrong in (-1, 6, 1.5):
+        with pytest.raises(ParameterError, match="less than a fold"): split(20, 5, False, gap=wrong)
 
 
 def test_nichols_from_the_pool(tmp_path):
@@ -164,6 +154,8 @@ def test_simulated_worms_can_be_told_apart_and_transfer():
 def test_simulations_are_their_seed():
     a, b, c = (simulated_worms(1, seed, minutes=1)[0] for seed in (0, 0, 1))
     assert np.array_equal(a.x, b.x) and np.array_equal(a.y, b.y) and not np.array_equal(a.x, c.x)
+    names = ("AVAL", "RID")                                    # a generator is read once
+    assert simulated_worms(2, 0, (n for n in names), minutes=1)[1].neurons == names
 
 
 def test_real_flavell_worms(mirror):
@@ -182,14 +174,3 @@ def test_real_flavell_worms(mirror):
     assert len(load_flavell()) == 4                            # what is registered
     with pytest.raises(RecordingError, match="no worm can be used.*VB1"):
         load_flavell(folder, ["VB01"])
-
-
-@pytest.mark.parametrize("gap", [-1, 6, 1.5])
-def test_gaps_that_cannot_be(gap):
-    with pytest.raises(ParameterError, match="less than a fold"): split(20, 5, False, gap=gap)
-
-
-def test_neurons_may_come_once():
-    "A generator is read once."
-    names = ("AVAL", "RID")
-    assert simulated_worms(2, 0, (n for n in names), minutes=1)[1].neurons == names

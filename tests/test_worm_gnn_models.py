@@ -37,7 +37,6 @@ def test_trajectories_start_at_the_present(name):
 @pytest.mark.parametrize("norm", ["running", "worm", "none"])
 @pytest.mark.parametrize("name", EVERY)
 def test_filled_up_steps_change_nothing(name, norm):
-    "Steps that are not seen change neither the output nor running statistics."
     model = EVERY[name](NODES, 2, 3, 8, norm=norm).train()
     other = copy.deepcopy(model)
     x = torch.rand(1, 16, NODES, 2)
@@ -50,7 +49,6 @@ def test_filled_up_steps_change_nothing(name, norm):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_stack_is_its_members(name):
-    "Every model can be stacked, with its gradient and its running statistics."
     nets = [EVERY[name](NODES, 2, 3, 8).double() for _ in range(3)]
     x = torch.rand(2, 10, NODES, 2).double()
     params, buffers = stack_module_state([copy.deepcopy(n) for n in nets])
@@ -64,8 +62,7 @@ def test_a_stack_is_its_members(name):
         if p.grad is not None: torch.testing.assert_close(a[2], p.grad)
 
 
-def test_norm_is_batchnorm():
-    "Training, running averages and gradient."
+def test_norm_is_batchnorm_or_of_each_worm():
     ours, theirs = Norm(5).double(), torch.nn.BatchNorm1d(5).double()
     for _ in range(5):
         a = torch.rand(1, 40, 5).double().requires_grad_()
@@ -78,11 +75,7 @@ def test_norm_is_batchnorm():
         torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(ours.mean, theirs.running_mean)
     torch.testing.assert_close(ours.var, theirs.running_var)
-
-
-def test_worm_statistics_are_its_own():
-    "With norm='worm' the companions in a batch do not matter, with 'running' they do in training."
-    x = torch.rand(2, 30, NODES, 2)
+    x = torch.rand(2, 30, NODES, 2)                       # a batch does not matter to norm='worm'
     x[1] *= 3
     own, common = GNN(NODES, norm="worm"), GNN(NODES, norm="running")
     torch.testing.assert_close(own(x)[:1], own(x[:1]), atol=1e-5, rtol=1e-4)
@@ -92,7 +85,6 @@ def test_worm_statistics_are_its_own():
 @pytest.mark.parametrize("edges", ["static", "dynamic", "chunk", "given"])
 @pytest.mark.parametrize("self_path", ["none", "residual", "concat"])
 def test_relabelling(edges, self_path):
-    "Another order of the neurons, columns and edges taken along, changes nothing."
     order = torch.randperm(NODES)
     a = torch.rand(NODES, NODES)
     made = GNN(NODES, 2, 3, 8, a if edges == "given" else edges, self_path=self_path).eval()
@@ -106,7 +98,7 @@ def test_relabelling(edges, self_path):
     torch.testing.assert_close(other.infer(x[:, :, order]), moved)
 
 
-def test_static_edges_are_one_graph_a_worm():
+def test_static_edges_are_one_graph_a_worm_and_close_when_thinned():
     "Order in time does not matter to them, the other worm does not, dynamic ones see a step only."
     x = torch.rand(2, 30, NODES, 2)
     model = GNN(NODES).eval()
@@ -117,10 +109,6 @@ def test_static_edges_are_one_graph_a_worm():
     torch.testing.assert_close(moving.infer(x)[:, 7], moving.infer(x[:, 7:8])[:, 0])
     chunked = Edges(per="chunk").eval()
     torch.testing.assert_close(chunked(x)[:, 3], Edges.forward(chunked, x[:, 24:])[:, 0])
-
-
-def test_thinned_edges_are_close():
-    "400 of 3000 steps give nearly the weights of all."
     t = torch.arange(3000.) / 40
     x = torch.stack([torch.sin(t * (1 + 0.2 * n)) for n in range(NODES)], -1)
     x = torch.stack([x, x.roll(10, 0)], -1)[None] / 2 + 0.5
@@ -144,7 +132,6 @@ def test_literal_reading_loses_the_nodes():
 
 
 def test_overfits_a_batch():
-    "A GNN learns twenty random labels."
     x, y = torch.rand(1, 20, NODES, 2), torch.randint(0, 3, (20,))
     model = GNN(NODES, 2, 3, 32)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -170,66 +157,41 @@ def test_rollout_reads_only_what_it_may():
         assert not torch.equal(rollout(model, other, 9, burn_in=4, forced=always), free)
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (dict(nodes=0), "nodes is out of range"), (dict(out=2.5), "out is out of range"),
-    (dict(self_path="yes"), "no such self_path"), (dict(norm="batch"), "normalisation"),
-    (dict(edges=torch.full((NODES, NODES), torch.nan)), "no graph of the nodes")])
-def test_errors(wrong, words):
-    with pytest.raises(ParameterError, match=words): GNN(**(dict(nodes=NODES) | wrong))
-
-
-# PyTorch Geometric's layers as a reference
-
-@pytest.fixture
-def graph():
-    "A random directed graph without self edges, dense and as a list of edges."
-    pytest.importorskip("torch_geometric", reason="compares with PyTorch Geometric")
+@pytest.mark.parametrize("name", ["gin0", "gin", "sage", "gat", "attention"])
+def test_layers_are_those_of_pytorch_geometric(name):
+    "On a random directed graph without self edges, dense and as a list of edges."
+    pyg = pytest.importorskip("torch_geometric.nn", reason="compares with PyTorch Geometric")
     a = (torch.rand(NODES, NODES) < 0.5).float().fill_diagonal_(0)
-    to, source = a.nonzero().T
-    return torch.rand(NODES, 2), a, torch.stack([source, to])
-
-
-@pytest.mark.parametrize("learn", [False, True])
-def test_gin_is_geometric(graph, learn):
-    from torch_geometric.nn import GINConv
-    x, a, index = graph
-    ours = GIN(2, 8, learn)
-    if learn: torch.nn.init.constant_(ours.epsilon, 0.3)
-    theirs = GINConv(ours.net, eps=ours.epsilon.item(), train_eps=learn)
+    x, (to, source) = torch.rand(NODES, 2), a.nonzero().T
+    index = torch.stack([source, to])
+    if name in ("gin0", "gin"):
+        ours = GIN(2, 8, name == "gin")
+        if name == "gin": torch.nn.init.constant_(ours.epsilon, 0.3)
+        theirs = pyg.GINConv(ours.net, eps=ours.epsilon.item(), train_eps=name == "gin")
+    elif name == "sage":
+        ours, theirs = SAGE(2, 8), pyg.SAGEConv(2, 8)
+        theirs.lin_l.load_state_dict(ours.sent.state_dict())
+        theirs.lin_r.load_state_dict(ours.own.state_dict())
+    elif name == "gat":
+        ours, theirs = GAT(2, 8), pyg.GATConv(2, 8)
+        theirs.lin.load_state_dict(ours.map.state_dict())
+        theirs.att_dst.data = ours.target.weight.data.view(1, 1, 8)
+        theirs.att_src.data = ours.source.weight.data.view(1, 1, 8)
+    else:
+        ours, index = GlobalAttention(2, 8), torch.zeros(NODES, dtype=torch.long)
+        theirs = pyg.aggr.AttentionalAggregation(ours.gate, ours.map)
     torch.testing.assert_close(ours(x, a), theirs(x, index))
-
-
-def test_sage_is_geometric(graph):
-    from torch_geometric.nn import SAGEConv
-    x, a, index = graph
-    ours, theirs = SAGE(2, 8), SAGEConv(2, 8)
-    theirs.lin_l.load_state_dict(ours.sent.state_dict())
-    theirs.lin_r.load_state_dict(ours.own.state_dict())
-    torch.testing.assert_close(ours(x, a), theirs(x, index))
-
-
-def test_gat_is_geometric(graph):
-    from torch_geometric.nn import GATConv
-    x, a, index = graph
-    ours, theirs = GAT(2, 8), GATConv(2, 8)
-    theirs.lin.load_state_dict(ours.map.state_dict())
-    theirs.att_dst.data = ours.target.weight.data.view(1, 1, 8)
-    theirs.att_src.data = ours.source.weight.data.view(1, 1, 8)
-    torch.testing.assert_close(ours(x, a), theirs(x, index))
-
-
-def test_attention_is_geometric(graph):
-    from torch_geometric.nn.aggr import AttentionalAggregation
-    x, _, _ = graph
-    ours = GlobalAttention(2, 8)
-    theirs = AttentionalAggregation(ours.gate, ours.map)
-    torch.testing.assert_close(ours(x), theirs(x, torch.zeros(NODES, dtype=torch.long)))
 
 
 def test_sizes_and_graphs_of_any_type():
-    "Whole numbers of numpy, graphs as lists, in the precision that is set."
+    "Whole numbers of numpy, graphs as lists, in the precision that is set; means by weight."
     assert MLP(np.int64(NODES)).nodes == NODES
     with pytest.raises(ParameterError, match="nodes is out of range"): MLP(True)
+    for wrong, words in [
+            (dict(nodes=0), "nodes is out of range"), (dict(out=2.5), "out is out of range"),
+            (dict(self_path="yes"), "no such self_path"), (dict(norm="batch"), "normalisation"),
+            (dict(edges=torch.full((NODES, NODES), torch.nan)), "no graph of the nodes")]:
+        with pytest.raises(ParameterError, match=words): GNN(**(dict(nodes=NODES) | wrong))
     x = torch.rand(1, 4, 2, 2)
     for a in ([[0, 1], [1, 0]], np.eye(2, dtype=int), torch.eye(2, dtype=torch.bool)):
         assert GNN(2, edges=a)(x).shape == (1, 4, 2)
@@ -238,11 +200,7 @@ def test_sizes_and_graphs_of_any_type():
     torch.set_default_dtype(torch.float64)
     try: assert GNN(2, edges=[[0, 1], [1, 0]])(x.double()).dtype == torch.float64
     finally: torch.set_default_dtype(torch.float32)
-
-
-def test_weighted_means():
-    "Neighbours' weights may be negative, or sum to less than 1."
-    model = GNN(2, edges=[[0.0, -1], [1, 0]], scale="neighbours")
+    model = GNN(2, edges=[[0.0, -1], [1, 0]], scale="neighbours")     # weights may be negative
     assert model._scaled(model.adjacency).tolist() == [[0, -1], [1, 0]]
     layer, x = SAGE(2, 4), torch.rand(2, 2)
     small = torch.tensor([[0.0, 0.1], [0, 0]])

@@ -16,6 +16,22 @@ torch.set_num_threads(1)
 NODES = 5
 
 
+@pytest.fixture
+def power_cuts(monkeypatch):
+    "Takes the numbers of the epochs at whose end the power is cut; counts them."
+    def at(*numbers):
+        usual, calls = members_loop.judge, []
+
+        def fragile(*args, **more):
+            calls.append(1)
+            if len(calls) in numbers: raise OSError("power cut")
+            return usual(*args, **more)
+
+        monkeypatch.setattr(members_loop, "judge", fragile)
+        return calls
+    return at
+
+
 def made_up(seed, steps=320):
     "A worm whose neurons follow two states, with a stretch that is not known."
     draw = np.random.default_rng(seed)
@@ -53,7 +69,6 @@ def test_population_is_one_by_one(name, scaling):
 
 
 def test_same_accuracies_after_many_epochs():
-    "In single precision the accuracies are the same, epoch count and rates included."
     members = cross_validation(3, 1, k=5)[::3]
     together = train_states(lambda: MLP(NODES), WORMS, members, CUTS, epochs=120, patience=80)
     for i, m in enumerate(members):
@@ -65,20 +80,14 @@ def test_same_accuracies_after_many_epochs():
 
 
 @pytest.mark.parametrize("name", ["mlp", "own", "gat", "trajectory"])
-def test_an_interrupted_cross_validation_goes_on(name, tmp_path, monkeypatch):
+def test_an_interrupted_cross_validation_goes_on(name, tmp_path, power_cuts):
     "Broken off three times, it ends with the same networks, to the last bit."
-    members, usual, calls = cross_validation(3, None, k=5)[::4], members_loop.judge, []
+    members = cross_validation(3, None, k=5)[::4]
     make = (lambda: MLP(NODES, 2, None, 8)) if name == "trajectory" else MAKES[name]
     how = dict(epochs=6, group=3, patience=3) | (dict(ramp=3) if name == "trajectory" else {})
     train = train_trajectories if name == "trajectory" else train_states
     whole = train(make, WORMS, members, CUTS, **how)
-
-    def fragile(*args, **more):
-        calls.append(1)
-        if len(calls) in (4, 11, 25): raise OSError("power cut")
-        return usual(*args, **more)
-
-    monkeypatch.setattr(members_loop, "judge", fragile)
+    power_cuts(4, 11, 25)
     for _ in range(3):
         with pytest.raises(OSError):
             train(make, WORMS, members, CUTS, **how, checkpoint=tmp_path, save_seconds=0)
@@ -89,18 +98,12 @@ def test_an_interrupted_cross_validation_goes_on(name, tmp_path, monkeypatch):
     assert again.summary.equals(whole.summary)
 
 
-def test_an_experiment_goes_on_in_its_folder(tmp_path, monkeypatch):
+def test_an_experiment_goes_on_in_its_folder(tmp_path, power_cuts):
     "What a sweep's run has begun under `partial/` is not trained again."
-    usual, calls = members_loop.judge, []
-
-    def fragile(*args, **more):
-        calls.append(1)
-        if len(calls) == 14: raise OSError("power cut")
-        return usual(*args, **more)
 
     how = dict(data="simulated", minutes=2, k=3, folds=1, trained_on=0, model="mlp", epochs=5)
     whole = experiments.run("states", **how)
-    monkeypatch.setattr(members_loop, "judge", fragile)
+    calls = power_cuts(14)
     with pytest.raises(OSError): experiments.run("states", out=tmp_path, **how)
     kept = sorted(p.name for p in (tmp_path / "checkpoint").iterdir())
     assert kept == ["000.pt", "001.pt", "002.pt"]              # one worm, two worms; three: begun
@@ -167,23 +170,17 @@ def test_somebody_is_trained_with_known_states(members, says):
         train_states(MAKES["mlp"], [WORMS[0]._replace(y=y), *WORMS[1:]], members, CUTS, epochs=1)
 
 
-def test_training_learns():
-    "Better than always telling the more frequent state."
+def test_training_learns_and_patience_drops_members():
     trained = train_states(MAKES["mlp"], WORMS, cross_validation(3, 2, k=5), CUTS, epochs=150)
     table = evaluate_states(trained, WORMS, CUTS)
     chance = max(np.mean(w.y[w.y >= 0] == s) for w in WORMS for s in (0, 1))
     assert table.groupby("part").accuracy.mean().min() > chance + 0.1
     assert set(trained.summary.stopped) == {"epochs"}
-
-
-def test_patience_drops_members():
-    "A member that does not improve leaves before the end."
     trained = train_states(MAKES["mlp"], WORMS, [Member((0,), 0)], CUTS, epochs=3000, patience=3)
     assert trained.summary.stopped.item() == "patience"
 
 
 def test_calibration():
-    "Honest probabilities have no calibration error, boasting ones do."
     draw = np.random.default_rng(0)
     p = draw.uniform(0, 1, 200_000)
     y = (draw.uniform(size=p.size) < p).astype(int)
@@ -204,6 +201,9 @@ def test_svm():
     keys = ["member", "worm", "part", "steps"]
     a, b = (t.sort_values(keys[:2])[keys].reset_index(drop=True) for t in (table, same))
     assert a.equals(b)
+    worms = [WORMS[0], WORMS[1]._replace(y=np.full(len(WORMS[1].y), -1))]   # no known states
+    table = evaluate_svm(worms, [Member((0,), 0)], CUTS[:2])
+    assert np.isnan(table[table.worm == "worm 1"].accuracy.item())
 
 
 @pytest.mark.parametrize("make, burn_in", [
@@ -211,7 +211,6 @@ def test_svm():
     (lambda: RNN(NODES, 2, None, 8), 4), (lambda: GNN(NODES, 2, None, 8, "dynamic"), 0),
     (lambda: GNN(NODES, 2, None, 8, torch.eye(NODES)), 0)])
 def test_trajectories(make, burn_in):
-    "Every model trains, in whichever company; the table has what it should."
     members = [Member((0,), 0), Member((0,), 1), Member((1, 2), 2)]
     how = dict(epochs=4, ramp=3, burn_in=burn_in)
     double = lambda: make().double()
@@ -263,10 +262,3 @@ def test_edges_from_other_features_and_decay():
     p = probabilities(edged, data.scaled(WORMS[1]).x, context=context)[0]
     found = table[table.worm == "worm 1"].accuracy.item()
     assert found == pytest.approx(score(p, WORMS[1].y)["accuracy"])
-
-
-def test_machine_without_known_test_states():
-    "A worm whose states are not known is no error."
-    worms = [WORMS[0], WORMS[1]._replace(y=np.full(len(WORMS[1].y), -1))]
-    table = evaluate_svm(worms, [Member((0,), 0)], CUTS[:2])
-    assert np.isnan(table[table.worm == "worm 1"].accuracy.item())

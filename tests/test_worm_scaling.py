@@ -16,25 +16,18 @@ from neurocompanion.sweeps.tables import table
 from neurocompanion.worm_scaling import data, experiments, pool
 
 
-@pytest.fixture(scope="module")
-def kato(mirror):
-    return door.read(fetch("kato2015"))
-
-
 def naive(worms):
     w, m = data.stack(worms, "valid", 16)
     return float((((w[:, 1:] - w[:, :-1]) ** 2) * m[:, None]).sum() / m.sum() / 100)
 
 
-def test_naive_error_of_the_real_worms(kato):
+def test_naive_error_of_the_real_worms_and_training_never_sees_the_second_half(mirror):
     "0.0139 with statistics of the training half; the leak lowers it by a fifth."
+    kato = door.read(fetch("kato2015"))
     honest = naive([data.standardise(w) for w in kato])
     leaky = naive([data.standardise(w, statistics="whole") for w in kato])
     assert honest == pytest.approx(0.0139, abs=1e-4)
     assert leaky == pytest.approx(0.0110, abs=1e-4)
-
-
-def test_training_never_sees_the_second_half(kato):
     for w in kato[:2]:
         std = data.standardise(w)
         half = std.attrs["half"]
@@ -52,22 +45,17 @@ def rows(**how):
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    "A pool made for this test, not one that lies about."
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
     pool._kept.cache_clear()
     yield tmp_path
     pool._kept.cache_clear()
 
 
-def test_the_residual_head_passes_the_naive_forecast_on_kato(mirror):
-    "On the worms of Kato et al., with little training: less than the naive error of .0139."
+def test_residual_and_history_heads_pass_the_naive_forecast_on_real_worms(mirror):
     kato = rows(source="kato2015", worms=5, hidden=64, head="change", data="real",
                 epochs=12).loc["kato2015"]
     assert kato.naive_loss == pytest.approx(0.0139, abs=1e-4)
     assert kato.valid_loss < 0.95 * kato.naive_loss
-
-
-def test_the_history_head_passes_naive_on_every_real_data_set(mirror):
     found = rows(worms=10, model="lstm", hidden=64, head="history", data="real", epochs=3)
     assert set(found.index) == {"all", "kato2015", "flavell2023"}
     assert (found.valid_loss < 0.6 * found.naive_loss).all()
@@ -85,12 +73,9 @@ def test_the_real_pool_says_who_is_left_out(mirror, own_cache):
     assert all(len(v) == 64 for v in experiments.inputs(data="real").values())
 
 
-def test_without_a_mirror_no_real_worm_is_at_hand(own_cache, monkeypatch):
+def test_a_pool_is_made_once_but_no_real_one_without_a_mirror(own_cache, monkeypatch):
     monkeypatch.delenv("NEUROCOMPANION_MIRROR", raising=False)
     with pytest.raises(RecordingError, match="no real recording is at hand"): pool.pool("real")
-
-
-def test_a_pool_is_made_once(own_cache, monkeypatch):
     first = pool.pool(share=0.01)
     pool._kept.cache_clear()
     monkeypatch.setattr(pool, "make_pool", None)                   # nothing may be made again
@@ -115,6 +100,8 @@ def test_a_run_of_the_papers_grid_runs_on_the_simulated_sources(own_cache):
     small = dict(data="simulated", share=0.01, hidden=16, epochs=2, n_train=2, n_valid=2)
     found = rows(**run | small)
     assert run["source"] in found.index and np.isfinite(found.valid_loss).all()
+    for wrong in dict(n_train=0), dict(epochs=0), dict(head="tail"):
+        with pytest.raises(ParameterError): rows(**run | small | wrong)
 
 
 def simulated_files(folder, seed, worms=2):
@@ -123,7 +110,6 @@ def simulated_files(folder, seed, worms=2):
 
 
 def test_own_recordings_in_a_sweep(own_cache, monkeypatch):
-    "One file and one line, and the path as seen from where one stands."
     simulated_files(own_cache / "mine", 3)
     monkeypatch.chdir(own_cache)
     done = sweep("worm_scaling/leak", scale="tiny", workers=1, out="out", fixed={"data": "mine/"})
@@ -147,7 +133,6 @@ def test_own_files_are_known_by_folder_and_content(own_cache):
 
 
 def test_own_folder_of_both_kinds(own_cache):
-    "Recordings of the standard beside published files, hidden copies and a text."
     place = own_cache / "own"
     simulated_files(place, 1, 1)
     simulated_files(place / ".ipynb_checkpoints", 2, 1)
@@ -156,12 +141,6 @@ def test_own_folder_of_both_kinds(own_cache):
     assert len(alone) == 1 and not any("checkpoint" in k for k in door.inputs(place))
     write_pool(place / "raw", sources="uzel2022", worms=0.2)
     assert len(pool.pool(str(place))) == 2
-
-
-@pytest.mark.parametrize("wrong", [dict(n_train=0), dict(epochs=0), dict(head="tail")])
-def test_wrong_parameters_are_told(wrong):
-    small = dict(data="simulated", hidden=8, epochs=1, n_train=2, n_valid=2, share=0.01) | wrong
-    with pytest.raises(ParameterError): rows(**small)
 
 
 def test_the_leak_on_real_worms(mirror):

@@ -52,15 +52,11 @@ def test_test_frames_change_no_trace_model(small, model):
     np.testing.assert_array_equal(a, b)
 
 
-def test_errors_are_told_in_the_units_of_the_recording(small):
+def test_errors_have_the_recordings_units_and_the_evoked_forecast_none_where_it_is_all(small):
     s, fish = small
     forecast = lambda at: np.zeros((len(at), s.horizon, fish.trace.shape[1]))
     once, thrice = (mean_error(me.judged(forecast, s, fish._replace(unit=u))) for u in (1, 3))
     assert thrice == pytest.approx(3 * once)
-
-
-def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small):
-    s, fish = small
     phase = me.tr.stimulus_phase(fish.stimulus, fish.condition, longest=99)
     answer = np.stack([np.sin(phase + i) for i in range(3)], 1).astype(np.float32)
     forecast = me.forecaster("evoked", s, fish._replace(trace=answer))[0]
@@ -71,7 +67,9 @@ def test_the_stimulus_evoked_forecast_is_exact_where_nothing_else_happens(small)
 
 @pytest.mark.parametrize("more", [
     dict(masked=True), dict(models="unet_residual"), dict(with_valid=True)])
-def test_every_variant_goes_the_whole_way(more):
+def test_every_variant_goes_the_whole_way_and_other_specimens_take_turns(more):
+    mixed = me._Mixed([[1, 2, 3], ["a"]])
+    assert len(mixed) == 3 and list(mixed) == [1, "a", 2]
     tiny = {k: v for k, v in TINY.items() if k != "trace_epochs"}
     t = pd.DataFrame(ex.run("objective", **tiny, **more))
     assert t[t.what == "model"].test.notna().all() and not set(t) & set(names(Setting))
@@ -110,11 +108,6 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
     assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
 
 
-def test_other_specimens_take_turns():
-    mixed = me._Mixed([[1, 2, 3], ["a"]])
-    assert len(mixed) == 3 and list(mixed) == [1, "a", 2]
-
-
 def test_a_film_of_ones_own(tmp_path):
     ds = benchmark_fish(30, scale=0.12, shape=(4, 32, 32), **fs.OPTICS)
     save_recording(ds, tmp_path / "mine.nc")
@@ -122,8 +115,6 @@ def test_a_film_of_ones_own(tmp_path):
     t = pd.DataFrame(ex.run("forecast", **how))
     assert t[t.what == "lead"].condition.nunique() == 9
     assert list(ex.inputs("forecast", **how)) == ["mine.nc"]
-    with pytest.raises(NeurocompanionError, match="another kind of recording"):
-        ex.run("clusters", data=how["data"], models="last")
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -154,4 +145,3 @@ def test_the_real_recordings(mirror):
     assert fish.video.shape == (240, 2, 38, 43) and 20 < fish.trace.shape[1] < 100
     for subject, shape in (("subject_12", (640, 115)), ("subject_15", (600, 99))):
         assert fs.clusters(replace(s, subject=subject)).trace.shape == shape
-    assert len(ex.inputs(data="real")) == 2

@@ -1,30 +1,26 @@
 "Traces through masks, coarser volumes, and the windows of the benchmark."
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from neurocompanion.zebrafish import data as Z
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
 @pytest.mark.parametrize("block", [1, 1 << 20])
-def test_traces_equal_a_loop(dtype, block):
+def test_traces_equal_a_loop_and_a_film_on_disk_is_read_in_blocks(dtype, block, film):
     rng = np.random.default_rng(0)
     video = (250 * rng.random((7, 3, 9, 8))).astype(dtype)
     cells = rng.choice([0, 0, 3, 4, 9, 12], (3, 9, 8))
     loop = np.stack([video.astype(float)[:, cells == n].mean(1) for n in (3, 4, 9, 12)], 1)
     got = Z.extract_traces(video, cells, block=block)
     np.testing.assert_allclose(got, loop, rtol=0, atol=1e-6)
-
-
-def test_traces_of_a_film_on_disk_are_read_in_blocks(film):
     disk = film(10, 2, 3, 4)
     Z.extract_traces(disk, np.ones(disk.shape[1:], int), block=8 * 24 * 3)
     assert [(k.start, k.stop) for k in disk.read] == [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
 def test_coarser_by_loop(shape, factors):
     x = np.arange(np.prod(shape)).reshape(shape)
@@ -36,7 +32,6 @@ def test_coarser_by_loop(shape, factors):
         assert cells[at] == block[tuple(f // 2 for f in factors)]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 256), st.integers(1, 64))
 def test_no_frame_to_forecast_is_shared_by_parts(context, horizon):
     parts = []

@@ -9,21 +9,16 @@ from neurocompanion.zebrafish.models import (
 
 GOLDEN = home() / "tests" / "data" / "unet3d_golden.npz"
 SMALL = dict(width=8, groups=4, super_width=4)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("lacking", ["x", "y", "p/conv_in/kernel"])
-def test_a_reference_that_lacks_something_is_refused(tmp_path, lacking):
+def test_a_reference_that_lacks_something_or_is_no_archive_is_refused(tmp_path, lacking):
     with np.load(GOLDEN) as saved: kept = {k: saved[k] for k in saved.files if k != lacking}
     np.savez(tmp_path / "some.npz", **kept)
-    with pytest.raises(RecordingError, match=f"some.npz.*no {lacking}"):
-        load_reference(tmp_path / "some.npz")
-
-
-def test_a_reference_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(RecordingError, match="bad.npz"): load_reference(tmp_path / "bad.npz")
+    for name, says in ("some.npz", f"some.npz.*no {lacking}"), ("bad.npz", "bad.npz"):
+        with pytest.raises(RecordingError, match=says): load_reference(tmp_path / name)
 
 
 def test_a_reference_of_another_size_is_read(tmp_path):
@@ -96,19 +91,16 @@ def test_a_gpu_says_the_same():
     assert (found - y).abs().max() < 1e-3
 
 
-def test_published_field_of_view_and_equal_cost():
+def test_published_field_of_view_equal_cost_and_sizes_that_cannot_be():
     assert receptive_field(UNet3D(resample=0, **SMALL)) == (21, 21, 21)
     one, two = (receptive_field(UNet3D(resample=n, **SMALL)) for n in (2, 4))
     assert one[0] > 64 and two[0] > 256 and one[2] < one[0]
     with torch.device("meta"): nets = [UNet3D(4, resample=n) for n in (0, 2, 4)]
     cost = [flops(net, (32, 32, 16)) for net in nets]
     assert max(cost) < 1.25 * min(cost)
-
-
-@pytest.mark.parametrize("how, says", [
-    (dict(context=0), "context"), (dict(embedding=5), "even"), (dict(dropout=1.0), "a share of")])
-def test_sizes_that_cannot_be(how, says):
-    with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **how})
+    for wrong, says in (dict(context=0), "context"), (dict(embedding=5), "even"), (
+            dict(dropout=1.0), "a share of"):
+        with pytest.raises(ParameterError, match=says): UNet3D(**{**SMALL, "context": 2, **wrong})
 
 
 def test_the_gradient_of_histograms():

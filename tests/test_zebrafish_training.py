@@ -1,9 +1,5 @@
 "Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
-import itertools
-import os
-import socket
-import subprocess
-import sys
+import itertools, os, socket, subprocess, sys
 
 import numpy as np
 import pytest
@@ -39,31 +35,11 @@ def test_a_batch_can_be_learned(kind):
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_direct_output_is_the_frame_asked_for():
+def test_direct_output_and_forecasts_are_the_frames_asked_for():
     model = UNet3D(2, resample=0, embedding=0, outputs=4, **SMALL)
     x = torch.randn(3, 2, 2, 5, 5)
     made, every = training.frame_of(model, x, torch.tensor([4, 1, 2])), model(x)
     for i, h in enumerate((4, 1, 2)): torch.testing.assert_close(made[i], every[i, h - 1])
-
-
-def test_samples_read_only_what_they_need(film):
-    disk = film(50, 1, 2, 2)
-    samples = training.Samples(disk, np.arange(10), 4, 32, batch=2, steps=3)
-    assert len(list(samples)) == len(samples) == 3
-    frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in disk.read)
-    assert frames == 3 * 2 * 5                                # context and one frame, each
-
-
-def test_samples_repeat_with_the_seed():
-    video = np.zeros((60, 1, 1, 1))
-    def once():
-        torch.manual_seed(3)
-        return [h.tolist() for _, h, _ in training.Samples(video, np.arange(20), 4, 9)]
-    first = once()
-    assert first == once() and len(set(map(tuple, first))) > 3
-
-
-def test_forecasts_are_those_of_the_network():
     rng = np.random.default_rng(0)
     cells, video = rng.choice([0, 1, 2], (1, 4, 4)), rng.standard_normal((30, 1, 4, 4))
     model = UNet3D(3, resample=0, **SMALL).eval()
@@ -74,8 +50,22 @@ def test_forecasts_are_those_of_the_network():
     np.testing.assert_allclose(made[1, 1], want, atol=1e-5)
 
 
-# ---- a volume in parts
+def test_samples_read_only_what_they_need_and_repeat_with_the_seed(film):
+    disk = film(50, 1, 2, 2)
+    samples = training.Samples(disk, np.arange(10), 4, 32, batch=2, steps=3)
+    assert len(list(samples)) == len(samples) == 3
+    frames = sum(k.stop - k.start if isinstance(k, slice) else 1 for k in disk.read)
+    assert frames == 3 * 2 * 5                                # context and one frame, each
 
+    def once():
+        torch.manual_seed(3)
+        return [h.tolist() for _, h, _ in training.Samples(disk, np.arange(20), 4, 9)]
+
+    first = once()
+    assert first == once() and len(set(map(tuple, first))) > 3
+
+
+# ---- a volume in parts
 @pytest.mark.parametrize("parts, how", [
     ((2, 1), dict(samples=2, resample=((1, 2, 2), (2, 2, 2)), super_resolve=((1, 2, 2),),
                   dropout=0.3)),
@@ -83,13 +73,11 @@ def test_forecasts_are_those_of_the_network():
     pytest.param((1, 4), dict(resample=((1, 2, 2),), save_memory=True, dropout=0.3),
                  marks=pytest.mark.slow)])
 def test_four_processes_equal_one(parts, how):
-    "Forecasts, the loss of cells that lie in all parts, and the gradients of every weight."
     made = sharding.compare(parts, (2, 4 * parts[0], 4 * parts[1]), context=2, **SMALL, **how)
     assert max(made["forecast"], made["loss"]) < 1e-5 * made["scale"] and made["gradient"] < 1e-5
 
 
 def test_a_part_reads_its_own_chunks(tmp_path):
-    "A part reads its chunks of the frames of its group's sample, each once, and no other."
     import zarr
     from zarr.storage import LocalStore, WrapperStore
 
@@ -122,7 +110,6 @@ def test_a_part_reads_its_own_chunks(tmp_path):
 
 
 # ---- processes that torchrun starts
-
 @pytest.fixture(scope="module")
 def small_fish(tmp_path_factory):
     film = fish(8, shape=(2, 16, 16), radius=2.5, voxel_size=(3, 1.5, 1.5), dtype="float32",
@@ -151,26 +138,15 @@ start_processes(one, nprocs=4, start_method="fork" if sys.platform == "linux" el
 """]
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def together(start, video, *args):
-    "Two processes on this machine, or four."
-    return subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
-                           *args], capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def weights(path): return torch.load(path, weights_only=True)
 
 
 def both(start, video, folder, how, shards=""):
     "How far weights differ after steps in processes together and in one; what those said."
-    done = together(start, video, *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
-                    "--checkpoint", str(folder / "fish.pt"))
+    done = subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
+                           *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
+                           "--checkpoint", str(folder / "fish.pt")], capture_output=True, text=True,
+                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     alone = ["--video", str(video), *NET, *how.split(), "--out", str(folder / "one.pt")]
     assert distributed.main(alone) == 0
@@ -192,7 +168,10 @@ def test_two_processes_equal_one(small_fish, tmp_path):
 
 def test_two_groups_of_two_equal_one(small_fish, tmp_path):
     "Each group has a sample of its own, in two parts, and forecasts a finer frame."
-    off, said = both([*COPIES, free_port()], small_fish, tmp_path,
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])                                          # a free one
+    off, said = both([*COPIES, port], small_fish, tmp_path,
                      "--steps 2 --batch 2 --super-resolve 1", "--shards 2x1")
     assert "4 processes, frames in 2x1 parts" in said and off.max() < 1e-5
 

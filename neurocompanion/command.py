@@ -59,6 +59,11 @@ def _simulate(args):
         print(path)
 
 # %% ../nbs/command.ipynb #77cf5c5c
+def _forecast(args):
+    from neurocompanion import verbs
+    verbs.forecast(args.data, args.out, minutes=args.minutes, horizon=args.horizon, step=args.step)
+
+
 def _rates(args):
     from neurocompanion import verbs
     verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms)
@@ -123,6 +128,10 @@ _COMMANDS = {
         _arg("-n", type=int, default=4, help="how many (default: 4)"),
         _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
         _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
+    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
+        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES,
+        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
+        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
     "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
         "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES,
         _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),

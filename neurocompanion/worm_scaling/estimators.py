@@ -58,12 +58,8 @@ def as_recordings(x, sampling_rate: float = 1.0) -> list:   # Hz, of arrays
 
 
 def stepped(ds, step: float | None, note) -> xr.DataArray:   # seconds; note takes sentences
-    "Finite traces that change, one value a step.  # time neuron"
+    "Traces that change, one value a step.  # time neuron"
     x, where = ds["trace"].transpose("time", "neuron"), standard.name_of(ds)
-    if (bad := ~np.isfinite(x.values)).any(): raise RecordingError(
-        "values are missing", where=f"{where}, neuron {x.neuron.values[bad.any(0)][0]}", expected=
-        "a number in every frame", found=f"{bad.sum()} missing in {bad.any(0).sum()} neurons",
-        fix="Fill them, or leave these neurons out: ds.isel(neuron=…)")
     flat = np.ptp(x.values, 0) == 0
     if flat.all(): raise RecordingError("no neuron changes", where=where, found="constants",
                                         expected="activity")
@@ -103,12 +99,13 @@ class Forecaster(Estimator):
 
     def _pieces(self, x) -> list:
         "Stretches of activity with their neurons.  # time neuron"
-        found = [stepped(ds, self.step, self.note) for ds in as_recordings(x, self.sampling_rate)]
-        rates = [round(float(np.median(np.diff(v["time"]))), 4) for v in found]
-        if max(rates) > 1.05 * min(rates): raise ParameterError(
-            "recordings have different frame rates", found=f"{min(rates):g} to {max(rates):g} s a "
-            "frame", expected="one step for all", fix=f"Pass step={max(rates):g} or more")
-        self.interval_ = rates[0]
+        recordings = as_recordings(x, self.sampling_rate)
+        rates = [float(np.median(np.diff(ds["time"]))) for ds in recordings]
+        step = self.step or (np.ceil(20 * max(rates)) / 20 if max(rates) > 1.05 * min(rates) else 0)
+        if step and not self.step: self.note(
+            f"frames are {min(rates):.3g} to {max(rates):.3g} s apart: averaged in {step:g} s")
+        found = [stepped(ds, step, self.note) for ds in recordings]
+        self.interval_ = float(step) or rates[0]
         names = [[str(n) for n in v.neuron.values] for v in found]
         if len(found) > 1 and any(n.startswith("?") for some in names for n in some):
             known = [[i for i, n in enumerate(some) if not n.startswith("?")] for some in names]
@@ -207,7 +204,8 @@ def _judge(self, cut, names):
                             "network", less=True)
     self.by_lead_ = {k: np.mean([lead[k] for lead in leads], 0).tolist() for k in leads[0]}
     seconds = self.horizon * self.interval_
-    self.verdict_ = verdict(self.scores_, f"the last fifth of {', '.join(names[:3])}",
+    who = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+    self.verdict_ = verdict(self.scores_, f"the last fifth of {who}",
                             f"of the variance left over {seconds:.3g} s",
                             "Do not use its forecasts")
 

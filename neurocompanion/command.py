@@ -69,6 +69,11 @@ def _rates(args):
     verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms)
 
 
+def _states(args):
+    from neurocompanion import verbs
+    verbs.states(args.data, args.out, minutes=args.minutes)
+
+
 def _sweep(args):
     from neurocompanion.sweeps.engines import sweep
     from neurocompanion.sweeps.sweep import setting
@@ -136,6 +141,8 @@ _COMMANDS = {
         "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES,
         _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
         _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
+    "states": (_states, "behavioural states told from traces, beside simple rules",
+        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES),
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
         _arg("name", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),

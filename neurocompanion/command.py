@@ -69,6 +69,11 @@ def _rates(args):
     verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms)
 
 
+def _rank(args):
+    from neurocompanion import verbs
+    verbs.rank(args.data, args.pool, args.out, minutes=args.minutes)
+
+
 def _states(args):
     from neurocompanion import verbs
     verbs.states(args.data, args.out, minutes=args.minutes)
@@ -137,6 +142,10 @@ _COMMANDS = {
         "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES,
         _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
         _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
+    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
+        "rank mine.nwb pool/ --out ranks.csv", _DATA,
+        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
+        _MINUTES),
     "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
         "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES,
         _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),

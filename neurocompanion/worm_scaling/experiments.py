@@ -17,8 +17,7 @@ from ..core import ParameterError, default_device
 from ..sweeps import paper
 from ..training.steps import evaluate, evaluating
 from . import data as wd, pool as pools
-from .estimators import learn
-from .heads import LR, History, Mean, Naive, OwnHistory
+from .heads import LR, History, Mean, Naive, OwnHistory, learn
 from .models import generate, next_step_loss, training_flops
 from .setting import Setting
 

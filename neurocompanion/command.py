@@ -58,7 +58,7 @@ def _simulate(args):
         save(ds, path)
         print(path)
 
-# %% ../nbs/command.ipynb #77cf5c5c
+# %% ../nbs/command.ipynb #sb0000v1
 def _forecast(args):
     from neurocompanion import verbs
     verbs.forecast(args.data, args.out, minutes=args.minutes, horizon=args.horizon, step=args.step)
@@ -78,10 +78,35 @@ def _states(args):
     from neurocompanion import verbs
     verbs.states(args.data, args.out, minutes=args.minutes)
 
+# %% ../nbs/command.ipynb #sb0000v2
+def _list():
+    from neurocompanion.core import home
+    from neurocompanion.sweeps.sweep import load
+    for path in sorted((home() / "nbs").glob("*/sweeps/*.yaml")):
+        s = load(path)
+        print(f"{s.paper + '/' + s.name:34} {s.title}{' (headline)' if s.headline else ''}")
+    print("\nParameters of one: neurocompanion sweep PAPER/NAME --help")
 
+
+def _parameters(name):
+    from neurocompanion.sweeps import paper
+    from neurocompanion.sweeps.sweep import load
+    s = load(name)
+    kind, asked = paper.setting_of(s.paper), {}
+    for scale, given in s.scales.items():
+        grid = {**(given.get("grid") or {}), **(given.get("zip") or {})}
+        asked[scale] = ", ".join(f"{k} = {' '.join(map(str, v))}" for k, v in grid.items())
+    print(f"{s.paper}/{s.name}: {s.title}")
+    for scale, text in asked.items(): print(f"  {scale:8} varies {text or 'seeds alone'}")
+    print("\n--set NAME=VALUE fixes one of these for all runs; its type and default:\n")
+    print("\n".join(f"  {line}" for line in paper.cell(kind).splitlines()[1:]))
+
+# %% ../nbs/command.ipynb #77cf5c5c
 def _sweep(args):
     from neurocompanion.sweeps.engines import sweep
     from neurocompanion.sweeps.sweep import setting
+    if args.help: return _parameters(args.name) if args.name else args.parser.print_help()
+    if args.list or not args.name: return _list()
     done = sweep(args.name, scale=args.scale, fixed=dict(map(setting, args.set or ())),
                  out=args.out, workers=args.workers, retry=not args.no_retry, engine=args.engine)
     print(done.report())
@@ -93,6 +118,18 @@ def _collect(args):
     from neurocompanion.sweeps.tables import publish
     print(collect(args.dir))
     if args.publish: print(publish(args.dir, smaller=args.smaller))
+
+# %% ../nbs/command.ipynb #sb0000v3
+def _notebooks(args):
+    import shutil
+    from pathlib import Path
+    from neurocompanion.core import home
+    to = Path(args.dir).expanduser()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())): raise ParameterError(
+        "the folder is not empty", where=to, fix="Name a new folder")
+    skip = shutil.ignore_patterns(".*", "_*", "__pycache__")
+    shutil.copytree(home() / "nbs", to, ignore=skip, dirs_exist_ok=True)
+    print(f"{len([*to.rglob('*.ipynb')])} notebooks in {to}; begin with {to / 'index.ipynb'}")
 
 # %% ../nbs/command.ipynb #d17a5b56
 def _reproduce(args):
@@ -153,11 +190,15 @@ _COMMANDS = {
     "states": (_states, "behavioural states told from traces, beside simple rules",
         "states worms/ --out states.csv", _DATA, _MADE, _MINUTES),
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
-        _arg("name", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
+        _arg("name", nargs="?", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
+        _arg("--list", action="store_true", help="say which sweeps there are"),
+        _arg("-h", "--help", action="store_true", help="with a name: its parameters and defaults"),
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),
         _arg("--engine", choices=["processes", "ray", "slurm"], default="processes",
              help="where runs run (default: processes, on this machine)"),
         _arg("--no-retry", action="store_true", help="leave failed runs as they are")),
+    "notebooks": (_notebooks, "copy the notebooks to a folder, to read and run them there",
+        "notebooks my_notebooks", _arg("dir", help="a new folder")),
     "collect": (_collect, "gather a sweep's runs in one table",
         "collect results/worm_scaling/headline/tiny",
         _arg("dir", help="the folder of a sweep"),
@@ -183,7 +224,9 @@ def parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (run, about, example, *arguments) in _COMMANDS.items():
         s = sub.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".",
-                           epilog=f"example: neurocompanion {example}", formatter_class=text)
+                           epilog=f"example: neurocompanion {example}", formatter_class=text,
+                           add_help=name != "sweep")
+        s.set_defaults(parser=s)
         for names, options in arguments: s.add_argument(*names, **options)
         s.set_defaults(run=run)
     return p

@@ -198,9 +198,9 @@ def test_external_inputs_of_no_width(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(lose=["out/output_params"]), "out/output_params is missing"),
-    (dict(put={"sd/readout.0.bias": np.zeros(3)}), "sd/readout.0.bias does not fit"),
-    (dict(put={"sd/decoder.con_h0": np.zeros((1, 9))}), "does not fit the other weights"),
+    (dict(lose=["out/output_params"]), "no out/output_params"),
+    (dict(put={"sd/readout.0.bias": np.zeros(3)}), "do not make a model.*readout.bias"),
+    (dict(put={"sd/decoder.con_h0": np.zeros((1, 9))}), "do not make a model"),
     (dict(put={"sd/encoder.ic_enc_h0": np.zeros(())}), "do not make a model"),
     (dict(put={"sd/decoder.rnn.cell.fac_linear.bias": np.zeros(2)}), "does not have"),
     (dict(put={"ext": np.zeros((2, 6, 3))}), "external inputs of the wrong shape"),

@@ -15,7 +15,7 @@ from processes import runs, until
 
 from neurocompanion.autolfads import pbt as room
 from neurocompanion.autolfads.pbt import (
-    SPACE, Range, draw, has_settled, manual, parents, pbt, perturb, random_search)
+    SPACE, Range, draw, has_settled, parents, pbt, perturb, random_search)
 from neurocompanion.core import ParameterError, TrainingError, atomic_path
 
 
@@ -233,7 +233,7 @@ def test_folders_that_are_refused(tmp_path):
     for other in (dict(members=5), dict(epochs=4), dict(seed=9)):
         with pytest.raises(TrainingError, match="another search"): search(**other)
     with pytest.raises(TrainingError, match="another search"):
-        manual(Stream, [{"lr": 0.1}], out=tmp_path, engine="serial")
+        random_search(Stream, ONE, out=tmp_path, engine="serial")
     (tmp_path / "generation-0001.json").write_text("{")
     with pytest.raises(TrainingError, match="generation-0001.json"): search()
     with pytest.raises(ParameterError, match="out is no folder"):

@@ -236,15 +236,13 @@ def chaotic(
     conditions: int = 400,     # initial states
     repeats: int = 10,         # trials of each
     *,
-    valid: float = 0.2,        # share that validates
-    how: str = "repeats",      # see `split`
     seed: int = 0,             # of the network, its trials and the split
     amplitude: float = 1.0,    # of the white noise that drives it, standard deviation
     **network,                 # as for `simulate_spikes.chaotic_rnn`: shared, inputs, units …
 ) -> Spikes:
     "The chaotic network with inputs, of known rates."
     ds = simulate_spikes.chaotic_rnn(conditions, repeats, seed=seed, amplitude=amplitude, **network)
-    return from_recording(ds, valid=valid, how=how, seed=seed, name="chaotic network")
+    return from_recording(ds, how="repeats", seed=seed, name="chaotic network")
 
 # %% ../../nbs/autolfads/data.ipynb #0481a8d3
 def from_recording(

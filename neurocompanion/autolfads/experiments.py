@@ -177,7 +177,7 @@ def beside_behaviour(m: me.Fitted, cut: Study, y) -> list:  # a row for each uni
     before, after = (round(v / cut.data.bin_size) for v in (0.05, 0.12))
     z, known = _ahead(y, after), np.isfinite(y[cut.test]).all(-1)[..., None]
     x, columns = cut.of("spikes", cut.test), {}
-    line = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after).predict(x, z[cut.test])
+    line = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after).predict(z[cut.test])
     share, whole = me.blend(m, cut.data), x.astype(float)
     for name, (rates, spikes) in dict(seen=(m.rates(whole), x),
                                       hidden=me.unseen(m, whole, 0.2, 0)).items():

@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
-from ..core import ParameterError, TrainingError, atomic_path, one_of
+from ..core import ParameterError, TrainingError, atomic_path, extra, one_of
 from ..sweeps.warm import die_with, ending
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d38a7a66
@@ -279,10 +279,7 @@ def ray(
     **options,               # of `ray.init`, where no cluster runs
 ):
     "Do all tasks in actors of Ray."
-    try: ray, here = import_module("ray"), []
-    except ImportError: raise ParameterError(
-        "this engine needs Ray, which is not installed", fix="Run pip install "
-        "'neurocompanion[scale]', or use engine='processes'") from None
+    ray, here = extra("ray", "scale", more=", or use engine='processes'"), []
     mine = not ray.is_initialized()
     if mine: ray.init(**{"num_cpus": workers, "include_dashboard": False,
                          "log_to_driver": False, "logging_level": "ERROR", **options})

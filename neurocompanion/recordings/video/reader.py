@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import RecordingError, mirror_dir
-from ..guard import (AGAIN, Look, extra, hdf5, intact, look, opened, refuse,
+from ...core import RecordingError, extra, mirror_dir
+from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
                                              room_for, start_of)
 from ..standard import assumed, video
 from .masks import read_clusters, read_suite2p
@@ -85,7 +85,7 @@ def open_zarr(
 
 def _local(path):
     "A Zarr array in a folder."
-    zarr = extra("zarr", path)
+    zarr = extra("zarr", "video", RecordingError, path)
     try: found = zarr.open(path, mode="r")
     except Exception:
         refuse(path, "this is not a Zarr array", "a folder with zarr.json or .zarray",
@@ -115,7 +115,7 @@ def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
 # %% ../../../nbs/recordings/video/reader.ipynb #e822ffe5
 def _remote(address, cache):
     "A Zarr array at an address, version 3 or else 2."
-    ts, store = extra("tensorstore", address), _bucket(address)
+    ts, store = extra("tensorstore", "video", RecordingError, address), _bucket(address)
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
     for driver in ("zarr3", "zarr"):
         try: return _Slices(ts.open({"driver": driver, "kvstore": store}, read=True,

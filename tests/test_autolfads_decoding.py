@@ -157,10 +157,10 @@ def test_bootstrap_draws_are_scores_of_drawn_trials():
     rows = [np.repeat(np.arange(12), t) for t in draws]
     for ref, score in ((None, lambda i: pseudo_r2(rate[i], spikes[i], per_neuron="each")),
                        (other, lambda i: relative_pseudo_r2(rate[i], other[i], spikes[i], "each"))):
-        b = D.bootstrap_pseudo_r2(rate, spikes, ref, resamples=40, seed=7, level=0.9)
+        b = D.bootstrap_pseudo_r2(rate, spikes, ref, resamples=40, seed=7)
         each = np.array([score(i) for i in rows])
         np.testing.assert_allclose(b.value, score(slice(None)), atol=1e-12)
-        limits = np.quantile(each, [0.05, 0.95], axis=0)
+        limits = np.quantile(each, [0.025, 0.975], axis=0)
         np.testing.assert_allclose([b.low, b.high], limits, atol=1e-10)
         np.testing.assert_allclose(b.above, (each > 0).mean(0))
 

@@ -377,7 +377,7 @@ def test_nll_of_masks():
     parts = [M.nll(model, x, x, mask=m, samples=3) for m in (mask, ~mask)]
     share = mask.float().mean().item()
     assert abs(share * parts[0] + (1 - share) * parts[1] - M.nll(model, x, x, samples=3)) < 1e-5
-    assert M.nll(model, x, x, mask=torch.ones(5, dtype=torch.bool)) == M.nll(model, x, x)
+    assert M.nll(model, x, x, mask=torch.ones_like(x)) == M.nll(model, x, x)
     with pytest.raises(ParameterError, match="leaves no element"):
         M.nll(model, x, x, mask=torch.zeros(3, 6, 5, dtype=torch.bool))
 

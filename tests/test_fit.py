@@ -441,7 +441,7 @@ def test_nothing_labelled():
     (dict(epochs=0), "epochs is out of range: expected a whole number, at least 1, found 0"),
     (dict(lr="1e-3"), "lr is out of range: expected a number above 0, or None, found '1e-3'"),
     (dict(keep="first"), "keep is out of range: expected best or last"),
-    (dict(precision="half"), "precision is not known"),
+    (dict(precision="half"), "there is no such precision"),
     (dict(schedule=lambda o, n: None), "schedule is not a scheduler"),
     (dict(checkpoint="."), "checkpoint is out of range: expected a file"),
     (dict(train=(TRAIN[0], TRAIN[1][:9])), "tensors of train disagree.*found 100 and 9"),

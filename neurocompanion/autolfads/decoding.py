@@ -343,17 +343,13 @@ def bootstrap_pseudo_r2(
     reference=None,         # rates of the model to compare with; None: each neuron's mean
     *,
     resamples: int = 100,   # draws of all trials, with replacement
-    level: float = 0.95,    # of the interval
     seed: int = 0,
 ) -> Bootstrap:
-    "Pseudo-R², or relative pseudo-R², of each neuron, with an interval over trials."
+    "Pseudo-R², or relative pseudo-R², of each neuron, with a 95 % interval over trials."
     compare = () if reference is None else (reference,)
     score = relative_pseudo_r2 if compare else pseudo_r2
     value = score(rates, *compare, spikes, per_neuron="each")
     r, s = numbers(rates, "rates", 3), numbers(spikes, "spikes", 3)
-    if resamples < 1 or not 0 < level < 1:
-        raise ParameterError("no such bootstrap", expected="resamples from 1, 0 < level < 1",
-                             found=f"{resamples}, {level}")
     model, *null = _trial_sums(r, s)
     other = _trial_sums(numbers(reference, "reference", 3), s)[0] if compare else None
     times = np.random.default_rng(seed).multinomial(len(s), [1 / len(s)] * len(s), resamples)
@@ -362,7 +358,7 @@ def bootstrap_pseudo_r2(
         draws = 1 - (times @ model) / np.where(under > 0, under, np.nan)       # draw unit
     known = np.isfinite(draws).any(0)
     limits = np.full((2, s.shape[2]), np.nan)
-    limits[:, known] = np.nanquantile(draws[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    limits[:, known] = np.nanquantile(draws[:, known], [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
     return Bootstrap(value, *limits, (draws > 0).mean(0), (draws < 0).mean(0))
 
 # %% ../../nbs/autolfads/decoding.ipynb #272c2d08

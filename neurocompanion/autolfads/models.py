@@ -185,16 +185,6 @@ def _as_tensor(what, a, like):
     return torch.from_numpy(np.require(a, exact, "CW")).to(like.device, like.dtype)
 
 
-def _as_mask(mask, shape, device):
-    "A mask of `shape`, which is True somewhere."
-    if not isinstance(mask, Tensor): mask = torch.from_numpy(np.array(mask, bool))
-    try: mask = (mask.to(device) != 0).expand(shape)
-    except RuntimeError:
-        raise ParameterError("the mask does not fit the data", found=tuple(mask.shape),
-                             expected=tuple(shape)) from None
-    if mask.any(): return mask
-    raise ParameterError("the mask leaves no element")
-
 # %% ../../nbs/autolfads/models.ipynb #fe740097
 def _checked(model, x, external, y=None):
     "Data that fit the model, in its precision and on its device."
@@ -519,7 +509,10 @@ def nll(
 ) -> float:
     "Mean negative log likelihood of `y` under posterior averages, in nats per element."
     x, external, y = _checked(model, x, external, y)
-    if mask is not None: mask = _as_mask(mask, y.shape, y.device)
+    if mask is not None:
+        mask = _as_tensor("mask", mask, y) != 0
+        _check_shape("mask", mask, *y.shape)
+        if not mask.any(): raise ParameterError("the mask leaves no element")
     a = average(model, x, external, samples, batch, seed)
     if a.noise_var is not None:
         each = F.gaussian_nll_loss(a.rates, y, a.noise_var + a.rates_sd.square(), reduction="none")

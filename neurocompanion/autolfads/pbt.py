@@ -289,11 +289,10 @@ def _member(self, number: int | None = None):
     return member
 
 
-def _lineage(self, number: int | None = None):
-    "The rows of a member and of those it was copied from; None: of the best."
+def _lineage(self):
+    "The rows of the best member and of those it was copied from."
     table = self.table.set_index(["generation", "member"], drop=False)
-    last = self.best if number is None else table.loc[(len(self.past) - 1, number)]
-    rows, g, m = [], int(last["generation"]), int(last["member"])
+    rows, g, m = [], int(self.best["generation"]), int(self.best["member"])
     while g >= 0:
         rows.append(table.loc[(g, m)])
         g, m = g - 1, int(rows[-1]["parent"])

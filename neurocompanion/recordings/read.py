@@ -417,17 +417,16 @@ def summary(
 def inputs(
     what="real",              # as for `read`
     kind: str | None = None,  # traces, spikes or video; None: any
-    names=None,               # names or groups that "real" stands for here; None: all of the kind
 ) -> dict:                    # SHA-256 by name
     "The checksums of what stands behind a word, a path, a name or a recording."
     if isinstance(what, (list, tuple)):
-        return {k: v for part in what for k, v in inputs(part, kind, names).items()}
+        return {k: v for part in what for k, v in inputs(part, kind).items()}
     if isinstance(what, xr.Dataset):
         main = what[KINDS[what.attrs["kind"]][0]]
         found = hashlib.sha256(np.ascontiguousarray(main.values).tobytes()).hexdigest()
         return {what.attrs["subject"]: found}
     if str(what) == "simulated": return {}
-    if str(what) == "real": return _registered(at_hand(kind, names))
+    if str(what) == "real": return _registered(at_hand(kind))
     path = Path(str(what)).expanduser()
     if not str(what) or not path.exists(): return _registered([str(what)])
     if path.is_file():

@@ -6,13 +6,11 @@
 __all__ = ['spike_counts', 'rebin', 'kernel', 'smooth', 'correlations', 'remove_correlated', 'align', 'chop', 'ramp', 'merge']
 
 # %% ../../../nbs/recordings/spikes/counts.ipynb #7a065661
-import numbers
-
 import numpy as np
 import xarray as xr
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ...core import ParameterError, RecordingError, need, one_of
+from ...core import ParameterError, RecordingError, one_of
 from ..guard import room_for
 from ..simulate import within
 
@@ -119,9 +117,7 @@ def kernel(
 ) -> np.ndarray:            # weights of the bins, oldest first, with sum one
     "A Gaussian, or half of one that ends with the present bin."
     within("bin_size", bin_size, above=True)
-    need(isinstance(width_ms, numbers.Real) and 0 <= width_ms < np.inf, "width_ms",
-         "milliseconds from 0", width_ms)
-    sd = width_ms / 1000 / bin_size
+    sd = within("width_ms", width_ms) / 1000 / bin_size
     reach = int(np.ceil(4 * sd))
     j = np.arange(-reach, 1 if causal else reach + 1)
     k = np.exp(-0.5 * (j / sd) ** 2) if sd else np.ones(1)
@@ -308,13 +304,11 @@ def chop(
 # %% ../../../nbs/recordings/spikes/counts.ipynb #803885ce
 def ramp(
     overlap: int,              # samples that two chops share
-    weighting = "quadratic",   # "linear" or "quadratic"; or a power of x
+    weighting = "quadratic",   # "linear" or "quadratic"
 ) -> np.ndarray:               # weight of the later chop; the earlier one has the rest
     "How the weight passes from one chop to the next."
-    power = {"linear": 1, "quadratic": 2}.get(weighting, weighting)
-    if not (isinstance(power, numbers.Real) and 0 < power < np.inf):
-        raise ParameterError("weighting is not known", found=repr(weighting),
-                             expected='"linear", "quadratic" or a power above 0')
+    powers = {"linear": 1, "quadratic": 2}
+    power = powers[one_of("weighting", weighting, powers)]
     if overlap < 2: return np.full(overlap, 0.5**power)
     return np.linspace(1 / overlap, 1 - 1 / overlap, overlap) ** power
 

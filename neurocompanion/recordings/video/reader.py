@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import RecordingError, extra, mirror_dir
+from ...core import RecordingError, extra, mirror_dir, one_of
 from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
                                              room_for, start_of)
 from ..standard import assumed, video
@@ -106,9 +106,7 @@ ZAPBENCH_PARTS = {  # name → path below, and the file's axes in our order
 
 def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
     "A part of the public benchmark; nothing is read before it is sliced."
-    if name not in ZAPBENCH_PARTS: raise RecordingError(
-        "ZAPBench has no such part", found=repr(name), expected=", ".join(ZAPBENCH_PARTS))
-    place, axes = ZAPBENCH_PARTS[name]
+    place, axes = ZAPBENCH_PARTS[one_of("part of ZAPBench", name, ZAPBENCH_PARTS)]
     local = mirror_dir() and mirror_dir() / "zapbench" / place
     return open_zarr(local if local and local.is_dir() else ZAPBENCH + place, axes)
 

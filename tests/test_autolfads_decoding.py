@@ -117,7 +117,8 @@ def test_mask_and_nan_leave_bins_out(data):
     (lambda r, b: D.fit_decoder(r, b, folds=1), "these folds cannot be made"),
     (lambda r, b: D.fit_decoder(r, b, mask=np.ones((3, 3))), "the mask does not fit"),
     (lambda r, b: D.fit_decoder(r, np.ones_like(b)), "Is the behaviour constant?"),
-    (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool)), "group 0"),
+    (lambda r, b: D.velocity_r2(r, b, r, b, np.zeros((30, 2), bool), np.ones((30, 2), bool)),
+     "nothing to fit"),
     (lambda r, b: D.velocity_r2(r, b, r, b, np.ones((30, 2)) * 0.5), "train_mask does not fit"),
     (lambda r, b: D.fit_decoder("rates", b), "not an array of numbers"),
 ])

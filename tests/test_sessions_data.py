@@ -304,7 +304,7 @@ def test_real_pools(mirror, source, sessions, animals):
         assert sum(s.facts["trials"] for s in p) == 3354 and p[0].train.shape[1] == 20
         assert p[0].facts["areas"] and {s.subject for s in p} == {
             "Cori", "Forssmann", "Hench", "Lederberg"}
-    assert np.isfinite(similarities(p[0], p[1:3], ["timescales", "dynamics"]).timescales).all()
+    assert np.isfinite(similarities(p[0], p[1:3]).timescales).all()
 
 
 def test_a_path_gives_the_same_sessions_as_the_registry(mirror, tmp_path):

@@ -300,7 +300,7 @@ def _learn(groups, tau, latents, noise, iterations, tolerance, warm=8):
 # %% ../../nbs/autolfads/baselines.ipynb #3c3f8e17
 @dataclass
 class GPFA:
-    "A fitted model, with latents and rates of the trials that it was fitted to."
+    "A fitted model."
     C: np.ndarray         # read-out  # unit latent
     d: np.ndarray         # offset  # unit
     R: np.ndarray         # noise variance  # unit
@@ -310,8 +310,6 @@ class GPFA:
     noise: float          # σ², what of each latent is not smooth
     counts: np.ndarray    # read-out of the counts: C and d side by side  # unit latent+1
     history: np.ndarray = field(repr=False)                # log likelihood after each iteration
-    latents: object = field(default=None, repr=False)      # posterior means  # trial time latent
-    rates: object = field(default=None, repr=False)        # spikes per bin  # trial time unit
 
     def transform(self, spikes):
         "Posterior means of the latents.  # trial time latent"
@@ -398,6 +396,4 @@ def gpfa(
     p, history = _learn(groups, tau / bin_size, int(latents), noise, iterations, tolerance)
     targets = _halved(spikes, False)[0]
     C, d, _ = _readout(_expect(groups, (*p, noise), targets)[1])
-    model = GPFA(*p[:3], p[3] * bin_size, bin_size, root, noise, np.c_[C, d], history)
-    model.latents, model.rates = model.transform(spikes), model.predict(spikes)
-    return model
+    return GPFA(*p[:3], p[3] * bin_size, bin_size, root, noise, np.c_[C, d], history)

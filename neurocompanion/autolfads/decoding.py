@@ -211,11 +211,7 @@ def _groups(mask, trials, name):
     if mask.dtype.kind not in "bui" or mask.ndim not in (1, 2) or len(mask) != trials:
         raise ParameterError(f"{name} does not fit", found=f"{mask.dtype} of shape {mask.shape}",
                              expected=f"true or false for {trials} trials (trial, group)")
-    mask = mask.reshape(trials, -1) > 0
-    if (empty := ~mask.any(0)).any():
-        raise ParameterError(f"{name} has a group without trials",
-                             found=f"group {int(empty.argmax())}")
-    return mask
+    return mask.reshape(trials, -1) > 0
 
 # %% ../../nbs/autolfads/decoding.ipynb #7b5a2b76
 def velocity_r2(
@@ -361,21 +357,6 @@ def bootstrap_pseudo_r2(
     limits[:, known] = np.nanquantile(draws[:, known], [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
     return Bootstrap(value, *limits, (draws > 0).mean(0), (draws < 0).mean(0))
 
-# %% ../../nbs/autolfads/decoding.ipynb #272c2d08
-def _epoch(x, when):
-    "Bins that belong to the epoch: all with rates, or those that `when` marks.  # trial time"
-    ok = np.isfinite(x).all(-1)
-    if when is None: return ok
-    when = np.asarray(_array(when))
-    when = np.isfinite(when.astype(float)).any(-1) if when.ndim == 3 else when > 0
-    if when.shape != ok.shape:
-        raise ParameterError("when does not fit the rates", found=f"{when.shape}",
-                             expected=f"(trial, time) = {ok.shape}, or spikes with NaN outside")
-    if (lost := (when & ~ok).any(1)).any():
-        raise ParameterError("rates hold NaN or infinity inside the epoch",
-                             where=f"trial {int(lost.argmax())}", fix="Narrow the epoch by when")
-    return when
-
 # %% ../../nbs/autolfads/decoding.ipynb #4b8dcad6
 def neural_speed(
     rates,                 # or latents; NaN outside the epoch  # trial time unit
@@ -385,7 +366,17 @@ def neural_speed(
 ) -> np.ndarray:           # trial
     "Mean distance between consecutive bins of the epoch; NaN for trials without two."
     x = numbers(rates, "rates", 3)
-    ok = _epoch(x, when)
+    ok = np.isfinite(x).all(-1)                                                    # trial time
+    if when is not None:
+        when = np.asarray(_array(when))
+        when = np.isfinite(when.astype(float)).any(-1) if when.ndim == 3 else when > 0
+        if when.shape != ok.shape: raise ParameterError(
+            "when does not fit the rates", found=f"{when.shape}",
+            expected=f"(trial, time) = {ok.shape}, or spikes with NaN outside")
+        if (lost := (when & ~ok).any(1)).any(): raise ParameterError(
+            "rates hold NaN or infinity inside the epoch", where=f"trial {int(lost.argmax())}",
+            fix="Narrow the epoch by when")
+        ok = when
     step = np.linalg.norm(np.diff(np.where(ok[..., None], x, 0), axis=1), axis=-1)
     both = ok[:, 1:] & ok[:, :-1]
     n = both.sum(1)

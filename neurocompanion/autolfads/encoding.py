@@ -73,11 +73,6 @@ class DPCA(NamedTuple):
         "Components of one part.  # … component"
         return (np.asarray(rates, float) - self.mean) @ self.decoder[part]
 
-# %% ../../nbs/autolfads/encoding.ipynb #c1e6fbe7
-def _parts(x):
-    "What all conditions share, and the rest.  # condition time unit"
-    return {"time": np.broadcast_to(x.mean(0), x.shape), "condition": x - x.mean(0)}
-
 # %% ../../nbs/autolfads/encoding.ipynb #257df749
 def dpca(
     psth,                      # averages over trials  # condition time unit
@@ -97,7 +92,8 @@ def dpca(
     cov = flat.T @ flat
     lam, total = ridge * np.trace(cov) / units, np.trace(cov)
     decoder, encoder, share = {}, {}, {}
-    parts = {k: v.reshape(-1, units) for k, v in _parts(x).items()}
+    shared = np.broadcast_to(x.mean(0), x.shape)            # by all conditions
+    parts = {"time": shared.reshape(-1, units), "condition": (x - shared).reshape(-1, units)}
     for name, part in parts.items():
         A = np.linalg.solve(cov + lam * np.eye(units), flat.T @ part).T
         F = np.linalg.svd(np.c_[A @ flat.T, math.sqrt(lam) * A], full_matrices=False)[0]

@@ -55,15 +55,14 @@ def _begun(folder, wanted):
 def baseline(
     x,                       # brightness  # time …
     window: int = 400,       # frames
-    percentile: float = 10.0,
 ) -> np.ndarray:             # of the same shape
-    "A low percentile that follows slowly."
+    "The tenth percentile, which follows slowly."
     x = np.asarray(x, np.float32)
     if window < 2: raise ParameterError("the window is too short", found=window,
                                         expected="2 frames or more")
     starts = np.arange(0, max(len(x) - window // 2, 1), max(window // 2, 1))
     cuts = [(s, min(s + window, len(x))) for s in starts]
-    low = np.stack([np.percentile(x[a:b], percentile, axis=0) for a, b in cuts]).astype(np.float32)
+    low = np.stack([np.percentile(x[a:b], 10, axis=0) for a, b in cuts]).astype(np.float32)
     middle, t = np.array([(a + b - 1) / 2 for a, b in cuts]), np.arange(len(x))
     i = np.searchsorted(middle, t).clip(1, max(len(middle) - 1, 1)) - 1
     if len(middle) == 1: return np.broadcast_to(low[0], x.shape).astype(np.float32)
@@ -75,15 +74,13 @@ def baseline(
 def df_over_f(
     x,                         # brightness  # time …
     window: int = 400,         # of the baseline, frames
-    percentile: float = 10.0,
     *,
     dark: float = 0.0,         # what the camera counts without light
-    least: float = 1.0,        # the smallest baseline that is divided by
 ) -> np.ndarray:
-    "Brightness as a change relative to its baseline."
+    "Brightness as a change relative to its baseline, or to 1 where that is lower."
     x = np.asarray(x, np.float32) - dark
-    f = baseline(x, window, percentile)
-    return (x - f) / np.maximum(f, least)
+    f = baseline(x, window)
+    return (x - f) / np.maximum(f, 1)
 
 # %% ../../../nbs/recordings/video/film.ipynb #8adc3caa
 class Ahead:

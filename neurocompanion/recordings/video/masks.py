@@ -24,9 +24,8 @@ def segment(
     voxel_size=(1, 1, 1),   # z, y, x in µm
     *,
     contrast: float = 3.0,  # of a peak: in standard deviations of the background
-    least: int = 4,         # voxels of a cell
 ) -> np.ndarray:            # masks: 0 for none, cells from 1  # z y x
-    "Masks of the bright blobs in a picture."
+    "Masks of the bright blobs of four voxels or more in a picture."
     if radius <= 0: raise ParameterError("a cell has a size", found=radius, expected="µm above 0")
     size = np.asarray(voxel_size, float)
     small, large = (ndimage.gaussian_filter(np.asarray(picture, np.float64), k * (radius / size))
@@ -44,7 +43,7 @@ def segment(
     where, owner = where[ours], owner[ours]
     bright = blob[tuple(where.T)] >= 0.5 * blob[tuple(at[owner].T)]
     where, owner = where[bright], owner[bright]
-    large = np.bincount(owner) >= least
+    large = np.bincount(owner) >= 4
     out = np.zeros(blob.shape, np.int32)
     out[tuple(where.T)] = np.where(large, np.cumsum(large), 0)[owner]
     return out

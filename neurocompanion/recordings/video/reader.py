@@ -75,10 +75,9 @@ class View:
 def open_zarr(
     path,               # a folder, or an address that begins with gs:// or https://
     axes=None,          # the file's axes in the order t, z, y, x; None leaves them
-    cache: int = 256 << 20,  # bytes of chunks kept in memory, for an address
 ):
     "A Zarr array, read chunk by chunk when it is sliced."
-    if str(path).startswith(("gs://", "http://", "https://")): array = _remote(str(path), cache)
+    if str(path).startswith(("gs://", "http://", "https://")): array = _remote(str(path))
     else: array = _local(Path(path).expanduser())
     return View(array, axes) if axes else array
 
@@ -111,10 +110,10 @@ def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
     return open_zarr(local if local and local.is_dir() else ZAPBENCH + place, axes)
 
 # %% ../../../nbs/recordings/video/reader.ipynb #e822ffe5
-def _remote(address, cache):
+def _remote(address):
     "A Zarr array at an address, version 3 or else 2."
     ts, store = extra("tensorstore", "video", RecordingError, address), _bucket(address)
-    context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
     for driver in ("zarr3", "zarr"):
         try: return _Slices(ts.open({"driver": driver, "kvstore": store}, read=True,
                                     context=context).result())

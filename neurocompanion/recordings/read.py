@@ -10,7 +10,6 @@ __all__ = ['NEEDS', 'wings', 'layout_of', 'Recordings', 'reason_of', 'note', 'ta
 import hashlib, inspect
 from collections import Counter
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -273,10 +272,7 @@ def _known(how):
     how = {k: v for k, v in how.items() if v is not None}
     if "bin_ms" in how: how["bin_size"] = how.pop("bin_ms") / 1000
     known = sorted({k for w in wings() for r in w.READERS.values() for k in options_of(r)})
-    for odd in [k for k in how if k not in known]:
-        near = get_close_matches(odd, known, 1)
-        raise ParameterError("no reader has such an option", found=odd, expected=", ".join(known),
-                             fix=f"Did you mean {near[0]}?" if near else None)
+    for k in how: one_of("option of a reader", k, known)
     return how
 
 # %% ../../nbs/recordings/read.ipynb #0d04a7b9

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import SweepError, cores, extra, progress, quiet, results_dir
+from ..core import SweepError, cores, extra, one_of, progress, quiet, results_dir
 from .paper import papers, setting_of
 from .sweep import Spec, code_version, collect, disk_error, expand, finished
 from .sweep import identity, load, status, write_plan
@@ -256,8 +256,7 @@ def sweep(
     fixed = {k: _place(v, k) for k, v in (fixed or {}).items()}
     runs = expand(spec, scale, fixed)  # a mistake in the grid shows before anything is written
     out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / scale
-    if engine not in ENGINES:
-        raise SweepError(f"there is no engine {engine!r}", expected=", ".join(ENGINES))
+    one_of("engine", engine, ENGINES)
     if options and engine == "processes":
         raise SweepError("only Ray and Slurm take further options", found=", ".join(options))
     if workers is not None and (type(workers) is not int or workers < 1):

@@ -83,9 +83,20 @@ def steps(rank, folder, size, how, repeats):
     dist.destroy_process_group()
 
 
+def halo_share(side, parts, factors):
+    "At each resolution, voxels that a part amid others receives, per voxel that it holds."
+    made = []
+    for step in [(1, 1), *factors]:
+        side = tuple(s / f for s, f in zip(side, step))
+        a, b = (s / p for s, p in zip(side, parts))
+        inner = tuple(2 if p > 2 else p - 1 for p in parts)       # sides with a neighbour
+        made.append((a + inner[0]) * (b + inner[1]) / (a * b) - 1)
+    return made
+
+
 def report(size, how, repeats):
     net = UNet3D(**how)
-    share = sharding.halo_share(size[1:], PARTS, [f[1:] for f in net.resample])
+    share = halo_share(size[1:], PARTS, [f[1:] for f in net.resample])
     print("halo per voxel held, by resolution: " + ", ".join(f"{s:.1%}" for s in share))
     with tempfile.TemporaryDirectory() as folder:
         start_processes(steps, (folder, size, how, repeats), 4,

@@ -55,9 +55,11 @@ def loader(film, folder, limit):
 
 
 def df_over_f(film, folder, limit):
-    from neurocompanion.recordings.video.film import df_over_f, shards
+    from neurocompanion.recordings.video.film import df_over_f
     from neurocompanion.recordings.video.reader import View
-    boxes = [(z, *box) for z in range(film.shape[1]) for _, *box in shards(film.shape[1:], (4, 4))]
+    T, nz, ny, nx = film.shape
+    quarters = lambda n: [(n * i // 4, n * (i + 1) // 4) for i in range(4)]
+    boxes = [(z, y, x) for z in range(nz) for y in quarters(ny) for x in quarters(nx)]
     for z, *box in boxes: df_over_f(View(film, box=[None, (z, z + 1), *box])[:], dark=90)
     return f"{len(boxes)} boxes of {film.shape[0]} frames"
 

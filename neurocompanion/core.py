@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
-           'is_whole', 'need_whole', 'need_same', 'guess', 'one_of', 'home', 'results_dir', 'cache_dir', 'mirror_dir',
-           'atomic_path', 'sha256', 'files_below', 'checksum', 'set_seed', 'default_device', 'cores', 'keep_memory',
-           'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'is_whole', 'need_whole', 'need_same', 'guess', 'one_of', 'extra', 'home', 'results_dir', 'cache_dir',
+           'mirror_dir', 'atomic_path', 'sha256', 'files_below', 'checksum', 'set_seed', 'default_device', 'cores',
+           'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
 import ctypes, difflib, errno, hashlib, os, random, subprocess, sys, time
 from collections.abc import Hashable
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
@@ -99,6 +100,14 @@ def one_of(what: str, value, known, **more):   # more: where, and what else to d
     raise ParameterError(f"there is no such {what}", found=repr(value), **{
         "expected": " or ".join(map(repr, known)), "fix": guess(value, known), **more})
 
+# %% ../nbs/core.ipynb #tb000002
+def extra(package: str, of: str, error=ParameterError, where=None, more: str = ""):
+    "An optional package; else the error that says which extra of ours brings it."
+    try: return import_module(package)
+    except ImportError:
+        fix = f"Run pip install 'neurocompanion[{of}]'{more}"
+        raise error(f"{package} is not installed", where=where, fix=fix) from None
+
 # %% ../nbs/core.ipynb #d87a6b48
 def _is_home(p: Path) -> bool:
     "A folder is home when it holds our registry and our notebooks."
@@ -171,9 +180,9 @@ def atomic_path(path: str | Path):
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #50174018
-def sha256(path: str | Path) -> str:
-    "The SHA-256 of a file's bytes, read in pieces."
-    digest = hashlib.sha256()
+def sha256(path: str | Path, kind: str = "sha256") -> str:   # or md5
+    "The SHA-256 of a file's bytes, or another digest, read in pieces."
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as f:
         while piece := f.read(1 << 20): digest.update(piece)
     return digest.hexdigest()
@@ -191,26 +200,18 @@ def files_below(path: str | Path) -> list:
                          fix="Correct the path")
 
 
-def checksum(path: str | Path | list) -> str:
-    "The SHA-256 of a file; or of a folder's, or of those in a list, together."
-    files = path if isinstance(path, list) else files_below(path)
-    listed = [sha256(f) for f in files]
+def checksum(path: str | Path) -> str:
+    "The SHA-256 of a file; or of a folder's files together."
+    listed = [sha256(f) for f in files_below(path)]
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 
 # %% ../nbs/core.ipynb #a9d8db40
-def set_seed(
-    seed: int,                    # one seed for Python, NumPy and PyTorch
-    deterministic: bool = False,  # refuse kernels whose result depends on the order of threads
-):
+def set_seed(seed: int):   # one seed for Python, NumPy and PyTorch
     "Seed every generator that the code of this project draws from."
     import numpy as np, torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if not deterministic: return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 # %% ../nbs/core.ipynb #dd988bbc
 def default_device():

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .core import ParameterError
+from .core import ParameterError, one_of
 
 # %% ../nbs/plots.ipynb #e46bfdbc
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5C5C5C")
@@ -58,9 +58,7 @@ def stamp(
     note: str = "",  # anything more the reader must know, in a few words
 ):                   # the matplotlib text
     "Write on a figure which data and which scale it shows."
-    if data not in DATA:
-        raise ParameterError("unknown data", where="stamp", expected=f"one of {', '.join(DATA)}",
-                             found=repr(data), fix="Say what the figure shows")
+    one_of("data", data, DATA, fix="Say what the figure shows")
     parts = ["made-up numbers" if data == "made up" else f"{data} recordings",
              f"{scale} scale" if scale else "", _count(seeds, "seed") if seeds else "", note]
     text, look = " · ".join(filter(None, parts)), dict(fontsize=7, color=GREY)

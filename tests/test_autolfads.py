@@ -131,8 +131,7 @@ def test_choices_by_each_criterion():
 
 @pytest.mark.parametrize("wrong, said", [
     (dict(task="x"), "no such task"), (dict(method="svm"), "no such method"),
-    (dict(colour=1), "no parameter"), (dict(data="real", task="chaotic"), "synthetic"),
-    (dict(data="own.h5", task="chaotic"), "this task is synthetic"),    # and is never made up
+    (dict(colour=1), "no such parameter"), (dict(data="real", task="chaotic"), "synthetic"),
     (dict(epochs=0), "epochs is out of range"), (dict(data="none.mat", task="dad"), "none.mat"),
     (dict(test=1.0, task="dad"), "test is a share"), (dict(kind="grid"), "no such kind")])
 def test_what_cannot_be(wrong, said):

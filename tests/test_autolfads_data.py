@@ -1,10 +1,10 @@
-"Splits, subsets and data sets of autolfads; the public Lorenz file where there is one."
+"Splits and data sets of autolfads; the public Lorenz file where there is one."
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from neurocompanion.autolfads.data import (Pair, bounds, chaotic, from_arrays, from_recording,
-                                           lorenz, poisson_nll, split, subset, withhold)
+from neurocompanion.autolfads.data import (
+    Pair, bounds, chaotic, from_arrays, from_recording, lorenz, poisson_nll, split)
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate import worms
 from neurocompanion.recordings.spikes.reader import read_dad
@@ -14,7 +14,7 @@ from neurocompanion.recordings.standard import open_recording, save, spikes
 
 
 @given(st.integers(20, 200), st.floats(0.1, 0.5), st.integers(0, 5),
-       st.sampled_from(["random", "blocks", "repeats", "conditions"]))
+       st.sampled_from(["random", "blocks", "repeats"]))
 def test_halves_are_disjoint_and_whole(n, valid, seed, how):
     pair = split(n, valid, how, condition=np.arange(n) % 4, seed=seed)
     both = np.sort(np.concatenate(pair))
@@ -70,13 +70,13 @@ def recording(**more):
 def test_a_recording_comes_back_from_its_file_as_the_same_data(tmp_path):
     ds = recording(trial_info={"condition": np.arange(30) % 3},
                    behaviour={"hand": (("trial", "time", "axis"), np.ones((30, 12, 2)))})
-    d = from_recording(ds, external="hand", how="conditions", seed=1)
+    d = from_recording(ds, external="hand", how="repeats", seed=1)
     save(ds, tmp_path / "a.nc")
-    ds = open_recording(tmp_path / "a.nc")
-    e = from_recording(ds, external=["hand"], how="conditions", seed=1)
+    e = from_recording(open_recording(tmp_path / "a.nc"), external=["hand"], how="repeats",
+                       seed=1)
     for a, b in ((d.train, e.train), (d.external.valid, e.external.valid)): assert (a == b).all()
     assert d.sizes == dict(neurons=5, steps=12, encoded=5, read_steps=12, external=2)
-    assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 1
+    assert d.units == tuple("abcde") and len(set(d.condition.valid)) == 3
 
 
 def test_a_recording_without_trials_is_chopped_can_be_merged_and_a_constant_trace_is_named():
@@ -118,7 +118,6 @@ def test_training_trials_and_steps_of_the_benchmark_are_split_where_none_validat
     assert (d.valid == x[d.rows.valid]).all()
     note, = d.report
     assert "8 eval, 22 train" in note["reason"] and "4 of 22" in note["trial"]
-    assert subset(withhold(d, 1), 10).report == d.report
     assert (from_recording(ds, seed=1).rows.valid == d.rows.valid).all()
     assert (from_recording(ds, seed=2).rows.valid != d.rows.valid).any()
     assert len(from_recording(ds, valid=0.5).valid) == 11
@@ -155,12 +154,7 @@ def test_choosing_trials_and_units_keeps_count_of_them_and_copies_nothing():
     assert set(d.rows.train) | set(d.rows.valid) == {20, 3, 7, 9, 11, 28}
 
 
-def test_subsets_of_any_size_and_bounds():
-    d = from_arrays(np.arange(2000.0).reshape(200, 5, 2), split(200), 0.01)
-    assert len(subset(d, 2).train) == len(subset(d, 2).valid) == 1
-    assert (subset(d, 200).train == d.train).all()
-    part = subset(d, 0.3, 1)
-    assert (part.train[:, 0, 0] == part.rows.train * 10).all()
+def test_bounds():
     from scipy.stats import poisson
     rng = np.random.default_rng(1)
     rate, y = rng.gamma(2, 10, (4, 6, 3)), rng.poisson(0.3, (4, 6, 3))
@@ -174,7 +168,6 @@ def test_subsets_of_any_size_and_bounds():
 @pytest.mark.parametrize("call, words", [
     (lambda: split(1), "trials is out of range"),
     (lambda: split(10, how="repeats", condition=[0] * 9), "do not fit the trials"),
-    (lambda: split(10, how="conditions", condition=[0] * 10), "one half of the split is empty"),
     (lambda: split(5, how="repeats", condition=range(5)), "one half of the split is empty"),
     (lambda: from_recording(recording(), length=5), "this recording has trials"),
     (lambda: from_recording(recording(), external="hand"), "there is no such variable"),

@@ -363,7 +363,7 @@ def test_slurm_jobs_end_with_the_sweep(toy, tmp_path, monkeypatch):
         def update_parameters(self, **options): pass
         def map_array(self, function, jobs): return [Task(job) for job in jobs]
     submitit = type("submitit", (), {"AutoExecutor": Executor})
-    monkeypatch.setattr(engines, "_need", lambda name: submitit)
+    monkeypatch.setattr(engines, "extra", lambda *name: submitit)
     jobs = [{"id": i, "out": str(tmp_path)} for i in "abc"]
     ends = engines._slurm(jobs, 2, load(toy(seeds=1)))
     assert next(ends) == ("a", DONE)

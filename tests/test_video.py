@@ -78,18 +78,6 @@ def test_reading_ahead_can_be_left():
     with pytest.raises(ParameterError): film.Ahead(len, [], threads=0)
 
 
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3),
-       st.integers(1, 4))
-def test_shards_cover_everything_once(ny, nx, ky, kx, m):
-    try: boxes = film.shards((2, ny, nx), (ky, kx), (m, m))
-    except ParameterError: return
-    count = np.zeros((2, ny, nx), int)
-    for (a, b), (c, d), (e, f) in boxes:
-        assert c % m == 0 and e % m == 0 and c < d and e < f
-        count[a:b, c:d, e:f] += 1
-    assert (count == 1).all() and len(boxes) == ky * kx
-
-
 def test_wrong_files_are_told(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"no picture")
     (tmp_path / "a.h5").write_bytes(b"no file")

@@ -11,7 +11,7 @@ from neurocompanion.recordings.standard import (
 from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.labels import clean_names
 from neurocompanion.recordings.worm.simulate import SHARED
-from neurocompanion.recordings.worm.writer import write_kato
+from neurocompanion.recordings.worm.writer import write_zimmer
 
 
 def worm(seed=0, T=50, names=("AVAL", "?001", "VB1", "AS10", "DA2"), **changes):
@@ -23,7 +23,7 @@ def worm(seed=0, T=50, names=("AVAL", "?001", "VB1", "AS10", "DA2"), **changes):
 
 @pytest.fixture
 def kato(tmp_path):
-    return write_kato(tmp_path / "WT_NoStim.mat", [worm(0), worm(1, 40, ["?000", "RIML"])])
+    return write_zimmer(tmp_path / "WT_NoStim.mat", [worm(0), worm(1, 40, ["?000", "RIML"])])
 
 
 # ---- labels
@@ -81,7 +81,10 @@ def test_layout_is_matlabs_and_states_may_be_none_or_zero(kato, tmp_path):
         first = f[g["NeuronNames"][0, 0]]
         assert f[first[2, 0]][()].tobytes().decode("utf-16-le") == "VB01"
         assert f[g["deltaFOverF_bc"][0, 0]].shape == (5, 50) and f[g["tv"][0, 0]].shape == (1, 50)
-    (read,) = read_worms(write_kato(tmp_path / "a.mat", [worm(state=None)]))
+
+
+def test_states_none_and_all_zero(kato, tmp_path):
+    (read,) = read_worms(write_zimmer(tmp_path / "a.mat", [worm(state=None)], root="a"))
     assert set(state_names(read)) == {"nostate"}
     with h5py.File(kato, "a") as f: f[f["WT_NoStim/States"][0, 0]]["nostate"][:] = 0
     assert list(state_names(read_worms(kato)[0])) == list(state_names(worm(0)))
@@ -120,7 +123,8 @@ def short_state(f, g):
 
 
 def flipped(path):
-    write_kato(path, [worm(T=3000)])
+    "Bytes of a compressed matrix turned over."
+    write_zimmer(path, [worm(T=3000)])
     with h5py.File(path) as f:
         d = f[f["WT_NoStim/deltaFOverF_bc"][0, 0]].id
         start, size = d.get_chunk_info(0).byte_offset, d.get_chunk_info(0).size
@@ -178,7 +182,7 @@ def test_kato_2015(mirror, tmp_path):
         assert np.array_equal(worms[3].time.values, f[g["tv"][3, 0]][0])
         for name, v in f[g["States"][3, 0]].items():
             assert np.array_equal(state_names(worms[3]) == name, v[0] == 1), name
-    again = read_worms(write_kato(tmp_path / "WT_NoStim.mat", worms))
+    again = read_worms(write_zimmer(tmp_path / "WT_NoStim.mat", worms))
     for a, b in zip(worms, again, strict=True):
         xr.testing.assert_equal(a, b)
         assert a.report == b.report

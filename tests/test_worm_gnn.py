@@ -30,7 +30,7 @@ def test_another_seed_changes_something_and_what_is_not_trained_on_nothing():
 
 @pytest.mark.parametrize("wrong, said", [
     (dict(model="transformer"), "no such model"), (dict(reading="mine"), "no such reading"),
-    (dict(others="nichols"), "no such others"), (dict(colour=1), "no parameter"),
+    (dict(others="nichols"), "no such others"), (dict(colour=1), "no such parameter"),
     (dict(epochs=0), "out of range"), (dict(states=5), "no such states"),
     (dict(trained_on=6), "training worms"), (dict(others="flavell", states=4), "two states"),
     (dict(data="none.mat"), "none.mat"), (dict(model="connectome", connectome="x"), "connectome")])

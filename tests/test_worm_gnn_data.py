@@ -8,9 +8,10 @@ import pytest
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.worm.simulate_pool import write_pool
 from neurocompanion.recordings.read import read as read_worms
-from neurocompanion.recordings.worm.writer import write_kato
-from neurocompanion.worm_gnn.data import (CHUNK, SHARED_3, SHARED_15, derivative, load_flavell,
-                                          load_worms, neuron_table, scaled, simulated_worms, split)
+from neurocompanion.recordings.worm.writer import write_zimmer
+from neurocompanion.worm_gnn.data import (
+    CHUNK, SHARED_3, SHARED_15, derivative, load_flavell, load_worms, neuron_table, scaled,
+    simulated_worms, split)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,13 @@ def test_constant_neurons_are_zero_and_warn_of_nothing(made):
 
 
 def test_relabelling_states_changes_codes_only_by_name(tmp_path, made):
-    ds = read_worms(write_kato(tmp_path / "WT.mat", [_recording(made[0])]))[0]
+    "The order of states in a file is of no account."
+    ds = read_worms(write_zimmer(tmp_path / "WT.mat", [_recording(made[0])]))[0]
     names = ds.state.attrs["flag_meanings"].split()
     turned = ds.copy(deep=True)
     turned["state"].values[:] = len(names) - 1 - ds.state.values
     turned["state"].attrs["flag_meanings"] = " ".join(names[::-1])
-    for i, d in enumerate((ds, turned)): write_kato(tmp_path / f"{i}.mat", [d])
+    for i, d in enumerate((ds, turned)): write_zimmer(tmp_path / f"{i}.mat", [d])
     a, b = (load_worms(tmp_path / f"{i}.mat", states=7)[0].y for i in range(2))
     assert np.array_equal(a, b) and len(set(a)) == 8
 
@@ -79,7 +81,7 @@ def _recording(w):
 
 
 def test_a_published_derivative_is_used(tmp_path, made):
-    path = write_kato(tmp_path / "WT_NoStim.mat", [_recording(made[0])])
+    path = write_zimmer(tmp_path / "WT_NoStim.mat", [_recording(made[0])])
     without = load_worms(path)[0]
     slope = np.random.default_rng(0).standard_normal(made[0].trace.shape)
     with h5py.File(path, "r+") as f:

@@ -36,10 +36,9 @@ def each_trial(spikes, units=None):  # trial time unit, or a list of time unit; 
     return x, np.stack if whole else list
 
 # %% ../../nbs/autolfads/baselines.ipynb #35ca19b7
-def _neighbours(x, k, causal):
+def _neighbours(x, k):
     "Smoothed by kernel `k` without the bin itself; NaN where there is no neighbour."
     from scipy.ndimage import correlate1d
-    k = np.r_[k, np.zeros(len(k) - 1)] if causal else k
     k = np.where(np.arange(len(k)) == len(k) // 2, 0, k)
     total, weight = (correlate1d(v, k, axis=1, mode="constant") for v in
                      (x, np.ones_like(x[:1, :, :1])))
@@ -50,14 +49,13 @@ class Smoother(NamedTuple):
     "A kernel, and how its width was chosen."
     width_ms: float        # standard deviation
     bin_size: float        # seconds
-    causal: bool           # looks back only
     widths: np.ndarray     # what was tried
     scores: np.ndarray     # R² of each
 
     def transform(self, spikes):
         "Rates, in spikes per bin."
         x, give = each_trial(spikes)
-        return give([smooth(v, self.width_ms, self.bin_size, causal=self.causal) for v in x])
+        return give([smooth(v, self.width_ms, self.bin_size) for v in x])
 
 # %% ../../nbs/autolfads/baselines.ipynb #ea30a98d
 def smoothing(
@@ -66,7 +64,6 @@ def smoothing(
     widths=(10, 20, 30, 40, 60, 80, 120, 160, 240),  # standard deviations to try, milliseconds
     *,
     behaviour=None,            # choose by how well this is decoded  # trial time output
-    causal: bool = False,      # half-Gaussian: look back only
     **how,                     # alpha, delay, folds and so on, as for `cross_decode`
 ) -> Smoother:
     "Choose a kernel's width on training trials."
@@ -75,20 +72,20 @@ def smoothing(
     noise = np.sqrt(np.maximum(np.concatenate(x).mean(0), 1e-12))  # of a bin, were it Poisson
     for w in widths:
         if behaviour is None:
-            k = kernel(w, bin_size, causal)
-            p = np.concatenate([_neighbours(v[None], k, causal)[0] for v in x])
+            k = kernel(w, bin_size)
+            p = np.concatenate([_neighbours(v[None], k)[0] for v in x])
             y = np.where(np.isfinite(p), np.concatenate(x), np.nan)
             scores.append(r2(np.nan_to_num(p) / noise, y / noise))
         else:
             if len({len(v) for v in x}) > 1:
                 raise ParameterError("decoding wants trials of one length", where="behaviour")
-            rates = np.stack([smooth(v, w, bin_size, causal=causal) for v in x])
+            rates = np.stack([smooth(v, w, bin_size) for v in x])
             scores.append(np.nanmean(cross_decode(rates, behaviour, **how)))
     if not len(scores) or not np.isfinite(scores).any():
         raise ParameterError("no width could be scored", expected="widths, and spikes that vary",
                              found=f"widths {widths.tolist()}")
     best = widths[int(np.nanargmax(scores))]
-    return Smoother(float(best), bin_size, causal, widths, np.array(scores))
+    return Smoother(float(best), bin_size, widths, np.array(scores))
 
 # %% ../../nbs/autolfads/baselines.ipynb #337a31c0
 class PCA(NamedTuple):
@@ -303,7 +300,7 @@ def _learn(groups, tau, latents, noise, iterations, tolerance, warm=8):
 # %% ../../nbs/autolfads/baselines.ipynb #3c3f8e17
 @dataclass
 class GPFA:
-    "A fitted model, with latents and rates of the trials that it was fitted to."
+    "A fitted model."
     C: np.ndarray         # read-out  # unit latent
     d: np.ndarray         # offset  # unit
     R: np.ndarray         # noise variance  # unit
@@ -313,8 +310,6 @@ class GPFA:
     noise: float          # σ², what of each latent is not smooth
     counts: np.ndarray    # read-out of the counts: C and d side by side  # unit latent+1
     history: np.ndarray = field(repr=False)                # log likelihood after each iteration
-    latents: object = field(default=None, repr=False)      # posterior means  # trial time latent
-    rates: object = field(default=None, repr=False)        # spikes per bin  # trial time unit
 
     def transform(self, spikes):
         "Posterior means of the latents.  # trial time latent"
@@ -358,28 +353,13 @@ def _foretell(self, counts):
 GPFA.foretell = _foretell
 
 # %% ../../nbs/autolfads/baselines.ipynb #c8b4c61f
-def _covariance(self, steps):
-    "Posterior covariance in a trial of `steps` bins.  # latent time latent time"
-    g = _split(np.zeros((1, steps, len(self.d))), [0])
-    return sum(np.einsum("th,ahbk,sk->atbs", v.U, _posterior(v, *self._parameters())[1], v.U,
-                         optimize=True) for v in g)
-
-
 def _log_likelihood(self, spikes):
     "Log likelihood of trials (of the roots of counts, if the model is of them)."
     groups, *_ = _halved(spikes, self.root, len(self.d))
     return sum(_posterior(g, *self._parameters())[2] for g in groups)
 
 
-def _orthonormal(self, latents):
-    "Latents turned so that distances are those among units' activities, by falling variance."
-    _, s, vectors = np.linalg.svd(self.C, full_matrices=False)
-    x, give = each_trial(latents, self.C.shape[1])
-    return give([v @ (s[:, None] * vectors).T for v in x])
-
-
-GPFA.covariance, GPFA.log_likelihood = _covariance, _log_likelihood
-GPFA.orthonormal = _orthonormal
+GPFA.log_likelihood = _log_likelihood
 
 # %% ../../nbs/autolfads/baselines.ipynb #afc5d098
 def _halved(spikes, root, units=None):
@@ -416,6 +396,4 @@ def gpfa(
     p, history = _learn(groups, tau / bin_size, int(latents), noise, iterations, tolerance)
     targets = _halved(spikes, False)[0]
     C, d, _ = _readout(_expect(groups, (*p, noise), targets)[1])
-    model = GPFA(*p[:3], p[3] * bin_size, bin_size, root, noise, np.c_[C, d], history)
-    model.latents, model.rates = model.transform(spikes), model.predict(spikes)
-    return model
+    return GPFA(*p[:3], p[3] * bin_size, bin_size, root, noise, np.c_[C, d], history)

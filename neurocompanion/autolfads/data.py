@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'Pair', 'split', 'Part', 'Scale', 'Spikes', 'from_arrays', 'withhold', 'chaotic', 'from_recording', 'lorenz',
-           'poisson_nll', 'bounds', 'subset']
+           'poisson_nll', 'bounds']
 
 # %% ../../nbs/autolfads/data.ipynb #11400acb
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ class Pair(NamedTuple):
     valid: Any = None
 
 # %% ../../nbs/autolfads/data.ipynb #d5b62e0b
-SPLITS = "random", "blocks", "repeats", "conditions"
+SPLITS = "random", "blocks", "repeats"
 
 
 def split(
     trials: int,            # how many there are
     valid: float = 0.2,     # share that validates
-    how: str = "random",    # random, blocks, repeats or conditions
+    how: str = "random",    # random, blocks or repeats
     *,
     block: int = 3,         # chops in a row, for blocks
     gap: int = 0,           # chops beside a block that are left out, for blocks
-    condition=None,         # what each trial is one of, for repeats and conditions  # trial
+    condition=None,         # what each trial is one of, for repeats  # trial
     seed: int = 0,          # who is drawn; repeats are not drawn
 ) -> Pair:                  # the places of the trials, in order
     "Which trials train, and which validate."
@@ -44,9 +44,9 @@ def split(
         raise ParameterError("valid is out of range", found=valid, expected="a share below 1")
     one_of("split", how, SPLITS)
     block, gap = within("block", block, 1, whole=True), within("gap", gap, whole=True)
-    if how in ("repeats", "conditions"): condition = _codes(condition, n)[0]
-    held = _last(condition, valid) if how == "repeats" else \
-        _drawn(how, n, valid, rng, block, condition)
+    size = block if how == "blocks" else 1
+    held = _last(_codes(condition, n)[0], valid) if how == "repeats" else np.isin(
+        np.arange(n) // size, rng.permutation(n // size)[:max(round(valid * n / size), 1)])
     near = np.convolve(held, np.ones(2 * gap + 1), "same") > 0 if how == "blocks" else held
     pair = Pair(np.flatnonzero(~(near | held)), np.flatnonzero(held))
     if len(pair.train) and len(pair.valid): return pair
@@ -55,15 +55,6 @@ def split(
                          fix="Change the share, the blocks or the kind of split")
 
 # %% ../../nbs/autolfads/data.ipynb #30f352a6
-def _drawn(how, n, valid, rng, block, condition):
-    "Trials that are drawn one by one, in whole blocks, or by whole conditions."
-    size = block if how == "blocks" else 1
-    group, groups, share = np.arange(n) // size, n // size, valid * n / size
-    if how == "conditions":
-        group, groups, share = condition, condition.max() + 1, valid * (condition.max() + 1)
-    return np.isin(group, rng.permutation(groups)[:max(round(share), 1)])
-
-
 def _last(condition, valid):
     "The last trials of every condition that has several."
     held = np.zeros(len(condition), bool)
@@ -236,15 +227,13 @@ def chaotic(
     conditions: int = 400,     # initial states
     repeats: int = 10,         # trials of each
     *,
-    valid: float = 0.2,        # share that validates
-    how: str = "repeats",      # see `split`
     seed: int = 0,             # of the network, its trials and the split
     amplitude: float = 1.0,    # of the white noise that drives it, standard deviation
     **network,                 # as for `simulate_spikes.chaotic_rnn`: shared, inputs, units …
 ) -> Spikes:
     "The chaotic network with inputs, of known rates."
     ds = simulate_spikes.chaotic_rnn(conditions, repeats, seed=seed, amplitude=amplitude, **network)
-    return from_recording(ds, valid=valid, how=how, seed=seed, name="chaotic network")
+    return from_recording(ds, how="repeats", seed=seed, name="chaotic network")
 
 # %% ../../nbs/autolfads/data.ipynb #0481a8d3
 def from_recording(
@@ -255,9 +244,6 @@ def from_recording(
     seed: int = 0,             # of the split
     length: int | None = None, # without trials: steps of a chop
     overlap: int = 0,          # without trials: steps that a chop shares with the next
-    block: int = 3,            # see `split`
-    gap: int = 0,              # see `split`
-    condition: str = "condition",  # trial variable that names the condition, where there is one
     external=(),               # variables that the network is told
     units=None,                # which units or neurons, by name; None: all
     trials=None,               # which trials, by their place; None: all
@@ -274,11 +260,11 @@ def from_recording(
     main, unit = ("trace", "neuron") if kind == "traces" else ("spikes", "unit")
     cut = lambda v: _trials(ds, name, v, length, overlap)
     x = cut(main)
-    labels = ds[condition].values if "trial" in ds.dims and condition in ds else None
+    labels = ds["condition"].values if "trial" in ds.dims and "condition" in ds else None
     rows = _own_rows(ds, name, whole, how) if own else None
     if drawn := rows is None:
-        rows = split(len(x), valid, how or ("blocks" if overlap else "random"), block=block,
-                     gap=gap, condition=labels, seed=seed)
+        rows = split(len(x), valid, how or ("blocks" if overlap else "random"), condition=labels,
+                     seed=seed)
     more = [cut(v) for v in ([external] if isinstance(external, str) else external)]
     more = [v if v.ndim == 3 else v[..., None] for v in more]
     made = from_arrays(x, rows, 1 / ds.attrs["sampling_rate"], kind=kind, name=name,
@@ -410,18 +396,3 @@ def bounds(data: Spikes) -> dict:  # null, and true where the rates are known
     found = {"null": poisson_nll(np.broadcast_to(mean, shape), data.valid, data.bin_size)}
     if data.truth.valid is None: return found
     return {"true": poisson_nll(data.truth.valid, data.valid, data.bin_size), **found}
-
-# %% ../../nbs/autolfads/data.ipynb #c39d960e
-def subset(data: Spikes, trials: int | float, seed: int = 0) -> Spikes:
-    "Fewer trials of both halves together, so many or a share, the same share of each half."
-    sizes = np.array([len(data.train), len(data.valid)])
-    whole = isinstance(trials, (int, np.integer)) and not isinstance(trials, bool)
-    if not whole: trials = round(within("trials", trials, 0, 1, above=True) * sizes.sum())
-    n = within("trials", int(trials), 2, int(sizes.sum()), whole=True)
-    train = min(max(round(n * sizes[0] / sizes.sum()), 1), n - 1)
-    halves = zip(Pair._fields, sizes, (train, n - train))
-    some = [np.sort(generator(seed, "subset", half).permutation(size)[:k])
-            for half, size, k in halves]
-    of = lambda pair: Pair(*(None if v is None else v[i] for v, i in zip(pair, some)))
-    pairs = {k: of(getattr(data, k)) for k in Part._fields[2:]}
-    return replace(data, train=data.train[some[0]], valid=data.valid[some[1]], **pairs)

@@ -15,74 +15,51 @@ from .baselines import each_trial
 from ..core import ParameterError
 
 # %% ../../nbs/autolfads/encoding.ipynb #adedc0ef
-def _lagged(x, lags, before=None):
-    "Values of `lags` bins ago side by side; before the trial `before`, or its first value."
-    first = x[:1] if before is None else np.full_like(x[:1], before)
-    padded = np.concatenate([np.repeat(first, max(lags), 0), x]) if max(lags) else x
-    return np.concatenate([padded[max(lags) - n:][:len(x)] for n in lags], axis=1)
-
-
-def _behaviour(covariates, x):
-    "Covariates as a list of (time, feature), one for each trial of spikes."
-    z = [np.asarray(v, float) for v in covariates]
-    z = [v[:, None] if v.ndim == 1 else v for v in z]
-    good = len(z) == len(x) and all(v.ndim == 2 and len(v) == len(y) for v, y in zip(z, x))
-    if not good or not all(np.isfinite(v).all() for v in z):
-        raise ParameterError("covariates do not fit the spikes", expected="finite numbers "
-                             "(trial, time, feature), trials and times as in spikes",
-                             found=f"{np.shape(covariates)}" if good is False else "NaN")
-    return z
+def _lagged(x, lags):
+    "Values of 0 to `lags` bins ago side by side; before the trial, its first value."
+    padded = np.concatenate([np.repeat(x[:1], lags, 0), x])
+    return np.concatenate([padded[lags - n:][:len(x)] for n in range(lags + 1)], axis=1)
 
 # %% ../../nbs/autolfads/encoding.ipynb #4cef45f9
 class GLM(NamedTuple):
-    "Poisson regression of every unit, on behaviour and on its own last spikes."
+    "Poisson regression of every unit on behaviour."
     weight: np.ndarray   # of scaled covariates, now and before  # unit feature·lag
-    own: np.ndarray      # of the own spikes, 1 … `history` bins ago  # unit lag
     bias: np.ndarray     # unit
     mean: np.ndarray     # of the covariates
     spread: np.ndarray
     lags: int
 
-    def predict(self, spikes, covariates=None):
-        "Rates from behaviour and from spikes before each bin, in spikes per bin."
-        x, give = each_trial(spikes, len(self.bias))
-        z = _behaviour([np.zeros((len(v), 0)) for v in x] if covariates is None else covariates, x)
-        return give([self._rates(*pair) for pair in zip(x, z)])
-
-    def _rates(self, x, z):
-        if z.shape[1] * (self.lags + 1) != self.weight.shape[1]:
-            raise ParameterError("the model was fitted to other covariates", found=z.shape[1],
-                                 expected=self.weight.shape[1] // (self.lags + 1))
-        eta = _lagged((z - self.mean) / self.spread, range(self.lags + 1)) @ self.weight.T
-        for lag, w in enumerate(self.own.T, start=1): eta = eta + w * _lagged(x, [lag], 0)
-        return np.exp(np.minimum(eta + self.bias, 20))
+    def predict(self, covariates):  # trial time feature
+        "Rates from behaviour, in spikes per bin."
+        z, give = each_trial(covariates, len(self.mean))
+        z = [_lagged((v - self.mean) / self.spread, self.lags) for v in z]
+        return give([np.exp(np.minimum(v @ self.weight.T + self.bias, 20)) for v in z])
 
 # %% ../../nbs/autolfads/encoding.ipynb #6cca0e8c
 def glm(
     spikes,                # of the training trials  # trial time unit
-    covariates=None,       # trial time feature
+    covariates,            # trial time feature
     *,
     lags: int = 10,        # bins of the covariates' past
-    history: int = 0,      # bins of the unit's own past spikes
     alpha: float = 1e-4,   # penalty on the weights
 ) -> GLM:
     "Fit a Poisson GLM to every unit."
     from sklearn.linear_model import PoissonRegressor
-    x, _ = each_trial(spikes)
-    z = _behaviour([np.zeros((len(v), 0)) for v in x] if covariates is None else covariates, x)
-    every = np.concatenate(z)
+    x, z = each_trial(spikes)[0], each_trial(covariates)[0]
+    if [len(v) for v in x] != [len(v) for v in z]:
+        raise ParameterError("covariates do not fit the spikes", expected="as many trials and bins",
+                             found=f"{np.shape(covariates)} beside {np.shape(spikes)}")
+    every, counts = np.concatenate(z), np.concatenate(x)
     mean, spread = every.mean(0), every.std(0)
     spread = np.where(spread > 0, spread, 1)
-    shared = np.concatenate([_lagged((v - mean) / spread, range(lags + 1)) for v in z])
-    k, units, counts = shared.shape[1], x[0].shape[1], np.concatenate(x)
-    weight, bias = np.zeros((units, k + history)), np.log(np.maximum(counts.mean(0), 1e-9))
-    for i in range(units if k + history else 0):
-        own = [_lagged(v[:, [i]], range(1, history + 1), 0) if history else v[:, :0] for v in x]
-        if not counts[:, i].any(): continue                        # a silent unit: bias alone
+    past = np.concatenate([_lagged((v - mean) / spread, lags) for v in z])
+    weight = np.zeros((counts.shape[1], past.shape[1]))
+    bias = np.log(np.maximum(counts.mean(0), 1e-9))
+    for i in np.flatnonzero(counts.any(0)):                        # a silent unit: bias alone
         fit = PoissonRegressor(alpha=alpha, solver="newton-cholesky", max_iter=100)
-        fit.fit(np.c_[shared, np.concatenate(own)], counts[:, i])
+        fit.fit(past, counts[:, i])
         weight[i], bias[i] = fit.coef_, fit.intercept_
-    return GLM(weight[:, :k], weight[:, k:], bias, mean, spread, lags)
+    return GLM(weight, bias, mean, spread, lags)
 
 # %% ../../nbs/autolfads/encoding.ipynb #cf2ee144
 class DPCA(NamedTuple):
@@ -95,11 +72,6 @@ class DPCA(NamedTuple):
     def transform(self, rates, part):
         "Components of one part.  # … component"
         return (np.asarray(rates, float) - self.mean) @ self.decoder[part]
-
-# %% ../../nbs/autolfads/encoding.ipynb #c1e6fbe7
-def _parts(x):
-    "What all conditions share, and the rest.  # condition time unit"
-    return {"time": np.broadcast_to(x.mean(0), x.shape), "condition": x - x.mean(0)}
 
 # %% ../../nbs/autolfads/encoding.ipynb #257df749
 def dpca(
@@ -120,7 +92,8 @@ def dpca(
     cov = flat.T @ flat
     lam, total = ridge * np.trace(cov) / units, np.trace(cov)
     decoder, encoder, share = {}, {}, {}
-    parts = {k: v.reshape(-1, units) for k, v in _parts(x).items()}
+    shared = np.broadcast_to(x.mean(0), x.shape)            # by all conditions
+    parts = {"time": shared.reshape(-1, units), "condition": (x - shared).reshape(-1, units)}
     for name, part in parts.items():
         A = np.linalg.solve(cov + lam * np.eye(units), flat.T @ part).T
         F = np.linalg.svd(np.c_[A @ flat.T, math.sqrt(lam) * A], full_matrices=False)[0]

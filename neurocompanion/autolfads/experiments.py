@@ -8,6 +8,7 @@ __all__ = ['WIDE', 'EXPERIMENTS', 'run', 'inputs', 'with_truth', 'drawn', 'overf
            'calcium', 'uncertainty']
 
 # %% ../../nbs/autolfads/experiments.ipynb #14f762f5
+from dataclasses import replace
 from functools import partial
 import math
 import time
@@ -120,7 +121,7 @@ def accuracy(s: Setting) -> list:  # rows of two kinds
     data, start = with_truth(s), time.time()
     m = me.network(data, s, out=s.out)
     m.facts["fit_seconds"] = time.time() - start
-    few = me.apart(data)                    # what is judged must not have been fitted
+    few = replace(data, valid=data.valid[:0])    # what is judged must not have been fitted
     found = [(v.name, v.rates(data.valid), v.facts | me.hidden_score(v, data))
              for v in (m, me.smoother(few), me.linear("gpfa", few, s.latents))]
     found[0][2].update(_diagnosed(m.trained))
@@ -177,7 +178,7 @@ def beside_behaviour(m: me.Fitted, cut: Study, y) -> list:  # a row for each uni
     before, after = (round(v / cut.data.bin_size) for v in (0.05, 0.12))
     z, known = _ahead(y, after), np.isfinite(y[cut.test]).all(-1)[..., None]
     x, columns = cut.of("spikes", cut.test), {}
-    line = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after).predict(x, z[cut.test])
+    line = glm(cut.of("spikes", cut.fit), z[cut.fit], lags=before + after).predict(z[cut.test])
     share, whole = me.blend(m, cut.data), x.astype(float)
     for name, (rates, spikes) in dict(seen=(m.rates(whole), x),
                                       hidden=me.unseen(m, whole, 0.2, 0)).items():

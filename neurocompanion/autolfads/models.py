@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
-from ..core import ParameterError, RecordingError, is_whole, keep_memory, need, one_of
-from ..recordings.guard import npz
+from ..core import ParameterError, keep_memory, need_whole, one_of
+from ..recordings.guard import npz, refuse
 from ..fast.dropout import drop, kept, scale
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
@@ -44,10 +44,10 @@ class LFADS(nn.Module):
         super().__init__()
         encoded = neurons if encoded is None else encoded
         read_steps = steps if read_steps is None else read_steps
-        _check_sizes(1, neurons=neurons, steps=steps, encoded=encoded, read_steps=read_steps, ic=ic,
-                     ic_encoder=ic_encoder, generator=generator, factors=factors)
-        _check_sizes(0, external=external, inputs=inputs)
-        _check_sizes(min(inputs, 1), ci_encoder=ci_encoder, controller=controller)
+        need_whole(1, neurons=neurons, steps=steps, encoded=encoded, read_steps=read_steps, ic=ic,
+                   ic_encoder=ic_encoder, generator=generator, factors=factors)
+        need_whole(0, external=external, inputs=inputs)
+        need_whole(min(inputs, 1), ci_encoder=ci_encoder, controller=controller)
         one_of("head", head, ("poisson", "gaussian"))
         if encoded > neurons or read_steps > steps: raise ParameterError(
             "a model cannot read more than it reconstructs", found=f"{encoded} and {read_steps}",
@@ -103,12 +103,6 @@ def _add_controller(self, ci_encoder, controller, inputs, factors):
 
 
 LFADS._add_controller = _add_controller
-
-# %% ../../nbs/autolfads/models.ipynb #7e9201cf
-def _check_sizes(least, **sizes):
-    "Every size is a whole number that is large enough."
-    for name, value in sizes.items():
-        need(is_whole(value, least), name, f"a whole number from {least} on", value)
 
 # %% ../../nbs/autolfads/models.ipynb #1a896a4b
 _FILE_NAMES = {"co_means": "co_mean", "co_stds": "co_std", "gen_states": "states",
@@ -190,16 +184,6 @@ def _as_tensor(what, a, like):
     exact = np.float64 if like.dtype == torch.float64 else np.float32
     return torch.from_numpy(np.require(a, exact, "CW")).to(like.device, like.dtype)
 
-
-def _as_mask(mask, shape, device):
-    "A mask of `shape`, which is True somewhere."
-    if not isinstance(mask, Tensor): mask = torch.from_numpy(np.array(mask, bool))
-    try: mask = (mask.to(device) != 0).expand(shape)
-    except RuntimeError:
-        raise ParameterError("the mask does not fit the data", found=tuple(mask.shape),
-                             expected=tuple(shape)) from None
-    if mask.any(): return mask
-    raise ParameterError("the mask leaves no element")
 
 # %% ../../nbs/autolfads/models.ipynb #fe740097
 def _checked(model, x, external, y=None):
@@ -285,62 +269,32 @@ _NAMES |= {f"{k}.{p}": f"{v}.{p}" for k, v in _LAYERS.items() for p in ("weight"
            if v != "factors" or p == "weight"} | _VECTORS
 
 # %% ../../nbs/autolfads/models.ipynb #8d4ef09c
-def _no(path, what, **found): raise RecordingError(what, where=path, **found)
-
-
 def _own_names(path, sd):
-    "The reference's weights under our names, and no others."
+    "The reference's weights under our names: all that a model needs, and no others."
     ours, odd = {}, []
     for full, value in sd.items():
         name = full.replace("_gru.cell.", "_gru.")
         if name in _NAMES: ours[_NAMES[name]] = value
         elif not name.endswith("bias_hh") or name[:-2] + "ih" not in _NAMES: odd.append(full)
-        elif value.any():
-            _no(path, f"the recurrent bias sd/{full} is not zero", expected="zeros, where the "
-                "reference holds it", found=f"{value[value != 0][0]:.3g} among them")
-    return ours, odd
-
-
-def _complete(path, sd):
-    "All weights that a model needs under our names; those of a controller where there is one."
-    ours, odd = _own_names(path, sd)
+        elif value.any(): refuse(
+            path, f"the recurrent bias sd/{full} is not zero", "zeros, as the reference holds it",
+            f"{value[value != 0][0]:.3g} among them")
     part = {k.split(".")[0] for k in ours} & {"ci_encoder", "controller", "co_linear"}
     controlled = len(ours["co_linear.weight"]) if "co_linear.weight" in ours else part
-    if not controlled: ours = {k: v for k, v in ours.items() if not k.startswith("c")}
-    lost = [k for k, v in _NAMES.items() if v not in ours and (controlled or not v.startswith("c"))]
+    lost = [k for k, v in _NAMES.items() if v not in ours and (controlled or v[0] != "c")]
     tell = lambda names: ", ".join(f"sd/{k}" for k in names[:4]) + \
-        (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    if lost: _no(path, "weights are missing", found=tell(odd) or f"{len(sd)} others", expected=tell(
-        [k.replace("_gru.", "_gru.cell.") for k in lost]), fix="Write the whole model's weights")
-    if odd: _no(path, "there are weights that an LFADS does not have", found=tell(odd),
-                expected="the public implementation's names")
-    return ours
-
-# %% ../../nbs/autolfads/models.ipynb #02fbff21
-def _fitting(path, model, ours):
-    "The weights in the model's shapes."
-    theirs, made = {v: k for k, v in _NAMES.items()}, {}
-    for name, like in model.state_dict().items():
-        value = ours[name]
-        if name.endswith("_h0") and value.numel() == like.numel(): value = value.reshape(like.shape)
-        if value.shape != like.shape:
-            _no(path, f"sd/{theirs[name]} does not fit the other weights",
-                expected=f"shape {tuple(like.shape)}", found=f"{tuple(value.shape)}")
-        made[name] = value
-    return made
-
+        f" and {len(names) - 4} more" * (len(names) > 4)
+    if lost or odd: refuse(
+        path, "weights are missing" if lost else "there are weights that an LFADS does not have",
+        tell([k.replace("_gru.", "_gru.cell.") for k in lost]) or "the public code's names",
+        tell(odd) or f"{len(sd)} others")
+    return {k: v for k, v in ours.items() if controlled or k[0] != "c"}
 
 # %% ../../nbs/autolfads/models.ipynb #a0189733
-def _sizes_of(path, saved, ours):
+def _sizes_of(saved, ours):
     "The sizes of the model that a file's weights fit."
-    for name, axes in (("enc", 3), ("out/output_params", 4)):
-        if name not in saved or saved[name].ndim != axes:
-            _no(path, f"{name} is missing", expected=f"an array of {axes} axes",
-                found=f"{saved[name].ndim} axes" if name in saved else ", ".join(
-                    k for k in saved if not k.startswith("sd/")) or "weights only")
     steps, neurons, params = saved["out/output_params"].shape[1:]
-    rows, columns = (lambda name, i=i: (ours[name].shape or (0,))[i] if name in ours else 0
-                     for i in (0, -1))
+    rows, columns = (lambda name, i=i: ours[name].shape[i] if name in ours else 0 for i in (0, -1))
     inputs = rows("co_linear.weight") // 2
     return dict(neurons=neurons, steps=steps, encoded=columns("ic_encoder.0.w_in"),
                 read_steps=saved["enc"].shape[1], external=columns("generator.w_in") - inputs,
@@ -354,13 +308,16 @@ def load_reference(
     path,  # an .npz file with `sd/*` weights, `enc`, `ext` where there are any, and `out/*`
 ) -> tuple[LFADS, tuple, dict]:  # in evaluation mode; call `model(*inputs)`; expected, by its names
     "A model with a file's weights, its inputs, and what it should say."
-    saved = {k: torch.from_numpy(v) for k, v in npz(path).items()}
-    ours = _complete(path, {k[3:]: v for k, v in saved.items() if k.startswith("sd/")})
+    saved = {k: torch.from_numpy(v) for k, v in npz(path, ("enc", "out/output_params")).items()}
+    ours = _own_names(path, {k[3:]: v for k, v in saved.items() if k.startswith("sd/")})
     try:
-        model = LFADS(**_sizes_of(path, saved, ours))
-        model.load_state_dict(_fitting(path, model, ours))
+        model = LFADS(**_sizes_of(saved, ours))
+        for k in {"ic_h0", "ci_h0", "con_h0"} & {*ours}:   # there with axes to spare
+            ours[k] = ours[k].reshape(getattr(model, k).shape)
+        model.load_state_dict(ours)
         _checked(model, saved["enc"], saved.get("ext"))
-    except ParameterError as e: _no(path, "weights and data do not make a model", found=e)
+    except (ParameterError, RuntimeError, IndexError, ValueError) as e:
+        refuse(path, "weights and data do not make a model", found=e)
     expected = {k[4:]: v for k, v in saved.items() if k.startswith("out/")}
     return model.eval(), (saved["enc"],) + ((saved["ext"],) if model.external else ()), expected
 
@@ -528,8 +485,8 @@ def average(
 ) -> Average:
     "Posterior averages of rates, factors and inputs, without dropout; the model's mode is kept."
     x, external, _ = _checked(model, x, external)
-    _check_sizes(0, samples=samples)
-    _check_sizes(1, batch=batch)
+    need_whole(0, samples=samples)
+    need_whole(1, batch=batch)
     draw, was, parts = torch.Generator().manual_seed(seed), model.training, []
     model.eval()
     try:
@@ -552,7 +509,10 @@ def nll(
 ) -> float:
     "Mean negative log likelihood of `y` under posterior averages, in nats per element."
     x, external, y = _checked(model, x, external, y)
-    if mask is not None: mask = _as_mask(mask, y.shape, y.device)
+    if mask is not None:
+        mask = _as_tensor("mask", mask, y) != 0
+        _check_shape("mask", mask, *y.shape)
+        if not mask.any(): raise ParameterError("the mask leaves no element")
     a = average(model, x, external, samples, batch, seed)
     if a.noise_var is not None:
         each = F.gaussian_nll_loss(a.rates, y, a.noise_var + a.rates_sd.square(), reduction="none")

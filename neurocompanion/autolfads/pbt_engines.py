@@ -13,9 +13,8 @@ from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
-from ..core import ParameterError, TrainingError, atomic_path, one_of
+from ..core import ParameterError, TrainingError, atomic_path, extra, one_of
 from ..sweeps.warm import die_with, ending
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d38a7a66
@@ -277,20 +276,15 @@ def ray(
     make,                    # make(hyper, seed) -> member
     folder: Path,            # of the states, which all machines see
     workers: int,            # how many actors
-    resources: dict | None = None,  # of a worker, cpu and gpu; None: one core
     **options,               # of `ray.init`, where no cluster runs
 ):
     "Do all tasks in actors of Ray."
-    try: ray, here = import_module("ray"), []
-    except ImportError: raise ParameterError(
-        "this engine needs Ray, which is not installed", fix="Run pip install "
-        "'neurocompanion[scale]', or use engine='processes'") from None
+    ray, here = extra("ray", "scale", more=", or use engine='processes'"), []
     mine = not ray.is_initialized()
     if mine: ray.init(**{"num_cpus": workers, "include_dashboard": False,
                          "log_to_driver": False, "logging_level": "ERROR", **options})
     try:
-        needs = {f"num_{k}s": v for k, v in (resources or {"cpu": 1}).items()}
-        remote, made = ray.remote(**needs)(_Remote), ray.put(make)
+        remote, made = ray.remote(num_cpus=1)(_Remote), ray.put(make)
         for _ in range(workers): here.append(_Actor(ray, remote.remote(made, str(folder))))
         _deal(turns, here, lambda refs: ray.wait(refs)[0])
     finally:

@@ -74,7 +74,7 @@ def load(s: Setting, needs=()):  # what it must have beyond the standard -> a Da
     ds = _whole(ds)
     if ds.attrs["kind"] == "traces": return _active(ds, "trace", "neuron", s.units)
     width = s.bin_ms or TASKS[s.task].bin_ms
-    if width and width / 1000 > ds.attrs["bin_size"] * 1.001: ds = rebin(ds, bin_size=width / 1000)
+    if width and width / 1000 > ds.attrs["bin_size"] * 1.001: ds = rebin(ds, width / 1000)
     if s.trials and "trial" in ds.dims: ds = ds.isel(trial=slice(s.trials))
     return _active(ds, "spikes", "unit", s.units)
 

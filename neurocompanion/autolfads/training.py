@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 from .. import core
-from ..core import TrainingError, is_whole, need, one_of
+from ..core import TrainingError, need, need_whole, one_of
 from . import models
 from .data import Spikes
 from .models import Hyper
@@ -52,9 +52,9 @@ def ramp_at(epoch: int, ramp: int) -> float:  # from 0, of so many epochs
 def _settings(**given) -> Settings:
     "Settings that can be, or the one that cannot."
     s = Settings(**{one_of("setting", k, Settings._fields): v for k, v in given.items()})
-    for k, low in dict(batch=1, ramp=0, samples=1, hidden_every=1, wait=1, patience=1).items():
-        v = getattr(s, k)
-        need(is_whole(v, low) or v is None and k == "patience", k, f"a whole number from {low}", v)
+    need_whole(1, batch=s.batch, samples=s.samples, hidden_every=s.hidden_every, wait=s.wait,
+               patience=1 if s.patience is None else s.patience)
+    need_whole(0, ramp=s.ramp)
     for k, high in dict(clip=math.inf, smoothing=1, decay=1).items():
         v = getattr(s, k)
         need(v is None and k == "decay" or v is not None and 0 < v <= high, k,
@@ -310,7 +310,7 @@ def train(
     **settings,                     # see `Settings`
 ) -> Trained:
     "Train one network until it is at its best."
-    need(is_whole(epochs), "epochs", "a whole number from 1", epochs)
+    need_whole(epochs=epochs)
     member = Member.new(data, sizes, hyper, seed, device=device, decay=decay, **settings)
     member.own = {"seed": member.seed, **member.hyper._asdict()}     # a checkpoint is one run's
     member.run(epochs, checkpoint=checkpoint and Path(checkpoint).expanduser(), resume=resume,

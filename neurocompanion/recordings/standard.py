@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ..core import RecordingError, atomic_path
-from .guard import extra, hdf5, intact, refuse
+from ..core import RecordingError, atomic_path, extra
+from .guard import hdf5, intact, refuse
 from .schema import (KINDS, NEURONS, blocks, check, fail, is_text, plain,
                                               sizes_text)
 
@@ -357,7 +357,7 @@ def is_zarr(path: Path) -> bool:
 # %% ../../nbs/recordings/standard.ipynb #a0af8a12
 def _write_zarr(out, large, path):
     "A Zarr folder; what is large is copied block by block."
-    zarr = extra("zarr", path, ", or save as .nc")
+    zarr = extra("zarr", "video", RecordingError, path, ", or save as .nc")
     if path.exists() and not is_zarr(path): raise FileExistsError("something else is there")
     tmp, old = (path.with_name(f".{path.name}.{os.getpid()}.{k}") for k in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -400,7 +400,7 @@ def open_recording(
     path = Path(path).expanduser()
     with intact(path), ExitStack() as undo:
         zarr = is_zarr(path)
-        if zarr: extra("zarr", path)
+        if zarr: extra("zarr", "video", RecordingError, path)
         else: _check_header(path)
         engine = ({"engine": "zarr", "consolidated": False} if zarr else
                   {"engine": "h5netcdf", "phony_dims": "sort"})

@@ -10,7 +10,7 @@ import json, warnings
 from pathlib import Path
 import numpy as np
 import xarray as xr
-from ..core import (ParameterError, atomic_path, git_revision, one_of, versions)
+from ..core import (ParameterError, atomic_path, extra, git_revision, one_of, versions)
 from .standard import name_of
 
 # %% ../../nbs/recordings/write.ipynb #7d7b630b
@@ -98,8 +98,7 @@ def _hdf5(made, path, like=None):
 # %% ../../nbs/recordings/write.ipynb #afd2fef4
 def _nwb(made, path, into=None):
     "A processing module with a time series for each variable of time."
-    from neurocompanion.recordings.guard import extra
-    pynwb = extra("pynwb", path, kind="nwb")
+    pynwb = extra("pynwb", "nwb", where=path)
     warnings.filterwarnings("ignore", "The file path provided")   # a temporary name, for now
     if not into:
         with pynwb.NWBHDF5IO(str(path), "w") as out: out.write(_new_file(pynwb, made))

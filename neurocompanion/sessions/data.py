@@ -119,7 +119,7 @@ def _binned(ds, bin_ms, name):
     "A recording in bins of so many milliseconds."
     own = ds.attrs["bin_size"]
     if not bin_ms: return ds
-    try: return rebin(ds, whole_bins("bin_ms", bin_ms / 1000, own))
+    try: return rebin(ds, bin_ms / 1000)
     except ParameterError as e:
         raise RecordingError("its bins cannot be made so wide", where=name, found=f"{bin_ms:g} ms",
                              expected=f"a multiple of {1000 * own:g} ms",

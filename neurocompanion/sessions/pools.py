@@ -117,20 +117,13 @@ def _simulated(source, n, data_seed, world, seed, how):
             for ds in simulated(n or 24, seed=data_seed, **world)]
 
 # %% ../../nbs/sessions/pools.ipynb #dbc8b0f4
-def hold_out(pool: list, by: str = "session", names=None) -> list:  # pairs: a session, the rest
-    "Each session, or some by name, against the others, or those of other animals (subject)."
+def hold_out(pool: list, held: Session, by: str = "session") -> list:
+    "The sessions of a pool besides one; with `by` subject besides all of its animal."
     one_of("way to hold out", by, ("session", "subject"))
-    known, pairs = [s.name for s in check_pool(pool)], []
-    names = known if names is None else [names] if isinstance(names, str) else list(names)
-    if odd := [n for n in names if n not in known]: raise ParameterError(
-        "there is no such session", found=odd[0], expected=f"one of {', '.join(known[:5])}, …")
     of = (lambda s: s.name) if by == "session" else (lambda s: s.subject)
-    for s in (s for s in pool if s.name in names):
-        rest = [o for o in pool if of(o) != of(s)]
-        if not rest: raise ParameterError("nothing is left to choose from", where=s.name,
-                                          expected=f"another {by}", found=f"{len(pool)} of one")
-        pairs.append((s, rest))
-    return pairs
+    if rest := [s for s in pool if of(s) != of(held)]: return rest
+    raise ParameterError("nothing is left to choose from", where=held.name,
+                         expected=f"another {by}", found=f"{len(pool)} of one")
 
 # %% ../../nbs/sessions/pools.ipynb #6cbe5bb5
 def order(pool: list, how: str = "random", *, seed: int = 0, score: dict | None = None) -> list:

@@ -19,6 +19,7 @@ from .. import core
 from ..core import ParameterError, TrainingError, one_of
 from .data import Session
 from .models import NDT, fill_in, forward_prediction, hide
+from .pools import check_pool
 from ..training.checkpoints import fingerprint, read_checkpoint, write_checkpoint
 from ..training.fit import fit
 from ..training.members import diverged
@@ -86,16 +87,6 @@ def check_counts(model, session):
                                  found=e.found, fix=e.fix) from None
 
 
-def _check_pool(sessions):
-    "At least one session, and every name once."
-    sessions = [sessions] if isinstance(sessions, Session) else list(sessions)
-    if not sessions: raise ParameterError("there are no sessions", expected="one or more")
-    names = [s.name for s in sessions]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise ParameterError("two sessions have the same name", where=twice[0],
-                             fix="Sessions are told apart by name: give each its own")
-    return sessions
-
 # %% ../../nbs/sessions/pretraining.ipynb #452fe7a1
 @torch.no_grad()
 def begin_at(start: str, model: nn.Module, session: Session):
@@ -133,7 +124,7 @@ def pretrain(
     **how,                      # passed on to `fit`
 ) -> tuple:                     # the model with its best weights, and how training went
     "Train one model on several sessions."
-    sessions = _check_pool(sessions)
+    sessions = check_pool([sessions] if isinstance(sessions, Session) else list(sessions))
     model = _started(model, sessions, seed, settings or {}, device, start)
     for s in sessions: check_counts(model, s)
     loss, held = _Loss(sessions), Batches(sessions, batch, ratio, "valid")

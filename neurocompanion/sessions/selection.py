@@ -43,8 +43,8 @@ def load(s: Setting) -> tuple:  # the session that is held out, and the list to 
     if not -len(every) <= s.held_out < len(every): raise ParameterError(
         "there is no such session", found=f"held_out={s.held_out}",
         expected=f"0 to {len(every) - 1}: the pool has {len(every)}")
-    held, rest = pools.hold_out(every, s.by, every[s.held_out].name)[0]
-    return _shortened(held, s), rest
+    held = every[s.held_out]
+    return _shortened(held, s), pools.hold_out(every, held, s.by)
 
 
 def _shortened(held, s):

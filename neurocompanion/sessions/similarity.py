@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'rate_distance', 'autocovariance', 'timescale_distance', 
 
 # %% ../../nbs/sessions/similarity.ipynb #d0356bdb
 import numpy as np
-from ..core import ParameterError, one_of
+from ..core import ParameterError
 from .data import Session
 
 # %% ../../nbs/sessions/similarity.ipynb #3a25b125
@@ -97,10 +97,8 @@ MEASURES = {"rates": rate_distance, "timescales": timescale_distance,
             "spectra": spectrum_distance, "dynamics": dynamics_distance}
 
 
-def similarities(held_out: Session, pool: list, measures=None):
-    "Distances of sessions, a row each, from the one held out, by some `MEASURES` (None: all)."
+def similarities(held_out: Session, pool: list):
+    "Distances of sessions, a row each, from the one held out, by all `MEASURES`."
     import pandas as pd
-    names = list(MEASURES) if measures is None else list(measures)
-    for n in names: one_of("measure", n, MEASURES)
-    return pd.DataFrame([{"session": s.name, **{n: MEASURES[n](held_out, s) for n in names}}
+    return pd.DataFrame([{"session": s.name, **{k: far(held_out, s) for k, far in MEASURES.items()}}
                          for s in pool])

@@ -6,12 +6,12 @@
 __all__ = ['Result', 'sweep']
 
 # %% ../../nbs/sweeps/engines.ipynb #583263e0
-import importlib, json, os, shlex, sys, time
+import json, os, shlex, sys, time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import SweepError, cores, progress, quiet, results_dir
+from ..core import SweepError, cores, extra, one_of, progress, quiet, results_dir
 from .paper import papers, setting_of
 from .sweep import Spec, code_version, collect, disk_error, expand, finished
 from .sweep import identity, load, status, write_plan
@@ -36,13 +36,6 @@ def _processes(jobs, workers, spec, warm=None):
                 else: yield name, code
             yield None
 
-# %% ../../nbs/sweeps/engines.ipynb #7d76b1c2
-def _need(name):
-    "Import an optional package, or say which extra brings it."
-    try: return importlib.import_module(name)
-    except ImportError: raise SweepError(f"this engine needs {name}, which is not installed",
-                                         fix="Run pip install 'neurocompanion[scale]'") from None
-
 # %% ../../nbs/sweeps/engines.ipynb #947c54b7
 class _Seat:
     "One Ray actor: a warm process and the run in it."
@@ -55,7 +48,7 @@ class _Seat:
 
 def _ray(jobs, workers, spec, **options):
     "Run jobs on a Ray cluster: the one that runs, or one started here."
-    ray = _need("ray")
+    ray = extra("ray", "scale", SweepError)
     from ray.util import ActorPool
     mine = not ray.is_initialized()
     if mine: ray.init(**{"include_dashboard": False, "log_to_driver": False, **options})
@@ -68,7 +61,7 @@ def _ray(jobs, workers, spec, **options):
 # %% ../../nbs/sweeps/engines.ipynb #34ed3ae6
 def _slurm(jobs, workers, spec, cluster=None, **options):
     "Run jobs as a Slurm array, at most `workers` at a time."
-    submitit = _need("submitit")
+    submitit = extra("submitit", "scale", SweepError)
     executor = submitit.AutoExecutor(Path(jobs[0]["out"]) / "slurm", cluster=cluster)
     if executor.cluster == "slurm": options.setdefault("slurm_array_parallelism", workers)
     executor.update_parameters(
@@ -263,8 +256,7 @@ def sweep(
     fixed = {k: _place(v, k) for k, v in (fixed or {}).items()}
     runs = expand(spec, scale, fixed)  # a mistake in the grid shows before anything is written
     out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / scale
-    if engine not in ENGINES:
-        raise SweepError(f"there is no engine {engine!r}", expected=", ".join(ENGINES))
+    one_of("engine", engine, ENGINES)
     if options and engine == "processes":
         raise SweepError("only Ray and Slurm take further options", found=", ".join(options))
     if workers is not None and (type(workers) is not int or workers < 1):

@@ -16,7 +16,7 @@ import yaml
 
 from ..core import NeurocompanionError, ParameterError, SweepError, atomic_path, home
 from ..core import guess, quiet, results_dir, run_record
-from .paper import papers, setting_of, settled_together
+from .paper import papers, setting_of, settled_together, suited
 
 # %% ../../nbs/sweeps/sweep.ipynb #d23084a8
 class _Loader(yaml.SafeLoader):
@@ -153,19 +153,13 @@ def parameters_of(template: str | Path) -> dict:
 # %% ../../nbs/sweeps/sweep.ipynb #3a02e39c
 def _value(v, default, where):
     "`v` in the kind of the template's default, or a `SweepError`."
-    if isinstance(v, (list, dict)) or not isinstance(v, (bool, int, float, str, type(None))):
-        raise SweepError("a parameter is a single value", where=where, found=repr(v),
-                         fix="Write a list as text, '32,32', and split it in the experiment")
-    if v is None or default is None or (isinstance(v, float) and math.isnan(v)): return v
-    kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(default))
-    suits = isinstance(v, bool) if isinstance(default, bool) else \
-        isinstance(v, (int, float)) and not isinstance(v, bool)
-    if kind and not suits:
-        raise SweepError("this value does not suit the template's default", where=where,
-                         expected=f"{kind}, as in {default!r}", found=repr(v))
-    if isinstance(default, float): return float(v)
-    whole = type(default) is int and isinstance(v, float) and v.is_integer()
-    return int(v) if whole else v
+    try: return suited(v, default, where)
+    except ParameterError as e: raise _in_grid(e, where) from None
+
+
+def _in_grid(e, where):
+    "The error of a parameter as that of the grid which holds it."
+    return SweepError(e.what, where=where, expected=e.expected, found=e.found, fix=e.fix)
 
 # %% ../../nbs/sweeps/sweep.ipynb #f8a17e5b
 def _axes(scale, where):
@@ -272,8 +266,7 @@ def _settled(spec, runs, where) -> list:
     if paper != home() / "nbs" / spec.paper or spec.paper not in papers(): return runs
     try: runs = settled_together(setting_of(spec.paper), runs)
     except ParameterError as e:
-        raise SweepError(e.what, where=where if e.where is None else f"{where}, {e.where}",
-                         expected=e.expected, found=e.found, fix=e.fix) from None
+        raise _in_grid(e, where if e.where is None else f"{where}, {e.where}") from None
     for run in runs: del run["out"]
     _distinct("experiments", runs, where)
     return runs

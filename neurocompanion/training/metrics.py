@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import ParameterError
+from ..core import ParameterError, one_of
 
 # %% ../../nbs/training/metrics.ipynb #2c582e10
 def _is_tensor(x) -> bool:
@@ -145,9 +145,7 @@ def _average(x) -> float:
 
 def _ratio(over, under, per_neuron):
     "over / under: pooled, averaged over neurons, or for each; NaN where under is 0."
-    if per_neuron not in (False, True, "each"):
-        raise ParameterError("per_neuron is not a way to average", found=repr(per_neuron),
-                             expected="False (pooled), True (mean over neurons) or 'each'")
+    one_of("per_neuron", per_neuron, (False, True, "each"))
     if not per_neuron: over, under = over.sum(keepdims=True), under.sum(keepdims=True)
     each = np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
     return each if per_neuron == "each" else _average(each)

@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ..core import ParameterError, TrainingError
+from ..core import ParameterError, TrainingError, one_of
 
 # %% ../../nbs/training/steps.ipynb #90939732
 def score(
@@ -128,9 +128,7 @@ def gradient(model: nn.Module, loss: Callable, batch: tuple, amp=nullcontext()) 
 # %% ../../nbs/training/steps.ipynb #318ef1ba
 def settled_precision(precision: str, device: torch.device) -> str:
     "What `precision` comes to on this device: float32 or bf16."
-    if precision not in ("float32", "bf16", "auto"):
-        raise ParameterError("precision is not known", found=precision,
-                             expected="float32, bf16 or auto")
+    one_of("precision", precision, ("float32", "bf16", "auto"))
     if precision == "bf16" and device.type == "cpu":
         raise ParameterError("bf16 needs a GPU", expected="the model on a GPU",
                              found="the model on the CPU", fix="Use precision='float32' or 'auto'")

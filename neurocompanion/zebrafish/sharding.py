@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Grid', 'grid_of', 'HaloConv', 'sum_over', 'SharedNorm', 'shard', 'multiple_of', 'add_gradients', 'SharedDropout',
-           'share_dropout', 'PartMeans', 'part_loss', 'part_of', 'compare', 'run_together', 'halo_share']
+           'share_dropout', 'PartMeans', 'part_loss', 'part_of', 'compare', 'run_together']
 
 # %% ../../nbs/zebrafish/sharding.ipynb #e36d740d
 import os, subprocess, sys, tempfile
@@ -333,18 +333,3 @@ def _compare(rank, n, parts, size, samples, how, folder):
     keys = *want, "scale"
     if not rank: torch.save(dict(zip(keys, [*off.tolist(), top.item()])), f"{folder}/result.pt")
     dist.destroy_process_group()
-
-# %% ../../nbs/zebrafish/sharding.ipynb #d16fe4cc
-def halo_share(
-    side: tuple,          # of a whole frame along the two axes that are cut
-    parts: tuple,         # in how many parts
-    factors: tuple = (),  # resampling along these axes, step by step
-) -> list:                # at each resolution: voxels received, per voxel held
-    "How much of what a convolution reads comes from elsewhere, in a part amid others."
-    made = []
-    for step in [(1, 1), *factors]:
-        side = tuple(s / f for s, f in zip(side, step))
-        a, b = (s / p for s, p in zip(side, parts))
-        inner = tuple(2 if p > 2 else p - 1 for p in parts)       # sides with a neighbour
-        made.append((a + inner[0]) * (b + inner[1]) / (a * b) - 1)
-    return made

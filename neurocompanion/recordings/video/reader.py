@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import RecordingError, mirror_dir
-from ..guard import (AGAIN, Look, extra, hdf5, intact, look, opened, refuse,
+from ...core import RecordingError, extra, mirror_dir, one_of
+from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
                                              room_for, start_of)
 from ..standard import assumed, video
 from .masks import read_clusters, read_suite2p
@@ -75,17 +75,16 @@ class View:
 def open_zarr(
     path,               # a folder, or an address that begins with gs:// or https://
     axes=None,          # the file's axes in the order t, z, y, x; None leaves them
-    cache: int = 256 << 20,  # bytes of chunks kept in memory, for an address
 ):
     "A Zarr array, read chunk by chunk when it is sliced."
-    if str(path).startswith(("gs://", "http://", "https://")): array = _remote(str(path), cache)
+    if str(path).startswith(("gs://", "http://", "https://")): array = _remote(str(path))
     else: array = _local(Path(path).expanduser())
     return View(array, axes) if axes else array
 
 
 def _local(path):
     "A Zarr array in a folder."
-    zarr = extra("zarr", path)
+    zarr = extra("zarr", "video", RecordingError, path)
     try: found = zarr.open(path, mode="r")
     except Exception:
         refuse(path, "this is not a Zarr array", "a folder with zarr.json or .zarray",
@@ -106,17 +105,15 @@ ZAPBENCH_PARTS = {  # name → path below, and the file's axes in our order
 
 def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
     "A part of the public benchmark; nothing is read before it is sliced."
-    if name not in ZAPBENCH_PARTS: raise RecordingError(
-        "ZAPBench has no such part", found=repr(name), expected=", ".join(ZAPBENCH_PARTS))
-    place, axes = ZAPBENCH_PARTS[name]
+    place, axes = ZAPBENCH_PARTS[one_of("part of ZAPBench", name, ZAPBENCH_PARTS)]
     local = mirror_dir() and mirror_dir() / "zapbench" / place
     return open_zarr(local if local and local.is_dir() else ZAPBENCH + place, axes)
 
 # %% ../../../nbs/recordings/video/reader.ipynb #e822ffe5
-def _remote(address, cache):
+def _remote(address):
     "A Zarr array at an address, version 3 or else 2."
-    ts, store = extra("tensorstore", address), _bucket(address)
-    context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
+    ts, store = extra("tensorstore", "video", RecordingError, address), _bucket(address)
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
     for driver in ("zarr3", "zarr"):
         try: return _Slices(ts.open({"driver": driver, "kvstore": store}, read=True,
                                     context=context).result())

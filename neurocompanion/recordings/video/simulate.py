@@ -7,7 +7,6 @@ __all__ = ['CONDITIONS', 'place', 'masks', 'wiring', 'propagate', 'footprints', 
 
 # %% ../../../nbs/recordings/video/simulate.ipynb #79c6e406
 import math
-from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
@@ -110,10 +109,6 @@ class Frames:
         out = np.empty((len(t), *self.shape[1:]), self.dtype)
         for i, k in enumerate(t): out[i] = self.frame(k)
         return out[(slice(None), *rest)]
-
-    def chunks(self, size: int = 32) -> Iterator[tuple[int, np.ndarray]]:
-        "Pairs of a first frame's number and a block of frames, all through the film."
-        for t in range(0, len(self), size): yield t, self[t:t + size]
 
 # %% ../../../nbs/recordings/video/simulate.ipynb #8b74acf7
 CONDITIONS = {"dark": (100, 0), "flash": (100, 20), "dots": (100, 12)}  # frames, period in frames

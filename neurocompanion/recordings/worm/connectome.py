@@ -162,8 +162,6 @@ def adjacency(
     neurons,                  # names, as VB1 or VB01, in the order wanted
     kind: str = "both",       # "chemical", "electrical", "both" (their sum), or "signal"
     *,
-    directed: bool = True,    # False: the larger of the two directions, both ways
-    binary: bool = False,     # 1 where there is a connection
     missing: str = "error",   # neurons that the file does not cover: "error", "zero" or "nan"
 ) -> np.ndarray:              # weights  # pre post
     "The weights between some neurons."
@@ -179,8 +177,6 @@ def adjacency(
                              found=", ".join(np.array(names)[lost]), expected="all of them",
                              fix="Leave them out, or pass missing='zero'")
     A = sum(connectome[k].sel(pre=names, post=names).values for k in parts)
-    if not directed: A = np.fmax(A, A.T)
-    if binary: A = np.where(np.isnan(A), A, A != 0)
     A[lost], A[:, lost] = ((np.nan if missing == "nan" else 0),) * 2
     return A
 
@@ -197,27 +193,25 @@ def _asked(neurons):
 def agreement(
     connectomes,          # data sets
     neurons=None,         # which neurons; None: all that both of a pair cover
-    kind: str = "both",   # of anatomy, as for `adjacency`
 ):                        # DataFrame: a row for each two of them
     "How far connectomes agree, two by two."
     import pandas as pd
     connectomes = list(connectomes)
-    rows = [_agree(a, b, neurons, kind) for i, a in enumerate(connectomes)
+    rows = [_agree(a, b, neurons) for i, a in enumerate(connectomes)
             for b in connectomes[i + 1:]]
     return pd.DataFrame(rows, columns=["a", "b", "neurons", "pairs", "jaccard", "spearman"])
 
 
-def _agree(a, b, neurons, kind):
+def _agree(a, b, neurons):
     "One row of the table."
     from scipy.stats import spearmanr
     both = (a["covered"] & b["covered"]).values
     names = [n for n in (NEURONS if neurons is None else _asked(neurons)) if both[_ROW[n]]]
-    signal = ["signal" in ds for ds in (a, b)]
-    x, y = (np.abs(adjacency(ds, names, "signal" if s else kind)) for ds, s in zip((a, b), signal))
+    x, y = (np.abs(adjacency(ds, names, "signal" if "signal" in ds else "both")) for ds in (a, b))
     use = np.isfinite(x) & np.isfinite(y) & ~np.eye(len(names), dtype=bool)
     x, y = x[use], y[use]
     either = ((x > 0) | (y > 0)).sum()
-    share = np.nan if any(signal) or not either else ((x > 0) & (y > 0)).sum() / either
+    share = np.nan if "signal" in {*a, *b} or not either else ((x > 0) & (y > 0)).sum() / either
     varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
     return (a.attrs["name"], b.attrs["name"], len(names), len(x), share,
             spearmanr(x, y)[0] if varied else np.nan)

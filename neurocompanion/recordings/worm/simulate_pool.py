@@ -286,11 +286,7 @@ def write_pool(
 # %% ../../../nbs/recordings/worm/simulate_pool.ipynb #94576f98
 def _read(then, uncertain, path):
     "What `then` makes of the worms of one path."
-    try: found = [ds for p in places_of(path) for ds in load(p, {"uncertain": uncertain})]
-    except NeurocompanionError: raise
-    except Exception as e:
-        raise RecordingError("the file cannot be read", where=path,
-                             found=f"{type(e).__name__}: {e}") from e
+    found = [ds for p in places_of(path) for ds in load(p, {"uncertain": uncertain})]
     return found if then is None else [_next(then, ds, path) for ds in found]
 
 

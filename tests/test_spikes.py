@@ -11,7 +11,6 @@ from neurocompanion.recordings.spikes.counts import (
 from neurocompanion.recordings.standard import check, spikes
 
 
-
 def made(counts, bin_size=0.01, **kw):
     return spikes(counts, bin_size=bin_size, subject="s", source="made up", **kw)
 
@@ -42,11 +41,7 @@ FLAT, TEN = np.ones((7, 2)), np.zeros(10)
     (lambda: merge(TEN, 1), "these are no chops"),
     (lambda: merge(np.zeros((0, 5)), 1), "these are no chops"),
     (lambda: merge(np.zeros((2, 5)), 2, -1), "there is no such weighting"),
-    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range"),
-]
-
-
-@pytest.mark.parametrize("call, text", REFUSED)
+    (lambda: merge(np.zeros((2, 5)), 2, total=0), "total is out of range")])
 def test_refused(call, text):
     with pytest.raises((ParameterError, RecordingError), match=text): call()
 

@@ -301,6 +301,7 @@ class Heading(NamedTuple):
     names: list        # of the columns; empty where the first line holds numbers
     separator: str     # "" where this is no table
     decimal: str = "."
+    numbers: bool = True   # the second line holds numbers or nothing in each field
 
 
 def heading(
@@ -314,7 +315,9 @@ def heading(
     sep = next((s for s in "\t;," if s in first), "")
     fields = [k.strip().strip('"').strip() for k in first.lstrip("# ").split(sep)] if sep else []
     mark = "," if sep == ";" and "," in second and "." not in second else "."
-    return Heading([] if all(map(is_number, fields)) else fields, sep, mark)
+    rest = [k.strip() for k in second.split(sep)] if sep else []
+    return Heading([] if all(map(is_number, fields)) else fields, sep, mark,
+                   all(not k or is_number(k) for k in rest))
 
 
 def is_number(text) -> bool:
@@ -331,20 +334,20 @@ def frame_of(
     path, start = Path(path), start_of(path, 8)
     if start[:4] == b"PAR1" or start[:6] == b"ARROW1":
         with intact(path): return _parquet(path, start)
-    names, sep, mark = heading(path)
+    names, sep, mark, _ = heading(path)
     if not sep: refuse(path, "this is no table", "columns with commas, semicolons or tabs between, "
                        "in UTF-8", repr(start), "Save it as CSV (UTF-8)")
     room_for((path.stat().st_size, 4), np.uint8, path)
     try: df = pd.read_csv(path, sep=sep, decimal=mark, header=None, skiprows=int(bool(names)),
                           encoding="utf-8-sig", index_col=False, low_memory=False,
                           skipinitialspace=True)
-    except pd.errors.EmptyDataError: df = pd.DataFrame()
+    except pd.errors.EmptyDataError: df = pd.DataFrame(columns=names)
     except (pd.errors.ParserError, UnicodeDecodeError) as e:
         refuse(path, "a row of the table does not fit the others", "one field for each column",
                " ".join(str(e).split()), "Correct the row")
-    if df.empty or names and len(names) != df.shape[1]: refuse(
-        path, "the table has no rows that fit its first line", f"{len(names) or 'some'} fields",
-        f"{len(df)} rows of {df.shape[1]}", "Correct the file")
+    if names and len(names) != df.shape[1]: refuse(
+        path, "the rows do not fit the first line", f"{len(names)} fields", df.shape[1],
+        "Give every column a name")
     if names: df.columns = names
     return df.set_index("") if names[:1] == [""] else df
 

@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'order_of', 'ask_axes', 'clock_of', 'seconds_of', 'need_rate', 'neuron_names', 'traces_of', 'time_column',
            'turned', 'number_columns', 'from_table', 'variables_in', 'shape_in', 'holds', 'loaded', 'words_in',
            'listed', 'chosen', 'from_variables', 'spike_times_in', 'name_in_memory', 'counts_of', 'read_arrays',
-           'reader_of', 'read_tsd', 'kind_of', 'beside']
+           'reader_of', 'bytes_in_memory', 'read_tsd', 'kind_of', 'beside']
 
 # %% ../../nbs/recordings/arrays.ipynb #a3e58608
 import re
@@ -559,6 +559,16 @@ def reader_of(
     if isinstance(what, pd.DataFrame) and spike_columns([what.index.name, *what.columns]):
         return "spike_list", read_spike_list
     return "arrays", read_arrays
+
+
+def bytes_in_memory(what) -> bytes:
+    "All values of a thing in memory, for its checksum."
+    if isinstance(what, (pd.DataFrame, pd.Series)):
+        names = ", ".join(map(str, what.keys())) if isinstance(what, pd.DataFrame) else ""
+        return pd.util.hash_pandas_object(what).values.tobytes() + names.encode()
+    parts = [what] if isinstance(what, np.ndarray) else [what.t, what.values] \
+        if hasattr(what, "values") and hasattr(what, "t") else [what[k].t for k in what.index]
+    return b"".join(np.ascontiguousarray(v).tobytes() for v in parts)
 
 
 def read_tsd(

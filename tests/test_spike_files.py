@@ -211,7 +211,7 @@ def lfads(**fields): return lambda path: hdf5(path, **fields)
 
 LONG = dict(times=[[0.0, 1e9]], trials={"start_time": [0.0], "stop_time": [1.0]})
 REFUSED = {  # file: what makes it, the words
-    "a.mat": (mat(x=np.ones(3)), "no reader knows this layout"),
+    "a.mat": (mat(x=np.ones(3)), "there is neither a matrix nor spike times in it"),
     "b.mat": (mat(dat={"spikes": "none"}), "b.mat, trial 0"),
     "c.mat": (mat(spks=np.array([[0.0, 1.0]])), "c.mat, spike 0"),
     "d.mat": (mat(spks=np.zeros((0, 2))), "d.mat"),

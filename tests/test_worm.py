@@ -164,7 +164,7 @@ REFUSED = {
     "flipped bytes": (flipped, "the file is damaged, or not"),
     "state of other length": (edited(short_state), "worm1: state `fwd` does not fit: "
                               "expected 40 zeros and ones"),
-    "another HDF5": (other_hdf5, "no reader knows this layout"),
+    "another HDF5": (other_hdf5, "it is not said which side is time"),
     "MATLAB 5": (lambda p: p.write_bytes(b"MATLAB 5.0 MAT-file".ljust(200)) and p,
                  "the file is damaged"),
     "empty": (lambda p: p.write_bytes(b"") or p, "no reader knows this layout"),

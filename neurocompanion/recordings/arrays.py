@@ -324,6 +324,7 @@ def loaded(v, where):   # a variable of `variables_in`, and the file
     if not isinstance(v, h5py.Dataset):
         if not hasattr(v, "toarray"): return [*v.ravel()] if v.dtype == object else v
         room_for(v.shape, v.dtype, where)
+        v.check_format(full_check=True)
         return v.toarray()
     x = values(v)
     if holds(v) == "cells":
@@ -453,7 +454,7 @@ def from_variables(parts, where, order, *, variable=None, time=None, names=None,
                 behaviour={}, report=[], sampling_rate=None if clock else rate), order
 
 # %% ../../nbs/recordings/arrays.ipynb #32116dc1
-def spike_times_in(parts, variable, where) -> dict | None:
+def spike_times_in(parts, variable, where, told=False) -> dict | None:   # told: to be spikes
     "The spike times of each unit in a file; None where it holds no such thing."
     cells = [k for k, v in parts.items() if holds(v) == "cells"]
     if variable in cells or variable is None and len(cells) == 1:
@@ -465,6 +466,7 @@ def spike_times_in(parts, variable, where) -> dict | None:
         t, unit = (np.ravel(loaded(v, where)) for p in pair for k, v in flat.items()
                    if _last(k) == p)
         if len(t) == len(unit): return grouped(t.astype(float), unit.astype(int))
+    if not told or variable is not None: return None
     each = {k: np.ravel(loaded(v, where)) for k, v in flat.items() if _last(k) not in _RATES}
     return each if each and all((np.diff(t) >= 0).all() for t in each.values()) else None
 
@@ -526,8 +528,9 @@ def read_arrays(
         with variables_in(path) as parts:
             found = from_variables(parts, where, order, variable=variable, time=time, names=names,
                                    sampling_rate=sampling_rate, kind=kind)
-            if not found: return _spike_times(parts, variable, where, about, sampling_rate,
-                bin_size=bin_size, trials=trials, align=align, before=before, after=after)
+            if not found: return _spike_times(
+                parts, variable, where, about, sampling_rate, kind == "spikes", bin_size=bin_size,
+                trials=trials, align=align, before=before, after=after)
         got = found[0]
     if kind == "spikes": return [counts_of(got, bin_size, where, about)]
     if got["time"] is None: need_rate(sampling_rate, where)
@@ -535,13 +538,14 @@ def read_arrays(
                       licence="not stated", **got, **about)]
 
 # %% ../../nbs/recordings/arrays.ipynb #d9e4fb5a
-def _spike_times(parts, variable, where, about, sampling_rate, **how):
+def _spike_times(parts, variable, where, about, sampling_rate, told, **how):
     "A recording from spike times in a file, or what is to be said of a file without a matrix."
-    times = spike_times_in(parts, variable, where)
+    times = spike_times_in(parts, variable, where, told)
     if times is None: refuse(
         where, "there is neither a matrix nor spike times in it" if variable is None else
         f"`{variable}` is neither a matrix nor spike times", "numbers with two or three sides, or "
-        "an array of times for each unit", listed(parts), "Choose one with variable=")
+        "an array of times for each unit", listed(parts), "Choose one with variable=, or "
+        "say kind='spikes' where each array holds the times of a unit")
     scale = 1 / sampling_rate if sampling_rate else 1
     return sessions_of({k: np.asarray(t, float) * scale for k, t in times.items()}, where, **how,
                        report=[assumed("unit of the spike times", "seconds; sampling_rate= where "

@@ -8,7 +8,7 @@ __all__ = ['AGAIN', 'refuse', 'extra', 'intact', 'each_of', 'free_memory', 'room
            'pickled', 'Look', 'look', 'names_in', 'Trial', 'tried']
 
 # %% ../../nbs/recordings/guard.ipynb #3e1bdeb7
-import json, math, pickletools, re, signal, subprocess, sys, zipfile
+import json, math, pickletools, re, signal, struct, subprocess, sys, zipfile, zlib
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -263,6 +263,51 @@ def _header(f):
     return {(1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0}[version](f)
 
+# %% ../../nbs/recordings/guard.ipynb #tcmat002
+_TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}   # of elements; 14: a matrix
+
+
+def _elements(block, order, path):
+    "The elements in a block of a MATLAB 5 file: type and content."
+    at = 0
+    while at + 8 <= len(block):
+        kind, size = struct.unpack_from(f"{order}II", block, at)
+        start, room = at + 8, len(block) - at - 8
+        if kind >> 16: kind, size, start, room = kind & 0xFFFF, kind >> 16, at + 4, 4
+        if kind not in _TYPES or size > room: refuse(
+            path, "the file is damaged", "elements of known types within each other",
+            f"one of type {kind} with {size:,} bytes", AGAIN)
+        yield kind, block[start:start + size]
+        at = start + size if kind == 15 else -(-(start + size) // 8) * 8
+
+
+def _sound(path):
+    "Refuse a MATLAB 5 file whose elements do not lie in each other as they should."
+    content = memoryview(Path(path).read_bytes())
+    order = "<" if content[126:128] == b"IM" else ">"
+    todo = [content[128:]]
+    while todo:
+        for kind, inside in _elements(todo.pop(), order, path):
+            if kind == 15: todo.append(memoryview(_inflated(inside, path)))
+            if kind != 14 or not inside: continue
+            todo.append(inside)
+            (_, flags), *rest = _elements(inside, order, path)
+            of, two = flags[0 if order == "<" else 3], flags[1 if order == "<" else 2] & 8 > 0
+            need = (3 if of == 5 else 1) + two if 4 <= of <= 15 else 0   # sparse; complex
+            values = [k for k, _ in rest[2:2 + need]]
+            if len(values) < need or 14 in values: refuse(
+                path, "the file is damaged", f"{need} blocks of values in a matrix",
+                f"{len(values)}", AGAIN)
+
+# %% ../../nbs/recordings/guard.ipynb #tcmat003
+def _inflated(data, path):
+    "What is compressed, if there is room for it."
+    most = free_memory() // 4
+    out = (unpack := zlib.decompressobj()).decompress(data, most)
+    if unpack.unconsumed_tail: refuse(path, "there is no room for what is compressed in it",
+                                      f"at most {most / 2**30:,.1f} GiB", "more", AGAIN)
+    return out
+
 # %% ../../nbs/recordings/guard.ipynb #82240dbd
 def mat5(
     path: str | Path,   # a MATLAB 5 file
@@ -274,6 +319,7 @@ def mat5(
     path = Path(path)
     start_of(path)
     with intact(path):
+        _sound(path)
         for name, shape, _ in whosmat(path):
             room_for(shape, "f8", f"{path}, {name}", path.stat().st_size)
         found = loadmat(path, variable_names=names, **how)
@@ -578,8 +624,9 @@ def names_in(
     f,     # an open HDF5 file
 ) -> set:
     "The names at the top of a file, and in the groups that are there."
-    groups = {k: g for k in f if k[0] != "#" and hasattr(g := f[k], "keys")}
-    return {*f, *(f"{k}/{name}" for k, g in groups.items() for name in g)}
+    top = [k for k in f if isinstance(k, str)]   # bytes are no names
+    groups = {k: g for k in top if k[:1] != "#" and hasattr(g := f[k], "keys")}
+    return {*top, *(f"{k}/{name}" for k, g in groups.items() for name in g)}
 
 
 def _named(kind, path):

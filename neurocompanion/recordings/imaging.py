@@ -68,7 +68,8 @@ def _plane(folder, z, name, neuropil, deconvolved, cells, report):
     n, x = len(F), F
     if deconvolved: x = _matrix(folder, "spks", F.shape)
     elif neuropil and (folder / "Fneu.npy").is_file():
-        x = F - np.float32(neuropil) * _matrix(folder, "Fneu", F.shape)
+        around = _matrix(folder, "Fneu", F.shape)
+        with np.errstate(invalid="ignore"): x = F - np.float32(neuropil) * around
         report.append({"variable": f"trace{name}", "action": "corrected",
                        "reason": f"F − {neuropil:g} × Fneu; neuropil=0 leaves F as it is"})
     elif neuropil: report.append({"variable": f"trace{name}", "action": "as it is",

@@ -42,8 +42,9 @@ def layout_of(
     if "kind" in seen.attrs or seen.container == "folder" and is_zarr(seen.path):
         return "standard", _standard
     known = wings()
-    for wing in sorted(known, key=lambda w: kind is None or getattr(w, "KIND", None) != kind):
-        if layout := wing.kind_of(seen): return layout, wing.READERS[layout]
+    with intact(path):
+        for wing in sorted(known, key=lambda w: kind is None or getattr(w, "KIND", "") != kind):
+            if layout := wing.kind_of(seen): return layout, wing.READERS[layout]
     return None, None
 
 
@@ -220,7 +221,7 @@ def in_memory(what) -> Place | None:
     from neurocompanion.recordings import arrays
     if reads := arrays.reader_of(what): return Place(arrays.name_in_memory(what), what, *reads)
 
-
+# %% ../../nbs/recordings/read.ipynb #tcread01
 def _named(name):
     "The files of a registered name; a folder that is one recording counts once."
     paths = _asked(name, sources.fetch_all)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from ...core import checksum, one_of
 from ..guard import AGAIN, Look, frame_of, npy, refuse

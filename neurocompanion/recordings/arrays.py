@@ -421,7 +421,7 @@ def _names_beside(parts, names, n, where):
 
 def _word(v):
     "What lies in a cell, or bytes, as text."
-    while isinstance(v, np.ndarray) and v.size == 1: v = v.item()
+    while isinstance(v, np.ndarray) and v.size < 2: v = v.item() if v.size else ""
     return v.decode(errors="replace") if isinstance(v, bytes) else v
 
 # %% ../../nbs/recordings/arrays.ipynb #f2206efa

@@ -1,4 +1,5 @@
 "Formats of laboratories: every sort of plain file, odd content, damage, attacks, real files."
+import datetime
 import pickle
 import shutil
 import struct
@@ -160,6 +161,38 @@ def test_spikes_and_traces_of_one_nwb_file(tmp_path):
     nwb(tmp_path / "none.nwb", traces=False)
     with pytest.raises(NeurocompanionError, match="neither spikes nor traces"):
         read(tmp_path / "none.nwb")
+
+
+def test_traces_of_pynwb(tmp_path):
+    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    from pynwb.ophys import DfOverF, Fluorescence, ImageSegmentation, OpticalChannel
+    f = pynwb.NWBFile("a session", "one", datetime.datetime.fromisoformat("2020-01-01T00:00+00:00"))
+    f.subject = pynwb.file.Subject(subject_id="m3", species="Mus musculus")
+    plane = f.create_imaging_plane(
+        name="p", optical_channel=OpticalChannel(
+            name="c", description="a channel", emission_lambda=500.0), description="a plane",
+        device=f.create_device("microscope"), excitation_lambda=600.0, indicator="GCaMP",
+        location="V1", imaging_rate=10.0)
+    ophys, masks = f.create_processing_module("ophys", "traces"), ImageSegmentation()
+    ophys.add(masks)
+    seg = masks.create_plane_segmentation(name="seg", description="cells", imaging_plane=plane)
+    for i in range(4): seg.add_roi(pixel_mask=[(i, 2 * i, 1.0), (i + 2, 2 * i, 1.0)])
+    rois = seg.create_roi_table_region(description="all", region=[0, 1, 2, 3])
+    raw, dff = Fluorescence(), DfOverF()
+    ophys.add([raw, dff])
+    about = dict(name="plane0", rois=rois, unit="n.a.", rate=10.0)
+    raw.create_roi_response_series(data=X + 9, **about)
+    dff.create_roi_response_series(data=X, **about)
+    moves = f.create_processing_module("behavior", "moves")
+    speed = pynwb.TimeSeries(name="speed", data=np.arange(120.0), unit="m/s", rate=20.0)
+    moves.add(pynwb.behavior.BehavioralTimeSeries(time_series=speed, name="run"))
+    with pynwb.NWBHDF5IO(tmp_path / "a.nwb", "w") as out: out.write(f)
+    with pytest.raises(NeurocompanionError, match=r"DfOverF/plane0 \(60 × 4\)"):
+        read(tmp_path / "a.nwb")
+    ds = read(tmp_path / "a.nwb", series="DfOverF/plane0")[0]
+    assert np.allclose(ds.trace, X) and ds.subject == "m3" and ds.sampling_rate == pytest.approx(10)
+    assert ds.x.values.tolist() == [1, 2, 3, 4] and ds.y.values.tolist() == [0, 2, 4, 6]
+    assert np.allclose(ds.run_speed[:3], [0.5, 2.5, 4.5])
 
 
 # odd content is named, place by place

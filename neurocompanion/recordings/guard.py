@@ -423,6 +423,9 @@ def columns_of(
 # %% ../../nbs/recordings/guard.ipynb #8d4ee136
 _CORE = {f"numpy.{core}.multiarray {k}" for core in ("core", "_core")
          for k in ("_reconstruct", "scalar")} | {"numpy ndarray", "numpy dtype"}
+_WORDS = {f"datetime {k}" for k in ("datetime", "date", "timedelta", "timezone")} | {
+    f"{m} {k}Path" for m in ("pathlib", "pathlib._local")
+    for k in ("", "Posix", "Windows", "PurePosix", "PureWindows")}   # dates and paths: kept as text
 _LIMITS = 20_000_000, 20   # instructions in a pickle, and how deep its lists may lie in lists
 
 
@@ -504,7 +507,7 @@ def _enter(self: _Pickle, items):
 
 def _name_to_call(self: _Pickle, name):
     "A name that the next instructions call."
-    if name not in _CORE: self.refuse(f"a call of {name.replace(' ', '.')}")
+    if name not in _CORE | _WORDS: self.refuse(f"a call of {name.replace(' ', '.')}")
     self.stack.append(_Name(name))
 
 
@@ -513,9 +516,19 @@ def _call(self: _Pickle, name, args):
     kind = name.split()[-1] if type(name) is _Name and type(args) is tuple else ""
     if kind == "_reconstruct" and args[:2] == ("numpy ndarray", (0,)): out = _Blank()
     elif kind == "dtype" and re.fullmatch(r"[biufcSUO]\d{0,6}", str(args[0])): out = _Blank(args[0])
+    elif name in _WORDS and kind: out = _written(name, args)
     elif kind == "scalar" and not args[0].hasobject: out = np.frombuffer(args[1], args[0])[0]
     else: self.refuse(f"a call of {name} with other arguments than an array's")
     self.stack.append(out)
+
+
+def _written(name, args):
+    "A date or a path in words."
+    first = args[0] if args else ""
+    if name.startswith("pathlib"): return "/".join(map(str, args))[:4096]
+    if type(first) is not bytes or len(first) < 7: return str(args)[:99]
+    return "{:02d}{:02d}-{:02d}-{:02d} {:02d}:{:02d}:{:02d}".format(
+        *divmod(int.from_bytes(first[:2], "big"), 100), *first[2:7])
 
 
 _Pickle.keep, _Pickle.enter, _Pickle.name, _Pickle.call = _keep, _enter, _name_to_call, _call

@@ -149,6 +149,16 @@ def test_a_folder_of_everything(place):
     assert all("axes" in why or "array" in why or "matrix" in why for _, why in found.left_out)
 
 
+def test_raw_data_beside_are_not_summed(place, tmp_path):
+    for name in ("suite2p", "phy"): shutil.copytree(place / name, tmp_path / name)
+    before = inputs(tmp_path), inputs(tmp_path / "phy"), inputs(tmp_path / "suite2p")
+    (tmp_path / "phy/recording.dat").write_bytes(b"raw")
+    (tmp_path / "suite2p/plane0/data.bin").write_bytes(b"raw")
+    assert before == (inputs(tmp_path), inputs(tmp_path / "phy"), inputs(tmp_path / "suite2p"))
+    np.save(tmp_path / "suite2p/plane0/iscell.npy", np.ones((4, 2)) * [0, 1])
+    assert before[0] != inputs(tmp_path) and before[2] != inputs(tmp_path / "suite2p")
+
+
 # one file, two kinds
 
 

@@ -112,7 +112,7 @@ def neuron_names(
     "Distinct names for neurons."
     given = [str(k).strip() for k in labels]
     names, changes = clean_names(given)
-    twice = {k for k, n in Counter(given).items() if n > 1}
+    twice = {k for k, n in Counter(given).items() if n > 1 and k}
     ambiguous = {e["neuron"] for e in changes if "is given to neurons" in e["reason"]}
     taken = {k for k in names if k[0] != "?"}
     for i, (name, text) in enumerate(zip(names, given)):
@@ -412,8 +412,10 @@ def _names_beside(parts, names, n, where):
         fits = [k for kind in ("text", "cells") for k, v in _vectors(parts, kind).items()
                 if np.prod(shape_in(v)) == n > 1]
         found = loaded(parts[fits[0]], where) if len(fits) == 1 else []
-        if not all(isinstance(_word(k), str) for k in found): found = []
-        if not len(found): return [""] * n
+        words = [_word(k) for k in found]    # regions of the brain, say, are no names
+        named = [k for k in words if k != ""]
+        if not all(isinstance(k, str) for k in words) or len({*named}) < len(named): words = []
+        return words or [""] * n
     if len(found) != n: refuse(where, "the names do not fit the matrix", f"{n} names", len(found),
                                "Correct names=, or axes=")
     return [_word(k) for k in found]

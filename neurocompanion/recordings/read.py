@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'SIMULATORS', 'wings', 'layout_of', 'Recordings', 'reason_of', 'note', 'take_notes', 'Place', 'unknown',
            'at_hand', 'places_of', 'in_memory', 'lacking', 'options_of', 'load', 'read', 'simulated', 'summary',
-           'inputs']
+           'inputs', 'files_read']
 
 # %% ../../nbs/recordings/read.ipynb #3e5fd8ef
 import hashlib, inspect
@@ -175,7 +175,8 @@ def unknown(
     inside = ", ".join(sorted(seen.names)[:6]) or seen.container or repr(seen.start[:8])
     return RecordingError("no reader knows this layout", where=seen.path, found=inside,
                           expected="the data standard, or a layout of worms, spikes or video",
-                          fix="Make a recording of it: standard.traces, spikes or video, then save")
+                          fix="Save it as CSV, Parquet, NumPy, MATLAB, HDF5 or NWB, or make a "
+                          "recording of it: standard.traces, spikes or video")
 
 # %% ../../nbs/recordings/read.ipynb #2c30940c
 _READER = {"traces": "worm", "spikes": "spikes", "video": "video"}   # kind → of the registry
@@ -459,8 +460,21 @@ def inputs(
     if path.is_file():
         beside = [f for w in wings() for f in getattr(w, "side_files", lambda p: [])(path)]
         return {p.name: sha256(p) for p in [path, *beside]}
-    if layout_of(path)[0] not in (None, "leifer"): return {path.name: checksum(path)}
-    return {p.relative_to(path.resolve()).as_posix(): sha256(p) for p in files_below(path)}
+    layout, top = layout_of(path)[0], path.resolve()
+    if layout not in (None, "leifer"): return {path.name: checksum(files_read(path, layout))}
+    inner = {p.path: files_read(p.path, p.layout) for p in _in(top, top)
+             if isinstance(p.path, Path) and p.path.is_dir() and p.layout}
+    return {p.relative_to(top).as_posix(): sha256(p) for p in files_below(path)
+            if all(p in read for f, read in inner.items() if f in p.parents)}
+
+
+def files_read(
+    folder: Path,   # a folder that is one recording
+    layout: str,    # as `layout_of` says
+) -> list:
+    "The files that are read in a folder; the raw film or voltage beside them is none of these."
+    own = [w.files_of for w in wings() if layout in w.READERS and hasattr(w, "files_of")]
+    return own[0](folder) if own else files_below(folder)
 
 
 def _registered(names):

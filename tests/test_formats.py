@@ -259,7 +259,9 @@ def test_layouts_claim_a_file_by_fields_of_their_own(tmp_path):
     savemat(tmp_path / "c.mat", {"D": X})                             # not DataHigh
     pd.DataFrame({"timestamp": [0.0, 1.0], "a": [1.0, 2.0]}).to_csv(tmp_path / "d.csv", index=False)
     FRAME.to_parquet(tmp_path / "e.parquet")                          # not IBL
+    mat73(tmp_path / "f.mat", traces=X, tv=np.arange(60)[:, None] / 10)  # not Zimmer's
     assert {layout_of(p)[0] for p in tmp_path.iterdir()} == {"arrays", "table"}
+    assert np.allclose(read(tmp_path / "f.mat")[0].trace, X)
 
 
 def test_memory():
@@ -268,7 +270,7 @@ def test_memory():
                       (held.set_axis(pd.date_range("2024", periods=60, freq="100ms")), {})):
         ds = read(what, **how)[0]
         assert np.allclose(ds.trace, X) and abs(ds.sampling_rate - 10) < 1e-6
-    assert len(read([held, held])) == 2
+    assert len({ds.session for ds in read([held, held])}) == 2
     with pytest.raises(NeurocompanionError, match="DataFrame of 60 × 4"): read(FRAME)
 
 
@@ -338,6 +340,15 @@ def test_damage_is_one_error_or_none(place, name, tmp_path):
             try: check(read(copy, **how)[0])
             except NeurocompanionError as e: assert "\n" not in str(e)
         victim.write_bytes(content)
+
+
+def test_cells_that_all_hold_the_same(tmp_path):
+    "References to one array, each small, would fill any memory."
+    with h5py.File(tmp_path / "a.mat", "w") as f:
+        d = f.create_dataset("#refs#/a", data=np.zeros(1 << 20), compression="gzip")
+        f.create_dataset("cells", data=np.array([d.ref] * 20_000, h5py.ref_dtype))
+    with pytest.raises(NeurocompanionError, match="a.mat: .*(larger than|no room)"):
+        read(tmp_path / "a.mat")
 
 
 # pickles that are more than data

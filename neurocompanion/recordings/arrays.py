@@ -329,6 +329,8 @@ def loaded(v, where):   # a variable of `variables_in`, and the file
     x = values(v)
     if holds(v) == "cells":
         parts = [v.file[r] for r in np.ravel(x, "F")]
+        room_for((sum(p.id.get_space().get_simple_extent_npoints() * 8 for p in parts),), "u1",
+                 where, v.file.id.get_filesize())
         for p in parts: own(p.id, where)
         return [loaded(p, where) if holds(p) == "numbers" else words_in(p) for p in parts]
     return x.T if "MATLAB_class" in v.attrs else x

@@ -360,7 +360,8 @@ def _apart(found):
     seen = Counter(map(name_of, found))
     for i, (ds, place) in enumerate(zip(found, found.places)):
         if seen[name_of(ds)] > 1 and "session" not in ds.attrs:
-            found[i] = ds.assign_attrs(session=Path(place).with_suffix("").as_posix())
+            number = f" {i}" * (found.places.count(place) > 1)
+            found[i] = ds.assign_attrs(session=Path(place).with_suffix("").as_posix() + number)
     return found
 
 # %% ../../nbs/recordings/read.ipynb #c244632e

@@ -101,6 +101,10 @@ def sessions_of(
             begin = size * np.floor(start / size + EDGE)
             n = max(int(np.ceil((stop - begin) / size - EDGE)),
                     int(np.floor((last - begin) / size + EDGE)) + 1)
+            if n * max(8, len(each)) > 2 << 30: refuse(
+                where, "the recording is too long for memory in one piece", "2 GiB of bins",
+                f"{n:,} bins of {len(each)} units, to {max(last, stop):g} s",
+                "Read windows with trials=, choose wider bins, or look at the last spikes")
             counts = spike_counts(each, size, begin, n * size)
             return [spikes(counts, time=begin + np.arange(n) * size, report=report, **about)]
         return [_in_windows(each, where, size, trial_table(trials, where), align, before, after,

@@ -204,8 +204,8 @@ WRITE = dict(mat=savemat, csv=lambda path, text: path.write_text(text),
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("a.mat", {"x": np.ones(3)}, "no reader knows this layout"),
-    ("b.mat", {"dat": np.ones(3)}, "b.mat, trial 0"),
+    ("a.mat", {"x": np.ones(3)}, "there is neither a matrix nor spike times in it"),
+    ("b.mat", {"dat": {"spikes": "none"}}, "b.mat, trial 0"),
     ("c.mat", {"spks": np.array([[0.0, 1.0]])}, "c.mat, spike 0"),
     ("d.mat", {"spks": np.zeros((0, 2))}, "d.mat"),
     ("e.csv", "timestamp,unit_1\n0,1\n0.1,x\n", "the table has a field"),

@@ -149,7 +149,7 @@ def other_hdf5(path):
     (put("fps", np.ones((0, 1))), "the file is damaged, or not"),
     (flipped, "the file is damaged, or not"),
     (edited(short_state), "worm1: state `fwd` does not fit: expected 40 zeros and ones"),
-    (other_hdf5, "no reader knows this layout"),
+    (other_hdf5, "it is not said which side is time"),
     (lambda p: p.write_bytes(b"MATLAB 5.0 MAT-file".ljust(200)) and p, "the file is damaged"),
     (lambda p: p.write_bytes(b"") or p, "no reader knows this layout")])
 def test_refused(kato, spoil, words):

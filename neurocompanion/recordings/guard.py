@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'refuse', 'intact', 'each_of', 'free_memory', 'room_for', 'start_of', 'own', 'hdf5', 'opened', 'values',
-           'npz', 'npy', 'mat5', 'table_of', 'Look', 'look', 'names_in', 'Trial']
+           'npz', 'npy', 'mat5', 'table_of', 'Heading', 'heading', 'is_number', 'frame_of', 'columns_of', 'pickled',
+           'Look', 'look', 'names_in', 'Trial']
 
 # %% ../../nbs/recordings/guard.ipynb #3e1bdeb7
-import json, math, re, signal, subprocess, sys, zipfile
+import json, math, pickletools, re, signal, struct, subprocess, sys, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
@@ -240,16 +241,65 @@ def npy(
 
 def _agrees(f, size, stored, where):
     "An array's header and the bytes that follow it fit each other, and memory."
-    version = np.lib.format.read_magic(f)
-    header = {(1, 0): np.lib.format.read_array_header_1_0,
-              (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, _, dtype = header(f)
+    shape, _, dtype = _header(f)
     if dtype.hasobject: refuse(where, "the array holds Python objects", "numbers or text",
                                "a pickle, which could run anything", "Save plain arrays")
     want, there = math.prod(shape) * dtype.itemsize, size - f.tell()
     if want != there: refuse(where, "the array is not all there", f"{want:,} bytes",
                              f"{there:,}", AGAIN)
     room_for(shape, dtype, where, stored)
+
+
+def _header(f):
+    "Shape, order and type of an array, from the beginning of its file."
+    version = np.lib.format.read_magic(f)
+    return {(1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0}[version](f)
+
+# %% ../../nbs/recordings/guard.ipynb #tcmat002
+_TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}   # of elements; 14: a matrix
+
+
+def _elements(block, order, path):
+    "The elements in a block of a MATLAB 5 file: type and content."
+    at = 0
+    while at + 8 <= len(block):
+        kind, size = struct.unpack_from(f"{order}II", block, at)
+        start, room = at + 8, len(block) - at - 8
+        if kind >> 16: kind, size, start, room = kind & 0xFFFF, kind >> 16, at + 4, 4
+        if kind not in _TYPES or size > room: refuse(
+            path, "the file is damaged", "elements of known types within each other",
+            f"one of type {kind} with {size:,} bytes", AGAIN)
+        yield kind, block[start:start + size]
+        at = start + size if kind == 15 else -(-(start + size) // 8) * 8
+
+
+def _sound(path):
+    "Refuse a MATLAB 5 file whose elements do not lie in each other as they should."
+    content = memoryview(Path(path).read_bytes())
+    order = "<" if content[126:128] == b"IM" else ">"
+    todo = [content[128:]]
+    while todo:
+        for kind, inside in _elements(todo.pop(), order, path):
+            if kind == 15: todo.append(memoryview(_inflated(inside, path)))
+            if kind != 14 or not inside: continue
+            todo.append(inside)
+            (_, flags), *rest = _elements(inside, order, path)
+            of, two = flags[0 if order == "<" else 3], flags[1 if order == "<" else 2] & 8 > 0
+            need = (3 if of == 5 else 1) + two if 4 <= of <= 15 else 0   # sparse; complex
+            values = [k for k, _ in rest[2:2 + need]]
+            if len(values) < need or 14 in values: refuse(
+                path, "the file is damaged", f"{need} blocks of values in a matrix",
+                f"{len(values)}", AGAIN)
+
+# %% ../../nbs/recordings/guard.ipynb #tcmat003
+def _inflated(data, path):
+    "What is compressed, if there is room for it."
+    most = free_memory() // 4
+    out = (unpack := zlib.decompressobj()).decompress(data, most)
+    if unpack.unconsumed_tail: refuse(path, "there is no room for what is compressed in it",
+                                      f"at most {most / 2**30:,.1f} GiB", "more", AGAIN)
+    return out
 
 # %% ../../nbs/recordings/guard.ipynb #82240dbd
 def mat5(
@@ -262,6 +312,7 @@ def mat5(
     path = Path(path)
     start_of(path)
     with intact(path):
+        _sound(path)
         for name, shape, _ in whosmat(path):
             room_for(shape, "f8", f"{path}, {name}", path.stat().st_size)
         found = loadmat(path, variable_names=names, **how)
@@ -283,12 +334,267 @@ def table_of(
             except pa.ArrowInvalid: table = pa.ipc.open_stream(f).read_all()
         return table.combine_chunks().to_pydict()
 
+# %% ../../nbs/recordings/guard.ipynb #7b3bf135
+class Heading(NamedTuple):
+    "What the first lines of a table of text say."
+    names: list        # of the columns; empty where the first line holds numbers
+    separator: str     # "" where this is no table
+    decimal: str = "."
+    numbers: bool = True   # the second line holds numbers or nothing in each field
+
+
+def heading(
+    path: str | Path,   # a file of text
+) -> Heading:
+    "The columns' names, the separator and the decimal mark of a table."
+    try:
+        with open(path, encoding="utf-8-sig") as f: first, second = (
+            f.readline(1 << 22).strip("\r\n") for _ in range(2))
+    except UnicodeDecodeError: return Heading([], "")
+    sep = next((s for s in "\t;," if s in first), "")
+    fields = [k.strip().strip('"').strip() for k in first.lstrip("# ").split(sep)] if sep else []
+    mark = "," if sep == ";" and "," in second and "." not in second else "."
+    rest = [k.strip() for k in second.split(sep)] if sep else []
+    return Heading([] if all(map(is_number, fields)) else fields, sep, mark,
+                   all(not k or is_number(k) for k in rest))
+
+
+def is_number(text) -> bool:
+    "Whether text is a number, written with either decimal mark."
+    try: return float(str(text).replace(",", ".")) is not None
+    except ValueError: return False
+
+# %% ../../nbs/recordings/guard.ipynb #9724f6ef
+def frame_of(
+    path: str | Path,   # CSV, TSV, Parquet or Arrow
+):                      # a pandas DataFrame; numbers for the names of columns that have none
+    "A table as it stands in its file."
+    import pandas as pd
+    path, start = Path(path), start_of(path, 8)
+    if start[:4] == b"PAR1" or start[:6] == b"ARROW1":
+        with intact(path): return _parquet(path, start)
+    names, sep, mark, _ = heading(path)
+    if not sep: refuse(path, "this is no table", "columns with commas, semicolons or tabs between, "
+                       "in UTF-8", repr(start), "Save it as CSV (UTF-8)")
+    room_for((path.stat().st_size, 4), np.uint8, path)
+    try: df = pd.read_csv(path, sep=sep, decimal=mark, header=None, skiprows=int(bool(names)),
+                          encoding="utf-8-sig", index_col=False, low_memory=False,
+                          skipinitialspace=True)
+    except pd.errors.EmptyDataError: df = pd.DataFrame(columns=names)
+    except (pd.errors.ParserError, UnicodeDecodeError) as e:
+        refuse(path, "a row of the table does not fit the others", "one field for each column",
+               " ".join(str(e).split()), "Correct the row")
+    if names and len(names) != df.shape[1]: refuse(
+        path, "the rows do not fit the first line", f"{len(names)} fields", df.shape[1],
+        "Give every column a name")
+    if names: df.columns = names
+    return df.set_index("") if names[:1] == [""] else df
+
+# %% ../../nbs/recordings/guard.ipynb #eb12177b
+def _parquet(path, start):
+    "A table of Apache's formats, if there is room for it."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    if start[:4] != b"PAR1":
+        with pa.memory_map(str(path)) as f: return pa.ipc.open_file(f).read_all().to_pandas()
+    about = pq.ParquetFile(path).metadata
+    room_for((about.num_rows, about.num_columns), "f8", path, path.stat().st_size)
+    return pq.read_table(path).to_pandas()
+
+
+def columns_of(
+    path: str | Path,   # Parquet or Arrow
+) -> list:
+    "The names of a table's columns, without its rows."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    if start_of(path, 4) == b"PAR1": return pq.read_schema(path).names
+    with pa.memory_map(str(path)) as f:
+        try: return pa.ipc.open_file(f).schema.names
+        except pa.ArrowInvalid: return pa.ipc.open_stream(f).schema.names
+
+# %% ../../nbs/recordings/guard.ipynb #8d4ee136
+_CORE = {f"numpy.{core}.multiarray {k}" for core in ("core", "_core")
+         for k in ("_reconstruct", "scalar")} | {"numpy ndarray", "numpy dtype"}
+_WORDS = {f"datetime {k}" for k in ("datetime", "date", "timedelta", "timezone")} | {
+    f"{m} {k}Path" for m in ("pathlib", "pathlib._local")
+    for k in ("", "Posix", "Windows", "PurePosix", "PureWindows")}   # dates and paths: kept as text
+_LIMITS = 20_000_000, 20   # instructions in a pickle, and how deep its lists may lie in lists
+
+
+class _Name(str):
+    "A name of NumPy's that a pickle may call."
+
+
+class _Blank:
+    "An array, or the type named by `code`, that a later instruction fills."
+    def __init__(self, code=None): self.code, self.keys = code, []
+
+
+class _Pickle:
+    "The stack, the marks in it and the memory of a pickle that is read as data."
+
+    def __init__(self, data, where):
+        self.data, self.where, self.room = data, where, len(data)
+        self.stack, self.marks, self.memo = [], [], {}
+
+    def refuse(self, found):
+        refuse(self.where, "the file holds more than plain data", "a pickle of arrays, numbers, "
+               "text, lists and dicts", found[:200], "Do not open it; ask for it as plain arrays")
+
+    def taken(self, n=None):
+        "The last `n` things on the stack; None: those above the last mark."
+        at = self.marks.pop() if n is None else len(self.stack) - n
+        out = self.stack[at:]
+        del self.stack[at:]
+        return out
+
+# %% ../../nbs/recordings/guard.ipynb #ebe27492
+def _step(self: _Pickle, op, arg):
+    "One instruction."
+    s = self.stack
+    match op:
+        case "PROTO" | "FRAME" | "STOP": pass
+        case "MARK": self.marks.append(len(s))
+        case "POP": s.pop()
+        case "NONE": s.append(None)
+        case "NEWTRUE" | "NEWFALSE": s.append(op == "NEWTRUE")
+        case "EMPTY_LIST" | "EMPTY_DICT": s.append([] if op == "EMPTY_LIST" else {})
+        case "EMPTY_TUPLE": s.append(())
+        case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+            s.append(tuple(self.taken(int(op[5:]) if op[5:] else None)))
+        case "LIST": s.append(self.taken())
+        case "DICT": items = self.taken(); s.append({}); self.enter(items)
+        case "APPEND" | "APPENDS":
+            items = self.taken(1 if op == "APPEND" else None)
+            if type(s[-1]) is not list: self.refuse("items for what is no list")
+            s[-1].extend(items)
+        case "SETITEM" | "SETITEMS": self.enter(self.taken(2 if op == "SETITEM" else None))
+        case "MEMOIZE" | "PUT" | "BINPUT" | "LONG_BINPUT":
+            self.keep(len(self.memo) if arg is None else arg)
+        case "GET" | "BINGET" | "LONG_BINGET": s.append(self.memo[arg])
+        case "GLOBAL": self.name(arg)
+        case "STACK_GLOBAL": self.name(" ".join(map(str, self.taken(2))))
+        case "REDUCE": self.call(*self.taken(2))
+        case "BUILD": self.fill(*self.taken(2))
+        case _ if type(arg) in (int, float, str, bytes, bool): s.append(arg)
+        case _: self.refuse(f"the instruction {op}")
+
+
+_Pickle.step = _step
+
+# %% ../../nbs/recordings/guard.ipynb #90adbd9a
+def _keep(self: _Pickle, key):
+    "Remember what is on top of the stack."
+    self.memo[key] = top = self.stack[-1]
+    if isinstance(top, _Blank): top.keys.append(key)
+
+
+def _enter(self: _Pickle, items):
+    "Keys and values for the dict on top."
+    if type(self.stack[-1]) is not dict: self.refuse("keys for what is no dict")
+    for k, v in zip(items[::2], items[1::2]):
+        if type(k) not in (str, int, float, bool, bytes): self.refuse(f"a key of {type(k)}")
+        self.stack[-1][k] = v
+
+
+def _name_to_call(self: _Pickle, name):
+    "A name that the next instructions call."
+    if name not in _CORE | _WORDS: self.refuse(f"a call of {name.replace(' ', '.')}")
+    self.stack.append(_Name(name))
+
+
+def _call(self: _Pickle, name, args):
+    "What a name makes: an empty array, a type, or one value of an array."
+    kind = name.split()[-1] if type(name) is _Name and type(args) is tuple else ""
+    if kind == "_reconstruct" and args[:2] == ("numpy ndarray", (0,)): out = _Blank()
+    elif kind == "dtype" and re.fullmatch(r"[biufcSUO]\d{0,6}", str(args[0])): out = _Blank(args[0])
+    elif name in _WORDS and kind: out = _written(name, args)
+    elif kind == "scalar" and not args[0].hasobject: out = np.frombuffer(args[1], args[0])[0]
+    else: self.refuse(f"a call of {name} with other arguments than an array's")
+    self.stack.append(out)
+
+
+def _written(name, args):
+    "A date or a path in words."
+    first = args[0] if args else ""
+    if name.startswith("pathlib"): return "/".join(map(str, args))[:4096]
+    if type(first) is not bytes or len(first) < 7: return str(args)[:99]
+    return "{:02d}{:02d}-{:02d}-{:02d} {:02d}:{:02d}:{:02d}".format(
+        *divmod(int.from_bytes(first[:2], "big"), 100), *first[2:7])
+
+
+_Pickle.keep, _Pickle.enter, _Pickle.name, _Pickle.call = _keep, _enter, _name_to_call, _call
+
+# %% ../../nbs/recordings/guard.ipynb #0bcd7a58
+def _fill(self: _Pickle, blank, state):
+    "An array with its values, or a type with its order of bytes."
+    if not isinstance(blank, _Blank): self.refuse(f"a state for a {type(blank).__name__}")
+    if blank.code:
+        if any(v is not None for v in state[2:5]): self.refuse("a type with fields")
+        out = np.dtype(blank.code).newbyteorder(state[1])
+    else: out = self.array(*state[1:])
+    for k in blank.keys: self.memo[k] = out
+    self.stack.append(out)
+
+
+def _array(self: _Pickle, shape, kind, fortran, data):
+    "An array, whose values must all be there."
+    n, order = math.prod(shape), "F" if fortran else "C"
+    size, held = (n, list) if kind.hasobject else (n * kind.itemsize, bytes)
+    self.room -= n if kind.hasobject else 0   # each object takes at least a byte of the file
+    if type(data) is not held or len(data) != size or self.room < 0:
+        self.refuse(f"an array of {shape} whose values are not all there")
+    if not kind.hasobject: return np.ndarray(shape, kind, data, order=order)
+    out = np.empty(n, object)
+    for i, v in enumerate(data): out[i] = v
+    return out.reshape(shape, order=order)
+
+
+_Pickle.fill, _Pickle.array = _fill, _array
+
+# %% ../../nbs/recordings/guard.ipynb #9efb4ff9
+def _value(self: _Pickle):
+    "What the pickle holds, of plain things only and not too deep."
+    for i, (op, arg, _) in enumerate(pickletools.genops(self.data)):
+        if i > _LIMITS[0]: self.refuse(f"more than {_LIMITS[0]:,} instructions")
+        self.step(op.name, arg)
+    top, = level = self.stack
+    seen = set()
+    for _ in range(_LIMITS[1]):
+        new = [v for v in level if not (id(v) in seen or seen.add(id(v)))]
+        if odd := [v for v in new if isinstance(v, (_Blank, _Name, np.dtype))]:
+            self.refuse(f"a bare {type(odd[0]).__name__}")
+        level = [x for v in new for x in (
+            v if type(v) in (list, tuple) else v.values() if type(v) is dict else
+            v.ravel().tolist() if isinstance(v, np.ndarray) and v.dtype.hasobject else ())]
+        if not level: return top
+    self.refuse(f"lists in lists, deeper than {_LIMITS[1]}")
+
+
+_Pickle.value = _value
+
+
+def pickled(
+    path: str | Path,   # an .npy file
+):                      # an array, or the one thing in it
+    "The arrays, numbers, text, lists and dicts of a NumPy file that holds Python objects."
+    path = Path(path)
+    start_of(path)
+    with intact(path), open(path, "rb") as f:
+        if not _header(f)[2].hasobject: return npy(path)
+        value = _Pickle(f.read(), path).value()
+        if not isinstance(value, np.ndarray): refuse(path, "this is no array", "a NumPy array",
+                                                     type(value).__name__, AGAIN)
+    return value.item() if value.ndim == 0 else value
+
 # %% ../../nbs/recordings/guard.ipynb #e8f0c674
 class Look(NamedTuple):
     "A file or folder from outside."
     path: Path
-    container: str = ""               # hdf5, matlab5, npz, npy, tiff, table, json, archive, folder
-    names: frozenset = frozenset()    # of fields; in HDF5 of groups too, and of what is in these
+    container: str = ""               # hdf5, matlab5, npz, npy, tiff, table, text, json, archive, …
+    names: frozenset = frozenset()    # of fields; in HDF5 of groups too, and of what is in these;
+                                      # a struct of MATLAB 5 is there once more, with / at its end
     attrs: frozenset = frozenset()    # names of a file's own attributes
     start: bytes = b""                # first bytes
 
@@ -314,6 +620,8 @@ def look(
         if kind != "hdf5":   # MATLAB 7.3 puts 512 bytes of its own before HDF5
             import h5py
             if start and h5py.is_hdf5(path): kind = "hdf5"
+        if not kind and path.suffix in (".csv", ".tsv", ".txt") and heading(path).separator:
+            kind = "text"
         names, attrs = _named(kind, path)
     return Look(path, kind, frozenset(names), frozenset(attrs), start)
 
@@ -322,8 +630,9 @@ def names_in(
     f,     # an open HDF5 file
 ) -> set:
     "The names at the top of a file, and in the groups that are there."
-    groups = {k: g for k in f if k[0] != "#" and hasattr(g := f[k], "keys")}
-    return {*f, *(f"{k}/{name}" for k, g in groups.items() for name in g)}
+    top = [k for k in f if isinstance(k, str)]   # bytes are no names
+    groups = {k: g for k in top if k[:1] != "#" and hasattr(g := f[k], "keys")}
+    return {*top, *(f"{k}/{name}" for k, g in groups.items() for name in g)}
 
 
 def _named(kind, path):
@@ -332,7 +641,10 @@ def _named(kind, path):
         with hdf5(path, walk=False) as f: return names_in(f), {*f.attrs}
     if kind == "matlab5":
         from scipy.io import whosmat
-        return [name for name, *_ in whosmat(path)], ()
+        fields = whosmat(path)
+        return {k + "/" * struct for k, _, of in fields for struct in {False, of == "struct"}}, ()
+    if kind == "text": return heading(path).names, ()
+    if kind == "table": return columns_of(path), ()
     if kind != "npz": return (), ()
     with zipfile.ZipFile(path) as z: return [n.removesuffix(".npy") for n in z.namelist()], ()
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'wings', 'layout_of', 'Recordings', 'reason_of', 'note', 'take_notes', 'Place', 'unknown', 'at_hand',
-           'places_of', 'lacking', 'options_of', 'load', 'read', 'simulated', 'summary', 'inputs']
+           'places_of', 'in_memory', 'lacking', 'options_of', 'load', 'read', 'simulated', 'summary', 'inputs',
+           'files_read']
 
 # %% ../../nbs/recordings/read.ipynb #3e5fd8ef
 import hashlib, inspect
@@ -23,21 +24,26 @@ from .standard import KINDS, check, is_zarr, name_of, open_recording
 # %% ../../nbs/recordings/read.ipynb #e8b39a8d
 def wings() -> list:   # modules with `kind_of` and `READERS`
     "The rooms of readers."
+    from neurocompanion.recordings import arrays, imaging
     from neurocompanion.recordings.spikes import reader as spikes
+    from neurocompanion.recordings.spikes import sorted as sorters
     from neurocompanion.recordings.video import reader as video
     from neurocompanion.recordings.worm import reader as worm
-    return [worm, spikes, video]
+    return [worm, spikes, video, imaging, sorters, arrays]
 
 
 def layout_of(
-    path: str | Path,   # a file or folder
-) -> tuple:             # its layout, and the function that reads it; None, None for other things
+    path: str | Path,         # a file or folder
+    kind: str | None = None,  # traces, spikes or video, where a file holds several
+) -> tuple:                   # its layout, and the function that reads it; None, None: none
     "How a file or folder is to be read, by its contents."
     seen = look(path)
     if "kind" in seen.attrs or seen.container == "folder" and is_zarr(seen.path):
         return "standard", _standard
-    for wing in wings():
-        if layout := wing.kind_of(seen): return layout, wing.READERS[layout]
+    known = wings()
+    with intact(path):
+        for wing in sorted(known, key=lambda w: kind is None or getattr(w, "KIND", "") != kind):
+            if layout := wing.kind_of(seen): return layout, wing.READERS[layout]
     return None, None
 
 
@@ -122,35 +128,41 @@ _TOGETHER = "ibl", "nlb"   # layouts in which several files make one recording
 class Place(NamedTuple):
     "Where a recording is, and what reads it; or why it cannot be read."
     name: str          # in a folder, or of the registry
-    path: object       # a path, a list of those that belong together, or a Dataset
+    path: object       # a path, a list of those that belong together, or what is in memory
     layout: str = ""
     reader: Callable | None = None
     error: Exception | None = None
 
+    @property
+    def whence(self):
+        "What messages call it: the (first) file, or what is in memory."
+        first = self.path[0] if isinstance(self.path, list) else self.path
+        return first if isinstance(first, Path) else self.name
 
-def _in(folder, top):
+
+def _in(folder, top, kind=None):
     "What is in a folder and its folders."
     def place(p):
         name = p.relative_to(top).as_posix() if p != top else p.name
-        try: return Place(name, p, *(layout_of(p) if p.is_dir() else _of_file(p)))
+        try: return Place(name, p, *(layout_of(p, kind) if p.is_dir() else _of_file(p, kind)))
         except NeurocompanionError as e: return Place(name, p, error=e)
     own = place(folder)
     found = [own] if own.layout or own.error else []
     if found and own.layout != "leifer": return found     # its files are parts of it
     for p in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        if p.is_dir(): found += _in(p, top)
+        if p.is_dir(): found += _in(p, top, kind)
         elif p.is_file() and ((own := place(p)).layout or own.error): found.append(own)
     return found
 
 
-def _of_file(path):
+def _of_file(path, kind=None):
     "The layout of a file in a folder; None for one that does not look like a recording."
     if not path.stat().st_size:
         if path.suffix not in _DATA: return None, None
         raise RecordingError("the file is empty", where=path, fix="Copy it again")
     seen = look(path)
     if any(getattr(w, "beside", lambda seen: False)(seen) for w in wings()): return None, None
-    layout, reader = layout_of(path)
+    layout, reader = layout_of(path, kind)
     if layout or path.suffix not in _DATA and seen.container != "hdf5": return layout, reader
     raise unknown(seen)
 
@@ -162,7 +174,8 @@ def unknown(
     inside = ", ".join(sorted(seen.names)[:6]) or seen.container or repr(seen.start[:8])
     return RecordingError("no reader knows this layout", where=seen.path, found=inside,
                           expected="the data standard, or a layout of worms, spikes or video",
-                          fix="Make a recording of it: standard.traces, spikes or video, then save")
+                          fix="Save it as CSV, Parquet, NumPy, MATLAB, HDF5 or NWB, or make a "
+                          "recording of it: standard.traces, spikes or video")
 
 # %% ../../nbs/recordings/read.ipynb #2c30940c
 _READER = {"traces": "worm", "spikes": "spikes", "video": "video"}   # kind → of the registry
@@ -188,6 +201,7 @@ def places_of(
     "What stands behind a word, a path, a name or a recording."
     if isinstance(what, xr.Dataset): return [Place(what.attrs.get("subject", "recording"), what)]
     if isinstance(what, Place): return [what]
+    if held := in_memory(what): return [held]
     if str(what) == "real":
         if names := at_hand(kind): return [p for n in names for p in _named(n)]
         raise RecordingError("no real recording is at hand", found="none in mirror or cache",
@@ -196,11 +210,18 @@ def places_of(
                              "take data='simulated'")
     path = Path(str(what)).expanduser()
     if not str(what) or not path.exists(): return _named(str(what))
-    if path.is_dir(): return _joined(_in(path, path))
-    layout, reader = layout_of(path)
+    if path.is_dir(): return _joined(_in(path, path, kind))
+    layout, reader = layout_of(path, kind)
     return [Place(path.name, path, layout, reader, None if layout else unknown(look(path)))]
 
 
+def in_memory(what) -> Place | None:
+    "An array, a DataFrame or one of pynapple's objects; None for anything else."
+    if isinstance(what, (str, Path)): return None
+    from neurocompanion.recordings import arrays
+    if reads := arrays.reader_of(what): return Place(arrays.name_in_memory(what), what, *reads)
+
+# %% ../../nbs/recordings/read.ipynb #tcread01
 def _named(name):
     "The files of a registered name; a folder that is one recording counts once."
     paths = _asked(name, sources.fetch_all)
@@ -264,7 +285,7 @@ def options_of(
 ) -> list:              # names
     "The options of a reader."
     return [p.name for p in inspect.signature(reader).parameters.values()
-            if p.kind == p.KEYWORD_ONLY and p.name != "bad"]
+            if p.kind == p.KEYWORD_ONLY and p.name not in ("bad", "kind")]
 
 
 def _known(how):
@@ -281,29 +302,31 @@ def load(
     how: dict | None = None,  # options, of which its reader takes those that it knows
     bad: list | None = None,  # takes the errors of what cannot be read in it
     alone: bool = False,      # an option that its reader does not know is an error
+    kind: str | None = None,  # for readers of files that do not say it
 ) -> list:
     "The recordings of a place."
     how = how or {}
     if p.error: raise p.error
     if isinstance(p.path, xr.Dataset): return [p.path]
-    first, able = p.path[0] if isinstance(p.path, list) else p.path, options_of(p.reader)
+    first, able = p.whence, options_of(p.reader)
     if alone and (odd := [k for k in how if k not in able]): raise ParameterError(
         f"files of layout {p.layout} have no option `{odd[0]}`", where=first, found=odd[0],
         expected=", ".join(able) or "no option", fix="Leave it out")
     own = {k: v for k, v in how.items() if k in able}
-    if "bad" in inspect.signature(p.reader).parameters: own["bad"] = bad
+    takes = inspect.signature(p.reader).parameters
+    own |= {k: v for k, v in {"bad": bad, "kind": kind}.items() if k in takes}
     with intact(first): found = p.reader(p.path, **own)
     for ds in found: ds.encoding.setdefault("source", str(first))
     return found
 
 # %% ../../nbs/recordings/read.ipynb #26de32f1
 def read(
-    what="real",              # file, folder, name, "real", "simulated", recordings; or a list
+    what="real",              # file, folder, name, "real", "simulated", recordings, arrays; a list
     kind: str | None = None,  # traces, spikes or video; None: any
     *,
     needs=(),                 # what each must have beyond the standard, such as "state"
     strict: bool = False,     # refuse to leave anything out
-    **how,                    # options of readers: align=, bin_size=, planes=, times="first", …
+    **how,                    # options of readers: axes=, align=, bin_size=, units=, planes=, …
 ) -> Recordings:              # a list; `.left_out` holds what cannot be used, with reasons
     "Recordings of the data standard, wherever they come from."
     if kind is not None: one_of("kind", kind, KINDS)
@@ -318,9 +341,9 @@ def read(
         errors.append(e)
     for p in places:
         bad = []
-        try: each = load(p, how, bad, len(places) == 1)
-        except NeurocompanionError as e: leave(p.name, e, p.path); continue
-        for e in bad: leave(p.name, e, p.path)
+        try: each = load(p, how, bad, len(places) == 1, kind)
+        except NeurocompanionError as e: leave(p.name, e, p.whence); continue
+        for e in bad: leave(p.name, e, p.whence)
         for ds in each:
             name = p.name if len(each) == 1 else f"{p.name}, {name_of(ds)}"
             if e := lacking(ds, needs, kind): leave(name, e, ds.encoding.get("source", name))
@@ -333,7 +356,8 @@ def _apart(found):
     seen = Counter(map(name_of, found))
     for i, (ds, place) in enumerate(zip(found, found.places)):
         if seen[name_of(ds)] > 1 and "session" not in ds.attrs:
-            found[i] = ds.assign_attrs(session=Path(place).with_suffix("").as_posix())
+            number = f" {i}" * (found.places.count(place) > 1)
+            found[i] = ds.assign_attrs(session=Path(place).with_suffix("").as_posix() + number)
     return found
 
 # %% ../../nbs/recordings/read.ipynb #c244632e
@@ -359,6 +383,7 @@ Recordings.checked = _checked
 def _shown(what):
     "A word, path or list for a message."
     if isinstance(what, xr.Dataset): return what.attrs.get("subject", "recording")
+    if held := in_memory(what): return held.name
     return ", ".join(map(_shown, what)) if isinstance(what, (list, tuple)) else str(what)
 
 # %% ../../nbs/recordings/read.ipynb #daa52ca0
@@ -420,6 +445,9 @@ def inputs(
         main = what[KINDS[what.attrs["kind"]][0]]
         found = hashlib.sha256(np.ascontiguousarray(main.values).tobytes()).hexdigest()
         return {what.attrs["subject"]: found}
+    if held := in_memory(what):
+        from neurocompanion.recordings.arrays import bytes_in_memory
+        return {held.name: hashlib.sha256(bytes_in_memory(what)).hexdigest()}
     if str(what) == "simulated": return {}
     if str(what) == "real": return _registered(at_hand(kind))
     path = Path(str(what)).expanduser()
@@ -427,8 +455,21 @@ def inputs(
     if path.is_file():
         beside = [f for w in wings() for f in getattr(w, "side_files", lambda p: [])(path)]
         return {p.name: sha256(p) for p in [path, *beside]}
-    if layout_of(path)[0] not in (None, "leifer"): return {path.name: checksum(path)}
-    return {p.relative_to(path.resolve()).as_posix(): sha256(p) for p in files_below(path)}
+    layout, top = layout_of(path)[0], path.resolve()
+    if layout not in (None, "leifer"): return {path.name: checksum(files_read(path, layout))}
+    inner = {p.path: files_read(p.path, p.layout) for p in _in(top, top)
+             if isinstance(p.path, Path) and p.path.is_dir() and p.layout}
+    return {p.relative_to(top).as_posix(): sha256(p) for p in files_below(path)
+            if all(p in read for f, read in inner.items() if f in p.parents)}
+
+
+def files_read(
+    folder: Path,   # a folder that is one recording
+    layout: str,    # as `layout_of` says
+) -> list:
+    "The files that are read in a folder; the raw film or voltage beside them is none of these."
+    own = [w.files_of for w in wings() if layout in w.READERS and hasattr(w, "files_of")]
+    return own[0](folder) if own else files_below(folder)
 
 
 def _registered(names):

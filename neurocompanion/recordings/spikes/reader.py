@@ -292,15 +292,17 @@ def read_csv(path, *, bin_size=None) -> list:   # seconds; None: the step of the
                  subject=path.stem, source="table of bins", report=[])]
 
 # %% ../../../nbs/recordings/spikes/reader.ipynb #ee4dac8a
-_MATLAB = {"D": "datahigh", "dat": "neuraltraj", "Ytr": "dad", "Yte": "dad", "spks": "aplysia"}
+_MATLAB = {"D/": "datahigh", "dat/": "neuraltraj", "Ytr": "dad", "Yte": "dad", "spks": "aplysia"}
 
 
 def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of spikes it has, by its contents; None if it is none of ours."
     names, top = seen.names, " ".join(k for k in seen.names if "/" not in k)
-    if seen.container == "matlab5": return next((_MATLAB[k] for k in _MATLAB if k in names), None)
-    if seen.container == "table": return "ibl"
-    if seen.start.lstrip(b"\xef\xbb\xbf").startswith(b"timestamp,"): return "csv"
+    if seen.container == "matlab5" and "F" not in names:   # suite2p has `spks` of its own
+        return next((_MATLAB[k] for k in _MATLAB if k in names), None)
+    if seen.container == "table": return "ibl" if set(_SPARSE) & names else None
+    if seen.start.lstrip(b"\xef\xbb\xbf").startswith(b"timestamp,"):
+        return "csv" if any(k.startswith("unit_") for k in names) else None
     if seen.container != "hdf5": return None
     if any(k.startswith("units/") for k in names): return "nwb"
     if is_nlb(names): return "nlb"

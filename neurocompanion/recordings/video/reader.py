@@ -17,7 +17,7 @@ from ...core import RecordingError, extra, mirror_dir, one_of
 from ..guard import (AGAIN, Look, hdf5, intact, look, opened, refuse,
                                              room_for, start_of)
 from ..standard import assumed, video
-from .masks import read_clusters, read_suite2p
+from .masks import read_clusters
 
 # %% ../../../nbs/recordings/video/reader.ipynb #fb37384b
 def _part(key, length, offset=0):
@@ -315,7 +315,7 @@ def read_film(
                   sampling_rate=sampling_rate or 1.0)]
 
 
-READERS = {"film": read_film, "clusters": read_clusters, "suite2p": read_suite2p}
+READERS = {"film": read_film, "clusters": read_clusters}
 
 # %% ../../../nbs/recordings/video/reader.ipynb #14c84c8b
 _CLUSTERS = {"traces", "region_names", "cluster_ids", "sampling_rate_hz"}
@@ -326,7 +326,6 @@ def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     names = seen.names
     if seen.container == "npz": return "clusters" if _CLUSTERS <= names else None
     if seen.container == "folder":
-        if "F.npy" in names: return "suite2p"
         other = {k for k in names if k[0] != "." and not k.lower().endswith((".tif", ".tiff"))}
         film = {"zarr.json", ".zarray"} & names or "conf.json" in names or names and not other
         return "film" if film else None

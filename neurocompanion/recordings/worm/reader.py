@@ -20,7 +20,7 @@ def kind_of(seen: Look) -> str | None:   # a key of `READERS`
     "Which layout of worms it has, by its contents; None if it is none of ours."
     names = seen.names
     if seen.container == "folder": return "leifer" if leifer_files(seen.path) else None
-    if seen.container == "matlab5": return "yemini" if {"norm_traces", "is_L"} & names else None
+    if seen.container == "matlab5": return "yemini" if {"norm_traces", "is_L"} <= names else None
     if seen.container == "archive": return "leifer"
     if seen.container == "json":
         raw = seen.path.read_bytes()

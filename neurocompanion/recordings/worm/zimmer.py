@@ -116,8 +116,8 @@ def zimmer_root(names):   # in the file, and in the groups at its top, as `guard
     "Which group of a file has its worms, and in which of the layouts; or None."
     groups = ["", *sorted({f"{k.partition('/')[0]}/" for k in names if "/" in k})]
     scored = [(sum(g + field in names for field in fields), g.strip("/"), fields)
-              for g in groups for fields in LAYOUTS]
-    best = max(scored, key=lambda s: s[0])
+              for g in groups for fields in LAYOUTS if g + fields[0] in names]   # names of neurons
+    best = max(scored, key=lambda s: s[0], default=(0,))
     return best[1:] if best[0] > 1 else None
 
 

@@ -200,9 +200,9 @@ def files_below(path: str | Path) -> list:
                          fix="Correct the path")
 
 
-def checksum(path: str | Path) -> str:
-    "The SHA-256 of a file; or of a folder's files together."
-    listed = [sha256(f) for f in files_below(path)]
+def checksum(path: str | Path | list) -> str:
+    "The SHA-256 of a file; or of a folder's, or of those in a list, together."
+    listed = [sha256(f) for f in (path if isinstance(path, list) else files_below(path))]
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 
 # %% ../nbs/core.ipynb #a9d8db40

@@ -1,9 +1,14 @@
 "Films of every layout are one array; what is wrong with a file is one sentence; memory is bounded."
+import os, signal, subprocess, sys, time
+
 import numpy as np
 import pytest
 
-from neurocompanion.core import RecordingError
-from neurocompanion.recordings.video.reader import Tiffs, open_video
+from neurocompanion.core import ParameterError, RecordingError
+from neurocompanion.recordings.read import read
+from neurocompanion.recordings.video.convert import convert_film, plan
+from neurocompanion.recordings.video.film import coarser_video, df_over_f
+from neurocompanion.recordings.video.reader import open_video
 
 tifffile = pytest.importorskip("tifffile")
 FILM = np.random.default_rng(0).integers(0, 4000, (12, 3, 20, 17)).astype(np.uint16)  # time z y x
@@ -79,7 +84,7 @@ def test_every_layout_is_the_same_film(tmp_path, film, make, how):
 def test_axes_are_asked_for(tmp_path):
     "300 pages are 300 frames, or an error that says how to say so."
     stack(tmp_path / "a.tif", np.zeros((300, 4, 4), "u1"))
-    with pytest.raises(RecordingError, match="found 300 pages.*planes=, 1 where every page is a fr"):
+    with pytest.raises(RecordingError, match="found 300 pages.*planes=, 1 where every page"):
         open_video(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", np.zeros((300, 4, 4), "u1"), imagej=True,
                      metadata={"axes": "ZYX"})     # what ImageJ calls any stack
@@ -115,3 +120,122 @@ def test_what_is_wrong_is_one_sentence(tmp_path, make, how, what):
     make(tmp_path / "odd.tif")
     with pytest.raises(RecordingError, match=what) as e: open_video(tmp_path / "odd.tif", **how)[:]
     assert "odd.tif" in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) < 300
+
+
+# ---- films in
+CHILD = """
+import os, resource, sys
+import numpy as np, tifffile, zarr
+from neurocompanion.recordings.video import convert
+from neurocompanion.recordings.video.reader import open_video
+film, out, limit, masks = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+def size(): return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+small = np.zeros((20, 1, 32, 32), "u2")
+tifffile.imwrite(out + ".tif", small, metadata={"axes": "TZYX"}, photometric="minisblack")
+convert.convert_film(out + ".tif", out + ".first", masks=np.ones((32, 32), int))  # threads, imports
+resource.setrlimit(resource.RLIMIT_AS, (size() + limit,) * 2)
+try: open_video(film, planes=1)[:]
+except Exception as e: print("refused", type(e).__name__)
+print("begun", flush=True)
+convert.convert_film(film, out, planes=1, seconds=100, masks=masks or None, memory=limit)
+print("done")
+"""
+
+
+def child(*what, **how):
+    env = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1",
+           "NEUROCOMPANION_QUIET": "1", "BLOSC_NTHREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, *map(str, what)], text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory):
+    "Ten times as large as the memory it will have, and the masks of its cells."
+    folder, limit = tmp_path_factory.mktemp("long"), 24 << 20
+    base = np.random.default_rng(0).integers(100, 900, (160, 224)).astype("u2")
+    frames = 10 * limit // base.nbytes + 1
+    with tifffile.TiffWriter(folder / "film.tif", bigtiff=True) as f:
+        for t in range(frames): f.write(base + t % 7, contiguous=False, metadata=None)
+    cells = np.arange(base.size).reshape(base.shape) // 400
+    np.save(folder / "cells.npy", cells)
+    return folder / "film.tif", folder / "cells.npy", limit, frames
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux knows them")
+def test_a_film_of_ten_times_the_memory(long_film, tmp_path):
+    film, masks, limit, frames = long_film
+    run = child(film, tmp_path / "a.zarr", limit, masks)
+    said, wrong = run.communicate()
+    assert said.split() == ["refused", "MemoryError", "begun", "done"], wrong
+    ds = read(tmp_path / "a.zarr")[0]
+    assert ds["video"].shape == (frames, 1, 160, 224) and ds.attrs["units"] == "dF/F"
+    part = open_video(film, planes=1)[:, :, 100:102, 7:9]
+    want = df_over_f(part, 100)
+    np.testing.assert_allclose(ds["video"][:, :, 100:102, 7:9].values, want, rtol=0, atol=1e-5)
+    cells = np.load(masks)[None]
+    np.testing.assert_allclose(ds["trace"].sel(cell=30).values, ds["video"].values[
+        :, cells == 30].mean(1), rtol=0, atol=1e-5)
+    one = read(tmp_path / "a.zarr/s1")[0]["video"][50, 0, 3, 4]
+    np.testing.assert_allclose(one, ds["video"][50, 0, 6:8, 8:10].mean(), rtol=0, atol=1e-5)
+    ds.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_what_is_broken_off(long_film, tmp_path, how):
+    film, masks, limit, _ = long_film
+    run = child(film, tmp_path / "a.zarr", limit, "")
+    assert run.stdout.readline() and run.stdout.readline() == "begun\n"
+    for _ in range(400):
+        if [*tmp_path.glob(".a.zarr.*/video/c")]: break
+        time.sleep(0.02)
+    run.send_signal(how)
+    run.communicate()
+    own = {"a.zarr.first", "a.zarr.tif"}
+    assert run.returncode and not (tmp_path / "a.zarr").exists()
+    if how != signal.SIGKILL: assert {p.name for p in tmp_path.iterdir()} == own
+    tiny = np.ones((9, 1, 16, 16), "u1")
+    tifffile.imwrite(tmp_path / "b.tif", tiny[:, 0], metadata={"axes": "TYX"},
+                     photometric="minisblack")
+    convert_film(tmp_path / "b.tif", tmp_path / "a.zarr", dff=False)  # tidies up
+    assert {p.name for p in tmp_path.iterdir()} == own | {"b.tif", "a.zarr"}
+    np.testing.assert_array_equal(read(tmp_path / "a.zarr")[0]["video"].values, tiny)
+
+
+@pytest.mark.parametrize("shape, chunks, levels", [
+    ((33, 1, 40, 24), None, 3), ((50, 5, 33, 17), None, 2), ((30, 18, 16, 21), (7, 4, 10, 9), 3)])
+def test_boxes_do_not_show(tmp_path, shape, chunks, levels):
+    "Any number of boxes gives the same film, coarse films and traces."
+    x = np.random.default_rng(1).poisson(50, shape).astype("u2")
+    cells = np.random.default_rng(2).integers(0, 5, shape[1:])
+    tifffile.imwrite(tmp_path / "a.tif", x, metadata={"axes": "TZYX"}, photometric="minisblack")
+    make = lambda name, memory: convert_film(tmp_path / "a.tif", tmp_path / name, seconds=12,
+                                             masks=cells, levels=levels, chunks=chunks,
+                                             memory=memory)
+    most = next(m for m in range(20, 30) if fits(shape, chunks, levels, 1 << m))
+    one, many = make("one.zarr", 1 << 29), make("many.zarr", 1 << most)
+    v = df_over_f(x, 12)
+    for level in ("", *(p.name for p in one.glob("s?"))):
+        a, b = (read(p / level)[0] for p in (one, many))
+        np.testing.assert_allclose(a["video"].values, v, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(a["video"].values, b["video"].values)
+        if not level: np.testing.assert_allclose(a["trace"].values, b["trace"].values, atol=1e-5)
+        f = (2 if v.shape[1] >= 16 else 1, 2, 2)
+        v = coarser_video(v, f)
+
+
+def fits(shape, chunks, levels, memory):
+    try: return plan(shape, 2, 12, levels, chunks, memory)
+    except ParameterError: return False
+
+
+def test_chunks_of_any_size_and_no_room(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", FILM[:, 0], metadata={"axes": "TYX"},
+                     photometric="minisblack")
+    with pytest.raises(ParameterError, match="memory= at least"):
+        convert_film(tmp_path / "a.tif", tmp_path / "a.zarr", memory=1 << 10)
+    (tmp_path / "b.zarr").mkdir()
+    with pytest.raises(RecordingError, match="something else is there"):
+        convert_film(tmp_path / "a.tif", tmp_path / "b.zarr")
+    assert not [*tmp_path.glob(".*")]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ParameterError, RecordingError, need
-from ..recordings.video.film import coarser_cells, coarser_video
+from ..recordings.video.film import coarser_cells, coarser_video  # noqa: F401
 from ..recordings.video.masks import cell_matrix
 from ..training.metrics import corr_h, corr_w
 

@@ -18,8 +18,7 @@ import xarray as xr
 from ...core import ParameterError, RecordingError, extra, need_whole, progress
 from ..guard import npy, refuse
 from ..read import layout_of
-from ..standard import (assumed, atomic_zarr, open_recording, packed,
-                                                video)
+from ..standard import atomic_zarr, open_recording, packed, video
 from .film import (Ahead, coarser_cells, coarser_video,
                                                   df_over_f_steps)
 from .masks import cell_matrix, segment, suite2p_masks
@@ -59,16 +58,16 @@ def plan(
     up = np.prod([(1, 1, 1), *factors], axis=0)
     room = min(4 << 20, memory // 96) // ((4 if window else itemsize) * min(ny, 256) * min(nx, 256))
     ct = chunks[0] if chunks else min(256, 1 << max(room, 1).bit_length() - 1)
-    cost = min(window or 0, T) * itemsize + ct * (6 * itemsize + 28)       # of a voxel, in bytes
-    most = int(0.7 * memory / cost) // nx                                 # rows
+    cost = min(window or 0, T) * itemsize + ct * (6 * itemsize + 40)       # of a voxel, in bytes
+    most = int(0.6 * memory / cost) // nx                                 # rows
     for rows in (256, 128, 64, 32, 16, 8):
         cy, cx = (chunks[2], chunks[3]) if chunks else (rows, min(nx, 256))
         tall = math.lcm(cy, int(up[1]))
         if most >= min(tall, ny) * up[0]: break
     else: raise ParameterError(
         "the memory is too small for a part of this film", expected=f"memory= at least "
-        f"{-(-int(cost * nx * up[0] * min(tall, ny) / 0.7) >> 20)} MiB", found=f"{memory >> 20} MiB",
-        fix="Or take shorter windows: seconds=")
+        f"{-(-int(cost * nx * up[0] * min(tall, ny) / 0.6) >> 20)} MiB",
+        found=f"{memory >> 20} MiB", fix="Or take shorter windows: seconds=")
     deep = min(nz, max(most // ny // up[0] * up[0], up[0]))
     tall = ny if most >= ny * min(deep, nz) else most // up[0] // tall * tall
     cut = lambda n, size: [(a, min(a + size, n)) for a in range(0, n, size)]
@@ -148,6 +147,7 @@ def _begun(folder, shape, dtype, p, cells, told, narrow):
         "video", shape=shape, dtype=dtype, chunks=chunks, dimension_names=("time", *"zyx"),
         compressors=zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle",
                                            typesize=np.dtype(dtype).itemsize),
+        config={"write_empty_chunks": True},    # looking for empty ones takes as long as writing
         attributes={"units": told["units"], "long_name": "brightness"})
 
 
@@ -211,7 +211,7 @@ def _written(array, out, p, window, dark, traces, desc):
                 getattr(array, "where", desc), "the film has gaps", "finite numbers", f"others in "
                 f"frames {t} to {t + len(x)}", "Fill them, or cut the frames off")
             if traces: traces.add(mine, t, x)
-            (za, zb), (ya, yb) = z, y
+            za, ya = z[0], y[0]
             for level, f in zip(out, [(1, 1, 1), *p.factors]):
                 x = coarser_video(x, f) if max(f) > 1 else x
                 za, ya = za // f[0], ya // f[1]

@@ -287,11 +287,9 @@ def _read(self: _Pages, k, rows, into):
         return
     line = nx * self.dtype.itemsize
     f.seek(at + (k * ny + rows.start) * line)
-    data = f.read(len(into) * line)
-    if len(data) < len(into) * line: refuse(
-        self.path, "the file is cut short", f"{len(into) * line} bytes of page {k + 1}",
-        len(data), AGAIN)
-    into[:] = np.frombuffer(data, self.raw).reshape(into.shape)
+    if (n := f.readinto(into)) < len(into) * line: refuse(
+        self.path, "the file is cut short", f"{len(into) * line} bytes of page {k + 1}", n, AGAIN)
+    if not self.raw.isnative: into.byteswap(inplace=True)
 
 
 _Pages.read = _read

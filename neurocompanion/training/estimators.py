@@ -89,9 +89,10 @@ def recordings_of(
     data,        # as for `read`
     kind: str,   # traces, spikes or video
     needs=(),    # what each must have beyond the standard
+    **how,       # options of readers
 ) -> door.Recordings:
     "The recordings that are meant; a note of what cannot be used goes with them."
-    found = data if isinstance(data, door.Recordings) else door.read(data, kind, needs=needs)
+    found = data if isinstance(data, door.Recordings) else door.read(data, kind, needs=needs, **how)
     if len({door.name_of(ds) for ds in found}) == len(found): return found
     names = [door.name_of(ds) for ds in found]
     twice = next(n for n in names if names.count(n) > 1)

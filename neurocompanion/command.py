@@ -67,8 +67,8 @@ def _reader(args) -> dict:
 
 def _convert(args):
     from neurocompanion import verbs
-    more = {k: v for k, v in (("align", args.align), ("bin_size", args.bin)) if v is not None}
-    verbs.convert(args.what, args.out, args.kind, **more, **_reader(args))
+    more = {"align": args.align} if args.align else {}
+    verbs.convert(args.what, args.out, args.kind, 1000 * (args.bin or 0), **more, **_reader(args))
 
 
 def _seconds(text) -> float:

@@ -38,18 +38,21 @@ def _read(data, kind, needs=(), reader=None):
     print(found.used, flush=True)
     return found
 
-# %% ../nbs/verbs.ipynb #04828302
+# %% ../nbs/verbs.ipynb #8767399c
 def convert(
     what,                   # as for `read`
     out,                    # .nc, or .zarr for film; a folder for several recordings
     kind: str | None = None,  # traces, spikes or video, where a file holds several
-    **reader,               # options of the reader: axes=, align=, bin_size=, variable=, …
+    bin_ms: float = 0,      # width of the bins that are wanted; 0: as the reader makes them
+    **reader,               # options of the reader: axes=, align=, variable=, …
 ) -> list:                  # the files
     "Recordings as files of the data standard."
     from neurocompanion.recordings.read import read
     from neurocompanion.recordings.standard import save
+    if bin_ms and _counts_times(what, kind): reader["bin_size"] = bin_ms / 1000
     found, out = read(what, kind, **reader), Path(out).expanduser()
     print(found.used, flush=True)
+    if bin_ms: found[:] = [_rebinned(ds, bin_ms) for ds in found]
     if len(found) > 1 and out.suffix: raise ParameterError(
         "there are several recordings", where=what, found=len(found), expected="a folder for them",
         fix=f"Name a folder, such as {out.with_suffix('')}")
@@ -62,7 +65,22 @@ def convert(
         for line in ds.attrs["report"]: print("  " + ", ".join(f"{k} {v}" for k, v in line.items()))
     return paths
 
-# %% ../nbs/verbs.ipynb #b77985a8
+# %% ../nbs/verbs.ipynb #7ee3e2ed
+def _counts_times(what, kind) -> bool:
+    "Whether the reader of these files counts spike times, in bins of any width."
+    import inspect
+    from neurocompanion.recordings.read import places_of
+    how = [inspect.signature(p.reader).parameters for p in places_of(what, kind) if p.reader]
+    return any("axes" in h or getattr(h.get("bin_size"), "default", None) for h in how)
+
+
+def _rebinned(ds, bin_ms):
+    "A recording of spikes in wider bins."
+    from neurocompanion.recordings.spikes.counts import rebin
+    if ds.attrs["kind"] != "spikes" or abs(1000 * ds.attrs["bin_size"] - bin_ms) < 1e-6: return ds
+    return rebin(ds, bin_ms / 1000)
+
+# %% ../nbs/verbs.ipynb #06baaea9
 def rates(
     data,                   # one recording of spikes, as for `read`
     out=None,               # .nc, .csv, .parquet, .nwb, or .h5 with `like`
@@ -85,11 +103,6 @@ def rates(
     _told(a, path, picture)
     print(a.diagnose())
     return path
-
-
-def _rebinned(ds, bin_ms):
-    from neurocompanion.recordings.spikes.counts import rebin, whole_bins
-    return rebin(ds, whole_bins("bin_ms", bin_ms / 1000, ds.attrs["bin_size"]))
 
 
 def _source(ds, path):

@@ -299,7 +299,7 @@ AutoLFADS.inputs, AutoLFADS.everything = _inputs, _everything
 # %% ../../nbs/autolfads/estimators.ipynb #38d6eae3
 def _predict(self, spikes) -> np.ndarray:   # Hz  # (trial) time unit
     "Rates of further trials of the same units."
-    return self._posterior(spikes)["rates"] / float(self.about_["bin_size"])
+    return self.fitted()._posterior(spikes)["rates"] / float(self.about_["bin_size"])
 
 
 def _score(self, spikes=None, y=None) -> float:

@@ -155,13 +155,14 @@ def forecast(
     from neurocompanion.worm_scaling.estimators import Forecaster
     path, begun, tried = _place(out, data, "forecast", ".nc"), time.time(), []
     found = _read(data, "traces", reader=reader)
-    for model in [how.pop("model")] if "model" in how else MODELS:
+    models = [how.pop("model")] if "model" in how else MODELS
+    for model in models:
         if tried and time.time() - begun > 60 * minutes * len(tried) / (len(tried) + 1): break
         tried.append(Forecaster(model=model, **how).fit(found))
         print(f"{model}: error {tried[-1].valid_loss_:.4g} on the middle part", flush=True)
     best = min(tried, key=lambda f: f.valid_loss_)
-    if left := len(MODELS) - len(tried):
-        best.note(f"{left} of {len(MODELS)} networks were not tried: there was no time")
+    if left := len(models) - len(tried):
+        best.note(f"{left} of {len(models)} networks were not tried: there was no time")
     paths = [path] if len(found) == 1 else [
         path.with_stem(f"{path.stem}-{name_of(ds).replace(' ', '-')}") for ds in found]
     for i, p in enumerate(paths): write(best.forecast(i), p)

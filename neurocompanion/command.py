@@ -183,23 +183,8 @@ _MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
                 help="how long it may take, about (default: 5)")
 _READ = _arg("--read", action="append", metavar="NAME=VALUE",
              help="an option of the reader, such as axes='time neuron'; `check` lists them")
-_COMMANDS = {
-    "sources": (_sources, "list the public recordings, and where each is", "sources kato",
-        _arg("name", nargs="?", default="", help="only names that hold this text")),
-    "fetch": (_fetch, "bring recordings here, from the mirror or the internet", "fetch kato2015",
-        _arg("name", nargs="+", help="a name that `sources` lists")),
-    "check": (_check, "say what recordings hold, how to read them, and what is wrong with them",
-        "check my_worms/ session.nwb",
-        _arg("path", nargs="+", help="a file or folder in any layout, or a public name"),
-        _arg("--seconds", type=float, default=60, metavar="N",
-             help="how long reading one of them may take (default: 60)")),
-    "simulate": (_simulate, "write recordings with known truth",
-        "simulate worms -n 5 --out simulated",
-        _arg("kind", choices=SIMULATORS, help="calcium of worms, spikes of sessions at growing "
-             "distances, of a chaotic network or of the Lorenz system, video of a fish"),
-        _arg("-n", type=int, default=4, help="how many (default: 4)"),
-        _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
-        _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
+
+_VERBS = {
     "convert": (_convert, "make files of the data standard of whatever can be read",
         "convert calcium.csv calcium.nc",
         _arg("what", help="a file or folder in any layout, or a public name"),
@@ -221,6 +206,60 @@ _COMMANDS = {
         _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
     "states": (_states, "behavioural states told from traces, beside simple rules",
         "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
+}
+
+# %% ../nbs/command.ipynb #2f968c97
+_DATA = _arg("data", help="a file or folder in any layout, or a public name")
+_MADE = _arg("--out", metavar="FILE", help="the result: .nc, .csv, .parquet or .nwb "
+             "(default: named after the data, in this folder)")
+_MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
+                help="how long it may take, about (default: 5)")
+_READ = _arg("--read", action="append", metavar="NAME=VALUE",
+             help="an option of the reader, such as axes='time neuron'; `check` lists them")
+
+_VERBS = {
+    "convert": (_convert, "make files of the data standard of whatever can be read",
+        "convert calcium.csv calcium.nc",
+        _arg("what", help="a file or folder in any layout, or a public name"),
+        _arg("out", help="a .nc file, .zarr for film; a folder for several recordings"),
+        _arg("--kind", choices=["traces", "spikes", "video"], help="where a file holds several"),
+        _arg("--align", metavar="COLUMN", help="cut trials around this event"),
+        _arg("--bin", type=_seconds, metavar="20ms", help="width of a bin"), _READ),
+    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
+        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
+        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
+    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
+        "rank mine.nwb pool/ --out ranks.csv", _DATA,
+        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
+        _MINUTES, _READ),
+    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
+        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
+        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
+    "states": (_states, "behavioural states told from traces, beside simple rules",
+        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
+}
+
+# %% ../nbs/command.ipynb #sb0000v5
+_COMMANDS = {
+    "sources": (_sources, "list the public recordings, and where each is", "sources kato",
+        _arg("name", nargs="?", default="", help="only names that hold this text")),
+    "fetch": (_fetch, "bring recordings here, from the mirror or the internet", "fetch kato2015",
+        _arg("name", nargs="+", help="a name that `sources` lists")),
+    "check": (_check, "say what recordings hold, how to read them, and what is wrong with them",
+        "check my_worms/ session.nwb",
+        _arg("path", nargs="+", help="a file or folder in any layout, or a public name"),
+        _arg("--seconds", type=float, default=60, metavar="N",
+             help="how long reading one of them may take (default: 60)")),
+    "simulate": (_simulate, "write recordings with known truth",
+        "simulate worms -n 5 --out simulated",
+        _arg("kind", choices=SIMULATORS, help="calcium of worms, spikes of sessions at growing "
+             "distances, of a chaotic network or of the Lorenz system, video of a fish"),
+        _arg("-n", type=int, default=4, help="how many (default: 4)"),
+        _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
+        _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
+    **_VERBS,
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
         _arg("name", nargs="?", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
         _arg("--list", action="store_true", help="say which sweeps there are"),

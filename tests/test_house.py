@@ -136,7 +136,7 @@ BROKEN = {   # what is wrong: where, the line that breaks a rule
         ("fast.dropout", "from ..training.fit import fit"),
         ("recordings.read", "from ..training import fit"),
         ("recordings.read", "import neurocompanion.sweeps.sweep as s"),
-        ("training.fit", "from ..recordings.read import read"),
+        ("training.fit", "from ..plots import style"),
         ("training.fit", "from neurocompanion.sweeps import sweep"),
         ("sweeps.sweep", "from ..training.fit import fit"),
         ("gnn.models", "from ..site import build")],

@@ -59,24 +59,47 @@ def _simulate(args):
         print(path)
 
 # %% ../nbs/command.ipynb #sb0000v1
+def _reader(args) -> dict:
+    "Options of the reader, NAME=VALUE."
+    from neurocompanion.sweeps.sweep import setting
+    return dict(map(setting, args.read or ()))
+
+
+def _convert(args):
+    from neurocompanion import verbs
+    more = {"align": args.align} if args.align else {}
+    verbs.convert(args.what, args.out, args.kind, 1000 * (args.bin or 0), **more, **_reader(args))
+
+
+def _seconds(text) -> float:
+    "A duration: 20ms, 0.02s, or seconds."
+    for unit, factor in (("ms", 1e-3), ("s", 1.0), ("", 1.0)):
+        if text.endswith(unit):
+            try: return float(text.removesuffix(unit)) * factor
+            except ValueError: pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 20ms or 0.02s")
+
+
 def _forecast(args):
     from neurocompanion import verbs
-    verbs.forecast(args.data, args.out, minutes=args.minutes, horizon=args.horizon, step=args.step)
+    verbs.forecast(args.data, args.out, minutes=args.minutes, horizon=args.horizon,
+                   step=args.step, reader=_reader(args))
 
 
 def _rates(args):
     from neurocompanion import verbs
-    verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms)
+    verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms,
+                reader=_reader(args))
 
 
 def _rank(args):
     from neurocompanion import verbs
-    verbs.rank(args.data, args.pool, args.out, minutes=args.minutes)
+    verbs.rank(args.data, args.pool, args.out, minutes=args.minutes, reader=_reader(args))
 
 
 def _states(args):
     from neurocompanion import verbs
-    verbs.states(args.data, args.out, minutes=args.minutes)
+    verbs.states(args.data, args.out, minutes=args.minutes, reader=_reader(args))
 
 # %% ../nbs/command.ipynb #sb0000v2
 def _list():
@@ -158,6 +181,67 @@ _MADE = _arg("--out", metavar="FILE", help="the result: .nc, .csv, .parquet or .
              "(default: named after the data, in this folder)")
 _MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
                 help="how long it may take, about (default: 5)")
+_READ = _arg("--read", action="append", metavar="NAME=VALUE",
+             help="an option of the reader, such as axes='time neuron'; `check` lists them")
+
+_VERBS = {
+    "convert": (_convert, "make files of the data standard of whatever can be read",
+        "convert calcium.csv calcium.nc",
+        _arg("what", help="a file or folder in any layout, or a public name"),
+        _arg("out", help="a .nc file, .zarr for film; a folder for several recordings"),
+        _arg("--kind", choices=["traces", "spikes", "video"], help="where a file holds several"),
+        _arg("--align", metavar="COLUMN", help="cut trials around this event"),
+        _arg("--bin", type=_seconds, metavar="20ms", help="width of a bin"), _READ),
+    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
+        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
+        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
+    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
+        "rank mine.nwb pool/ --out ranks.csv", _DATA,
+        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
+        _MINUTES, _READ),
+    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
+        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
+        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
+    "states": (_states, "behavioural states told from traces, beside simple rules",
+        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
+}
+
+# %% ../nbs/command.ipynb #2f968c97
+_DATA = _arg("data", help="a file or folder in any layout, or a public name")
+_MADE = _arg("--out", metavar="FILE", help="the result: .nc, .csv, .parquet or .nwb "
+             "(default: named after the data, in this folder)")
+_MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
+                help="how long it may take, about (default: 5)")
+_READ = _arg("--read", action="append", metavar="NAME=VALUE",
+             help="an option of the reader, such as axes='time neuron'; `check` lists them")
+
+_VERBS = {
+    "convert": (_convert, "make files of the data standard of whatever can be read",
+        "convert calcium.csv calcium.nc",
+        _arg("what", help="a file or folder in any layout, or a public name"),
+        _arg("out", help="a .nc file, .zarr for film; a folder for several recordings"),
+        _arg("--kind", choices=["traces", "spikes", "video"], help="where a file holds several"),
+        _arg("--align", metavar="COLUMN", help="cut trials around this event"),
+        _arg("--bin", type=_seconds, metavar="20ms", help="width of a bin"), _READ),
+    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
+        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
+        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
+    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
+        "rank mine.nwb pool/ --out ranks.csv", _DATA,
+        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
+        _MINUTES, _READ),
+    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
+        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
+        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
+        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
+    "states": (_states, "behavioural states told from traces, beside simple rules",
+        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
+}
+
+# %% ../nbs/command.ipynb #sb0000v5
 _COMMANDS = {
     "sources": (_sources, "list the public recordings, and where each is", "sources kato",
         _arg("name", nargs="?", default="", help="only names that hold this text")),
@@ -175,20 +259,7 @@ _COMMANDS = {
         _arg("-n", type=int, default=4, help="how many (default: 4)"),
         _arg("--seed", type=int, default=0, help="same seed, same recordings (default: 0)"),
         _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
-    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
-        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES,
-        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
-        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
-    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
-        "rank mine.nwb pool/ --out ranks.csv", _DATA,
-        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
-        _MINUTES),
-    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
-        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES,
-        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
-        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
-    "states": (_states, "behavioural states told from traces, beside simple rules",
-        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES),
+    **_VERBS,
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
         _arg("name", nargs="?", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
         _arg("--list", action="store_true", help="say which sweeps there are"),

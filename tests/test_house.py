@@ -10,8 +10,9 @@ PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",
-       "recordings": "core", "training": "core fast",
-       "sweeps": "core recordings plots site", "command": "core recordings sweeps site",
+       "recordings": "core", "training": "core fast recordings",
+       "sweeps": "core recordings plots site", "command": "core recordings sweeps site verbs",
+       "verbs": "core plots recordings training PAPERS",
        "bench": "core fast plots recordings training sweeps PAPERS",
        "PAPERS": "core fast plots recordings training sweeps"}
 
@@ -135,7 +136,7 @@ BROKEN = {   # what is wrong: where, the line that breaks a rule
         ("fast.dropout", "from ..training.fit import fit"),
         ("recordings.read", "from ..training import fit"),
         ("recordings.read", "import neurocompanion.sweeps.sweep as s"),
-        ("training.fit", "from ..recordings.read import read"),
+        ("training.fit", "from ..plots import style"),
         ("training.fit", "from neurocompanion.sweeps import sweep"),
         ("sweeps.sweep", "from ..training.fit import fit"),
         ("gnn.models", "from ..site import build")],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Fitted', 'unseen', 'smoother', 'linear', 'kept', 'chosen', 'network', 'population', 'from_network', 'method',
-           'truth_scores', 'gains', 'bits_above', 'mixed', 'blend', 'hidden_score', 'Diagnosis', 'diagnose', 'coverage',
+           'truth_scores', 'bits_above', 'mixed', 'blend', 'hidden_score', 'Diagnosis', 'diagnose', 'coverage',
            'calibration', 'METHODS']
 
 # %% ../../nbs/autolfads/methods.ipynb #4c2e0a3c
@@ -21,7 +21,7 @@ from .setting import METHODS, Setting
 from .training import Trained, finished, maker, train
 from ..core import ParameterError
 from ..recordings.spikes.counts import smooth
-from ..training.metrics import bits_per_spike, r2
+from ..training.metrics import bits_per_spike, gains, r2
 
 # %% ../../nbs/autolfads/methods.ipynb #4ab54920
 class Fitted(NamedTuple):
@@ -164,14 +164,8 @@ def truth_scores(rates, data: Spikes) -> dict:  # spikes per bin in the validati
             "bits": bits_per_spike(above, data.valid)}
 
 # %% ../../nbs/autolfads/methods.ipynb #a6adf69c
-def gains(rates, spikes, mean):  # spikes per bin, counts, rates to beat  # … unit
-    "Information about spikes beyond given mean rates, in bits; 0 where a count is NaN."
-    r, mean, ok = np.maximum(rates, 1e-9), np.maximum(mean, 1e-9), np.isfinite(spikes)
-    return np.where(ok, spikes * np.log(r / mean) - (r - mean), 0) / math.log(2)
-
-
 def bits_above(rates, spikes, mean) -> float:
-    "The same in all, in bits a spike."
+    "Information about spikes beyond given mean rates, in bits a spike; NaN does not count."
     return float(gains(rates, spikes, mean).sum() / max(np.nansum(spikes), 1))
 
 # %% ../../nbs/autolfads/methods.ipynb #26f2b93e

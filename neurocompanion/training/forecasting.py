@@ -91,16 +91,16 @@ def _ridge(x, y):
 class AllNeurons(OwnHistory):
     "Each neuron from the last values of all, by way of their principal components."
 
-    def __init__(self, lags: int = 2, steps: int = 1, components: int = 60):
+    def __init__(self, lags: int = 2, steps: int = 1, components: int = 60, own: int = 8):
         super().__init__(lags, steps)
-        self.components = components
+        self.components, self.own = components, own
 
     def fit(self, x, y=None):
         x = _stretches(x)
         self.mean_ = np.concatenate(x).mean(0)
         axes = np.linalg.svd(np.concatenate(x) - self.mean_, full_matrices=False)[2]
         self.axes_ = axes[:self.components].T                          # n component
-        self.own_ = OwnHistory(8, self.steps).fit(x)
+        self.own_ = OwnHistory(self.own, self.steps).fit(x)
         seen, next_ = _pairs([v - self.mean_ for v in x], self.own_.lags, self.steps)
         rest = next_ - np.einsum("bln,nls->bsn", seen, self.own_.weight_)
         z = (seen[:, -self.lags:] @ self.axes_).reshape(len(seen), -1)

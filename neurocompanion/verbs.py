@@ -49,6 +49,10 @@ def convert(
     "Recordings as files of the data standard."
     from neurocompanion.recordings.read import read
     from neurocompanion.recordings.standard import save
+    if Path(out).suffix == ".zarr" and kind in (None, "video"):
+        from neurocompanion.recordings.video.convert import convert_film
+        print(path := convert_film(what, out, **reader), flush=True)
+        return [path]
     if bin_ms and _counts_times(what, kind): reader["bin_size"] = bin_ms / 1000
     found, out = read(what, kind, **reader), Path(out).expanduser()
     print(found.used, flush=True)

@@ -208,39 +208,6 @@ _VERBS = {
         "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
 }
 
-# %% ../nbs/command.ipynb #2f968c97
-_DATA = _arg("data", help="a file or folder in any layout, or a public name")
-_MADE = _arg("--out", metavar="FILE", help="the result: .nc, .csv, .parquet or .nwb "
-             "(default: named after the data, in this folder)")
-_MINUTES = _arg("--minutes", type=float, default=5, metavar="N",
-                help="how long it may take, about (default: 5)")
-_READ = _arg("--read", action="append", metavar="NAME=VALUE",
-             help="an option of the reader, such as axes='time neuron'; `check` lists them")
-
-_VERBS = {
-    "convert": (_convert, "make files of the data standard of whatever can be read",
-        "convert calcium.csv calcium.nc",
-        _arg("what", help="a file or folder in any layout, or a public name"),
-        _arg("out", help="a .nc file, .zarr for film; a folder for several recordings"),
-        _arg("--kind", choices=["traces", "spikes", "video"], help="where a file holds several"),
-        _arg("--align", metavar="COLUMN", help="cut trials around this event"),
-        _arg("--bin", type=_seconds, metavar="20ms", help="width of a bin"), _READ),
-    "forecast": (_forecast, "forecasts of traces, beside those that need no network",
-        "forecast worm.nc --out forecast.csv", _DATA, _MADE, _MINUTES, _READ,
-        _arg("--horizon", type=int, default=10, metavar="N", help="how many steps (default: 10)"),
-        _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
-    "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
-        "rank mine.nwb pool/ --out ranks.csv", _DATA,
-        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
-        _MINUTES, _READ),
-    "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
-        "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
-        _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
-        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
-    "states": (_states, "behavioural states told from traces, beside simple rules",
-        "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
-}
-
 # %% ../nbs/command.ipynb #sb0000v5
 _COMMANDS = {
     "sources": (_sources, "list the public recordings, and where each is", "sources kato",

@@ -31,6 +31,14 @@ def _told(estimator, path, picture):
     print(estimator.verdict_, flush=True)
 
 
+def _saved(fig, path) -> Path:
+    "Write a picture beside the result."
+    import matplotlib.pyplot as plt
+    fig.savefig(picture := path.with_suffix(".png"), dpi=150)
+    plt.close(fig)
+    return picture
+
+
 def _read(data, kind, needs=(), reader=None):
     "Recordings, and what was left out, said."
     from neurocompanion.training.estimators import recordings_of
@@ -137,10 +145,7 @@ def _rates_picture(made, a, path) -> Path:
     axes[-1, 0].set_xlabel("seconds")
     trial = "" if test is None else f"trial {made['trial'].values[test]} (never learned from), "
     axes[0, 0].set_title(f"{trial}rates in Hz, ± 2 standard deviations; spikes below", loc="left")
-    picture = path.with_suffix(".png")
-    fig.savefig(picture, dpi=150)
-    plt.close(fig)
-    return picture
+    return _saved(fig, path)
 
 # %% ../nbs/verbs.ipynb #d817523a
 MODELS = "linear", "lstm", "transformer"
@@ -203,10 +208,7 @@ def _forecast_picture(f, path) -> Path:
             (1, 0, 2, 3, 4)[j]], marker=plots.MARKERS[j], ms=3)
     axes["lead"].set(xlabel="seconds ahead", ylabel="error / variance", ylim=(0, None))
     axes["lead"].legend(fontsize=7)
-    picture = path.with_suffix(".png")
-    fig.savefig(picture, dpi=150)
-    plt.close(fig)
-    return picture
+    return _saved(fig, path)
 
 # %% ../nbs/verbs.ipynb #c8e843ed
 def states(
@@ -228,6 +230,7 @@ def states(
         print(f"{model}: {tried[-1].scores_.score.iloc[0]:.1%} right where it has not seen",
               flush=True)
     best = max(tried, key=lambda d: d.scores_.score.iloc[0])
+    if len(tried) > 1: best.note(f"the best of {len(tried)} methods, chosen by this very score")
     paths = [path] if len(found) == 1 else [
         path.with_stem(f"{path.stem}-{name_of(ds).replace(' ', '-')}") for ds in found]
     for ds, p in zip(found, paths): write(best.states(ds), p)
@@ -260,10 +263,7 @@ def _states_picture(d, found, path) -> Path:
     ax.set(yticks=range(len(s)), yticklabels=s.method, xlabel="frames told rightly, %")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour[n]) for n in d.names_]
     fig.legend(handles, d.names_, loc="outside lower left", ncols=min(len(d.names_), 7), fontsize=7)
-    picture = path.with_suffix(".png")
-    fig.savefig(picture, dpi=150)
-    plt.close(fig)
-    return picture
+    return _saved(fig, path)
 
 # %% ../nbs/verbs.ipynb #701a5cc5
 def rank(
@@ -324,7 +324,4 @@ def _rank_picture(table, simple, path) -> Path:
         ax.axvline(v, ls=(0, (4, 2)), color=plots.COLOURS[i], label=k)
     ax.set(yticks=range(len(t)), yticklabels=t.session, xlabel="bits a spike")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7)
-    picture = path.with_suffix(".png")
-    fig.savefig(picture, dpi=150)
-    plt.close(fig)
-    return picture
+    return _saved(fig, path)

@@ -132,8 +132,7 @@ def _judge(self, cut, names):
     sums, leads = {}, []
     for i, p in enumerate(cut):
         mine = SimpleNamespace(predict=partial(self.predict, recording=i))
-        known = {self.what: mine} | _rungs(self.horizon, self.context,
-                                              [p.train, p.valid])
+        known = {self.what: mine} | _rungs(self.horizon, self.context, [p.train])
         found, lead = errors(known, [p.test], self.horizon, self.context,
                              spread=p.train.std(0))
         for k, v in found.items(): sums.setdefault(k, []).append(v)

@@ -114,6 +114,8 @@ class AutoLFADS(Estimator):
 def _fit(self, spikes, y=None):
     "Train a population, and judge it on spikes that were hidden from it."
     self.notes_ = []
+    if isinstance(spikes, (np.ndarray, torch.Tensor)) and not self.bin_size: self.note(
+        "the array's bins are taken to be 0.01 s wide; rates in Hz need bin_size=")
     ds = checked(as_recording(spikes, self.axes, self.bin_size), self.note)
     s = self._setting(ds)
     cut = (study if "trial" in ds.dims else chops)(s, ds)

@@ -399,7 +399,8 @@ def simulated(
     from neurocompanion.recordings.spikes import simulate as spikes
     from neurocompanion.recordings.video.simulate import fish
     from neurocompanion.recordings.worm.simulate import worms
-    which = _USUAL.get(which or "traces", which)
+    which = one_of("simulator", _USUAL.get(which or "traces", which),
+                   ("worms", "sessions", "chaotic_rnn", "lorenz", "fish"))
     if which == "worms": found = worms(n, seed=seed)
     elif which == "sessions":
         found = spikes.sessions([i / max(n - 1, 1) for i in range(n)], seed=seed)

@@ -99,7 +99,13 @@ def _hdf5(made, path, like=None):
 def _nwb(made, path, into=None):
     "A processing module with a time series for each variable of time."
     pynwb = extra("pynwb", "nwb", where=path)
-    warnings.filterwarnings("ignore", "The file path provided")   # a temporary name, for now
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The file path provided")   # a temporary name, for now
+        _into_nwb(pynwb, made, path, into)
+
+
+def _into_nwb(pynwb, made, path, into):
+    "Write a new file, or a copy of another with the result added."
     if not into:
         with pynwb.NWBHDF5IO(str(path), "w") as out: out.write(_new_file(pynwb, made))
         return

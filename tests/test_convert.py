@@ -124,6 +124,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path, make, how, what):
 
 # ---- films in
 CHILD = """
+import threading
+threading.stack_size(1 << 20)   # stacks are address space, which the limit is about
 import os, resource, sys
 import numpy as np, tifffile, zarr
 from neurocompanion.recordings.video import convert

@@ -7,6 +7,7 @@ __all__ = ['SIMULATORS', 'parser', 'main']
 
 # %% ../nbs/command.ipynb #842417fe
 import argparse
+import os
 import sys
 from . import __version__
 from .core import NeurocompanionError, ParameterError
@@ -282,10 +283,20 @@ def main(
     argv: list | None = None,  # arguments; default: those of the process
 ) -> int:                      # exit status: 0 well, 1 something failed, 2 a mistake to put right
     "The `neurocompanion` command."
-    p = parser()
-    args = p.parse_args(argv)
-    if not args.command: p.print_help(); return 0
-    try: return args.run(args) or 0
+    try:
+        try: return _called(argv)
+        finally: sys.stdout.flush()
     except NeurocompanionError as e: print(f"neurocompanion: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt: print("\nneurocompanion: stopped", file=sys.stderr); return 130
-    except BrokenPipeError: return 0
+    except BrokenPipeError:                       # who read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _called(argv):
+    "Read the arguments and do what they ask."
+    p = parser()
+    args = p.parse_args(argv)
+    if args.command: return args.run(args) or 0
+    p.print_help()
+    return 0

@@ -9,7 +9,7 @@ __all__ = ['MODELS', 'convert', 'rates', 'forecast', 'states', 'rank']
 from pathlib import Path
 import numpy as np
 from . import plots
-from .recordings.standard import KINDS, name_of
+from .recordings.standard import KINDS, name_of, open_recording
 from .recordings.write import WRITERS, result, write
 from .core import ParameterError, one_of
 
@@ -152,22 +152,24 @@ MODELS = "linear", "lstm", "transformer"
 
 
 def forecast(
-    data,                   # traces, as for `read`
+    data,                   # traces or one film, as for `read`
     out=None,               # .nc, .csv, .parquet or .nwb
     *,
     minutes: float = 5.0,   # in all, about
     reader: dict | None = None,  # options of the reader, such as axes=
-    **how,                  # of `worm_scaling.estimators.Forecaster`
+    **how,                  # of `worm_scaling.estimators.Forecaster`, or of `VideoForecaster`
 ) -> Path:
     "Forecasts of traces, beside those that need no network."
     import time
     from neurocompanion.worm_scaling.estimators import Forecaster
     path, begun, tried = _place(out, data, "forecast", ".nc"), time.time(), []
-    found = _read(data, "traces", reader=reader)
-    models = [how.pop("model")] if "model" in how else MODELS
+    film = _is_film(data)
+    found = _read(data, "video" if film else "traces", reader=reader)
+    models = ["film"] if film else [how.pop("model")] if "model" in how else MODELS
     for model in models:
         if tried and time.time() - begun > 60 * minutes * len(tried) / (len(tried) + 1): break
-        tried.append(Forecaster(model=model, **how).fit(found))
+        tried.append((_film_forecaster(minutes, **how) if film else
+                      Forecaster(model=model, **how)).fit(found))
         print(f"{model}: error {tried[-1].valid_loss_:.4g} on the middle part", flush=True)
     best = min(tried, key=lambda f: f.valid_loss_)
     if left := len(models) - len(tried):
@@ -209,6 +211,23 @@ def _forecast_picture(f, path) -> Path:
     axes["lead"].set(xlabel="seconds ahead", ylabel="error / variance", ylim=(0, None))
     axes["lead"].legend(fontsize=7)
     return _saved(fig, path)
+
+# %% ../nbs/verbs.ipynb #vb00film
+def _is_film(data):
+    "Whether it is a film, and holds no traces of its own kind."
+    from neurocompanion.recordings.read import places_of
+    def kind(p):
+        if p.layout == "film": return "video"
+        ds = open_recording(p.path, lazy=True) if p.layout == "standard" else p.path
+        return getattr(ds, "attrs", {}).get("kind")
+    places = [] if isinstance(data, list) else [p for p in places_of(data, "traces") if not p.error]
+    return bool(places) and all(kind(p) == "video" for p in places)
+
+
+def _film_forecaster(minutes, **how):
+    "The forecaster of films; a step is a frame."
+    from neurocompanion.zebrafish.estimators import VideoForecaster
+    return VideoForecaster(minutes=0.7 * minutes, **{k: v for k, v in how.items() if k != "step"})
 
 # %% ../nbs/verbs.ipynb #c8e843ed
 def states(
@@ -278,16 +297,20 @@ def rank(
     "Sessions of a pool in the order of what pretraining on them is worth to yours."
     import time
     from tempfile import TemporaryDirectory
-    from neurocompanion.sessions.selection import rank_sessions, session_baselines
+    from neurocompanion.sessions.selection import rank_sessions, session_baselines, told_apart
+    from neurocompanion.sessions.setting import Setting
     path, begun, seeds = _place(out, mine, "rank", ".csv"), time.time(), 0
     own, others = (_read(v, "spikes", reader=reader) for v in (mine, pool))
+    held, rest = told_apart(own[0], list(others), Setting(data="own", **how))
+    how = _rank_budget(held, rest, 60 * minutes - (time.time() - begun), how)
     with TemporaryDirectory() as shelf:
-        while not seeds or seeds < 5 and (time.time() - begun) * (seeds + 1) < 60 * minutes * seeds:
+        simple, trained = session_baselines(held, rest, shelf=shelf, **how), time.time()
+        while not seeds or seeds < 5 and (time.time() - trained) * (seeds + 1) < seeds * (
+                60 * minutes - (trained - begun)):
             seeds += 1
-            table = rank_sessions(own[0], list(others), seeds=seeds, shelf=shelf, **how)
+            table = rank_sessions(held, rest, seeds=seeds, shelf=shelf, **how)
             print(f"seed {seeds}: best {table.session[0]}, {table.score[0]:.3g} bits a spike",
                   flush=True)
-        simple = session_baselines(own[0], list(others), shelf=shelf, **how)
     told = _rank_verdict(table, simple, seeds)
     made = result({k: ("session", table[k]) for k in table if k != "session"}, {
         "session": table.session}, own[0], kind="ranking", method="sessions", verdict=told,
@@ -298,6 +321,30 @@ def rank(
     print(f"wrote {path} and {_rank_picture(table, simple, path)}")
     print(told, flush=True)
     return path
+
+# %% ../nbs/verbs.ipynb #vb00budg
+def _rank_budget(held, rest, seconds, how):
+    "Settings with which one seed or more fits into the time; epochs that were asked for stay."
+    import time
+    from neurocompanion.sessions.selection import rank_sessions
+    same = [x.name for x in rest if x.facts.get("subject") == held.facts.get("subject") != ""]
+    if same: print(f"note: of your own animal: {', '.join(same)}", flush=True)
+    if "epochs" in how: return how
+    took, begun = [], time.time()
+    for n in (1, 1, 4):                           # the first only warms up
+        start = time.time()
+        rank_sessions(held, rest[:1], seeds=1, **how | dict(epochs=n, tune_epochs=n))
+        took.append(time.time() - start)
+    each, fixed = max((took[2] - took[1]) / 3, 1e-3), took[1]
+    room = 0.8 * (seconds - (time.time() - begun))
+    for seeds in (3, 2, 1):
+        n = int((room / (seeds * len(rest) + 1) - fixed) / each) + 1
+        if n >= 10: break
+    n = int(np.clip(n, 2, 20))
+    if n < 20: print(f"note: {n} epochs fit into the time; fewer units or more minutes make room "
+                     "for more", flush=True)
+    return how | dict(epochs=n, tune_epochs=how.get("tune_epochs", n))
+
 
 # %% ../nbs/verbs.ipynb #e153548b
 def _rank_verdict(table, simple, seeds):

@@ -12,6 +12,7 @@ import torch
 from neurocompanion.autolfads import experiments as ex, methods as me, tasks as ts
 from neurocompanion.autolfads.setting import Setting
 from neurocompanion.core import NeurocompanionError, ParameterError, home
+from neurocompanion.recordings.spikes.counts import unslide
 from neurocompanion.recordings.standard import save, spikes
 from neurocompanion.sweeps.paper import names
 from neurocompanion.sweeps.sweep import expand, load, write_run
@@ -89,7 +90,7 @@ def test_test_trials_teach_nobody_anything(tmp_path):
 def test_sums_become_counts_that_give_the_same_sums(window, steps):
     single = np.random.default_rng(window).poisson(0.4, (6, steps + window - 1, 5))
     sums = np.lib.stride_tricks.sliding_window_view(single, window, axis=1).sum(-1)
-    found, certain = ts.unslide(sums, window)
+    found, certain = unslide(sums, window)
     assert found.shape == single.shape and found.min() >= 0 and 0 <= certain <= 1
     again = np.lib.stride_tricks.sliding_window_view(found, window, axis=1).sum(-1)
     assert (again == sums).all()
@@ -163,9 +164,9 @@ def test_every_real_task(mirror):
     assert all(len(v) == 64 for each in found for v in each.values()) and all(found)
     from neurocompanion.recordings.read import read as read_spikes
     x = read_spikes(Path(mirror) / "macaque_small/DAD/chewie_demo.mat")[0]["spikes"].values
-    assert ts.unslide(x, 8)[1] > 0.99                      # dad has windows of eight steps alone
+    assert unslide(x, 8)[1] > 0.99                      # dad has windows of eight steps alone
     for window in (7, 9):
-        with pytest.raises(NeurocompanionError, match="no sums"): ts.unslide(x, window)
+        with pytest.raises(NeurocompanionError, match="no sums"): unslide(x, window)
 
 
 def test_velocity_and_psths_of_real_reaches_without_a_network(mirror):

@@ -80,6 +80,7 @@ after, start = faults(), megabytes()
 blocks = [bytearray(b"x") * (size << 20) for size in [20] * 20 + [100]]
 peak = megabytes()
 del blocks
+core.trim_memory(0)
 print(kept, core.keep_memory(), before, after, peak - start, megabytes() - start)
 """
 

@@ -13,6 +13,7 @@ from .baselines import Mean, Smoothing
 from .data import from_recording
 from .models import forward_prediction, last_bins
 from .selection import Shelf, new_body, pretrained
+from ..recordings.spikes.counts import checked
 from .setting import Setting
 from ..training.estimators import Estimator, as_recording, compared, verdict
 from ..training.metrics import gains
@@ -48,7 +49,7 @@ class SpikeForecaster(Estimator):
 def _fit(self, spikes, y=None):
     "Train on eight tenths of the trials; judge on the last tenth."
     self.notes_, s = [], self._setting()
-    ds = as_recording(spikes, self.axes, self.bin_size)
+    ds = checked(as_recording(spikes, self.axes, self.bin_size), self.note)
     held = from_recording(ds, bin_ms=0.0, units=self.units, seed=self.seed)
     for entry in held.report: self.note(", ".join(f"{k} {v}" for k, v in entry.items()))
     self.network_ = pretrained(s, [held], self.seed, Shelf(None))[0]

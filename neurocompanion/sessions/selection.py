@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOGETHER', 'load', 'Shelf', 'new_body', 'pretrained', 'read_out', 'tuned_scores', 'baselines', 'rank_sessions',
-           'session_baselines']
+           'told_apart', 'session_baselines']
 
 # %% ../../nbs/sessions/selection.ipynb #16ba51e3
 import functools, hashlib, inspect, json, os, random, time
@@ -219,7 +219,7 @@ def rank_sessions(
     "Sessions in order of what pretraining on them is worth to the one held out."
     import pandas as pd
     s, shelf = Setting(**how), shelf if isinstance(shelf, Shelf) else Shelf(shelf)
-    held, rest = _given(held_out, pool, s)
+    held, rest = told_apart(held_out, pool, s)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds: raise ParameterError("a ranking needs a seed", expected="1 or more", found="none")
     told = [[t["valid"] for t in tuned_scores(s, held, [[x] for x in rest], seed, shelf)]
@@ -230,7 +230,7 @@ def rank_sessions(
     return table.assign(rank=range(1, len(table) + 1))
 
 # %% ../../nbs/sessions/selection.ipynb #726e0446
-def _given(held_out, pool, s):
+def told_apart(held_out, pool, s: Setting) -> tuple:   # the session held out, the others
     "The session held out and those of the pool, whatever they were given as."
     how = {"bin_ms": s.bin_ms} if s.bin_ms >= 0 else {}
     how |= dict(seed=s.split, units=s.units)
@@ -262,6 +262,6 @@ def _as_sessions(given, how):
 def session_baselines(held_out, pool, *, shelf=None, **how) -> dict:   # as for `rank_sessions`
     "What needs no pool, on the trials by which sessions are ranked: bits a spike by method."
     s, shelf = Setting(**how), shelf if isinstance(shelf, Shelf) else Shelf(shelf)
-    held, _ = _given(held_out, pool, s)
+    held, _ = told_apart(held_out, pool, s)
     rows = baselines(s, held, 0, shelf)
     return {r["against"]: r["valid"] for r in rows}

@@ -127,12 +127,16 @@ def _rungs(steps, context, train):
     return {k: made.get(kind, kind)().fit(train) for k, kind in RUNGS.items()}
 
 
+def _windows(self, i):
+    "What foretells the windows of the last part of recording i."
+    return SimpleNamespace(predict=partial(self.predict, recording=i))
+
+
 def _judge(self, cut, names):
     "Errors of all on the last parts, and the sentence."
     sums, leads = {}, []
     for i, p in enumerate(cut):
-        mine = SimpleNamespace(predict=partial(self.predict, recording=i))
-        known = {self.what: mine} | _rungs(self.horizon, self.context, [p.train])
+        known = {self.what: self._windows(i)} | _rungs(self.horizon, self.context, [p.train])
         found, lead = errors(known, [p.test], self.horizon, self.context,
                              spread=p.train.std(0))
         for k, v in found.items(): sums.setdefault(k, []).append(v)
@@ -153,7 +157,8 @@ def _score(self, x=None, y=None) -> float:
     return float(1 - s[self.what] / s["nothing changes"])
 
 
-TraceEstimator._judge, TraceEstimator.score = _judge, _score
+TraceEstimator._windows, TraceEstimator._judge = _windows, _judge
+TraceEstimator.score = _score
 
 # %% ../../nbs/training/traces.ipynb #b7644f8b
 def _remember(self, pieces, cut, recordings):
@@ -169,7 +174,7 @@ def _forecast(self, recording: int = 0) -> xr.Dataset:   # its place among those
     x, t = np.asarray(self.fitted().tests_[recording], float), self.starts_[recording]
     first = np.arange(self.context, len(x) - self.horizon + 1, self.horizon)
     past = np.stack([x[i - self.context:i] for i in [*first, len(x)]])
-    said = self.predict(past, recording=recording)
+    said = self._windows(recording).predict(past, self.horizon)
     true = np.stack([x[i:i + self.horizon] for i in first])
     of = xr.Dataset(attrs={k: v for k, v in self.about_[recording].items() if k != "file"})
     of.encoding["source"] = self.about_[recording]["file"]

@@ -50,7 +50,7 @@ def test_scikit_learns_own_checks(kind, check):
 
 
 @EACH
-def test_fit_changes_no_parameter_and_a_clone_knows_nothing(kind):
+def test_fit_changes_no_parameter_and_a_clone_knows_nothing(kind, one_thread):
     e, data = kind(**SMALL[kind]), data_for(kind)
     before = e.get_params()
     assert e.fit(*data) is e and e.get_params() == before

@@ -17,6 +17,7 @@ from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.simulate import generator, within
 from ..recordings.spikes.counts import chop
 from ..recordings.standard import check
+from ..training.metrics import base_rate
 
 # %% ../../nbs/autolfads/data.ipynb #56265f01
 class Pair(NamedTuple):
@@ -391,8 +392,7 @@ def bounds(data: Spikes) -> dict:  # null, and true where the rates are known
     "The validation NLL of the true rates, and of each unit's mean rate in training."
     if data.kind != "spikes":
         raise ParameterError("the bounds are those of spikes", where=data.name, found=data.kind)
-    shape, floor = data.valid.shape, 0.5 / data.train[..., 0].size     # a silent unit: half a spike
-    mean = np.maximum(data.train.mean((0, 1)), floor) / data.bin_size
+    shape, mean = data.valid.shape, base_rate(data.train) / data.bin_size
     found = {"null": poisson_nll(np.broadcast_to(mean, shape), data.valid, data.bin_size)}
     if data.truth.valid is None: return found
     return {"true": poisson_nll(data.truth.valid, data.valid, data.bin_size), **found}

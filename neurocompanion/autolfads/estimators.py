@@ -24,7 +24,7 @@ from ..recordings import standard
 from ..recordings.spikes.counts import checked, chop, listed, merge
 from ..recordings.write import result
 from ..training.estimators import Estimator, as_recording, compared, verdict
-from ..training.metrics import gains
+from ..training.metrics import base_rate, gains
 
 # %% ../../nbs/autolfads/estimators.ipynb #abb157a1
 class AutoLFADS(Estimator):
@@ -119,7 +119,7 @@ def judged(m, cut, folds: int = 5):
     "Bits per hidden spike of the network, smoothing and GPFA, trial by trial."
     data, x, parts = cut.data, judged_on(cut)[..., :cut.data.sizes["encoded"]], {}
     fold = np.random.default_rng(0).integers(folds, size=x.shape)
-    mean = data.train.mean((0, 1))
+    mean = base_rate(data.train)
     for name, method in {"AutoLFADS": m, "smoothing": smoother(data), "GPFA": linear("gpfa", data),
                          }.items():
         share, bits = blend(method, data), 0

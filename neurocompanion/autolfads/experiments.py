@@ -22,7 +22,7 @@ from .tasks import Study, behaviour_of, chops, halves, study
 from ..core import ParameterError, TrainingError
 from ..recordings.spikes.counts import smooth
 from ..sweeps import paper
-from ..training.metrics import r2
+from ..training.metrics import base_rate, r2
 
 # %% ../../nbs/autolfads/experiments.ipynb #bf9e8080
 def with_truth(s: Setting) -> ad.Spikes:
@@ -126,7 +126,7 @@ def accuracy(s: Setting) -> list:  # rows of two kinds
              for v in (m, me.smoother(few), me.linear("gpfa", few, s.latents))]
     found[0][2].update(_diagnosed(m.trained))
     found += [("truth", data.truth.valid * data.bin_size, {}),
-              ("mean", np.broadcast_to(data.train.mean((0, 1)), data.valid.shape), {})]
+              ("mean", np.broadcast_to(base_rate(data.train), data.valid.shape), {})]
     names = dict(lr="learning_rate", ramp="ramp_now", kl_ic="nats_ic", kl_co="nats_co")
     epochs = m.trained.history.rename(columns=names).to_dict("records")
     return [dict(what="epoch", **r) for r in epochs] + [
@@ -296,7 +296,7 @@ def _thirds(m, cut):
     "Information about hidden spikes at the beginning, in the middle and at the end of a chop."
     if cut.data.kind == "traces": return []
     rates, y = me.unseen(m, cut.test, 0.2, 0)
-    rates, mean = me.mixed(rates, cut.data, me.blend(m, cut.data)), cut.data.train.mean((0, 1))
+    rates, mean = me.mixed(rates, cut.data, me.blend(m, cut.data)), base_rate(cut.data.train)
     parts = np.array_split(np.arange(cut.length), 3)
     return [dict(what="third", third=i + 1, hidden=me.bits_above(rates[:, p], y[:, p], mean))
             for i, p in enumerate(parts)]

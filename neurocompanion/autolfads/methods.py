@@ -21,7 +21,7 @@ from .setting import METHODS, Setting
 from .training import Trained, finished, maker, train
 from ..core import ParameterError
 from ..recordings.spikes.counts import smooth
-from ..training.metrics import bits_per_spike, gains, r2
+from ..training.metrics import base_rate, bits_per_spike, gains, r2
 
 # %% ../../nbs/autolfads/methods.ipynb #4ab54920
 class Fitted(NamedTuple):
@@ -174,13 +174,13 @@ _BLENDS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 def mixed(rates, data, share):
     "Rates, mixed with each unit's mean in training."
-    return (1 - share) * rates + share * np.maximum(data.train.mean((0, 1)), 1e-6)
+    return (1 - share) * rates + share * base_rate(data.train)
 
 
 def blend(m, data):
     "How much of the mean rate is best for hidden elements of training trials."
     learned, z = unseen(m, data.train[:200], 0.2, 1)
-    mean = data.train.mean((0, 1))
+    mean = base_rate(data.train)
     return max(_BLENDS, key=lambda a: bits_above(mixed(learned, data, a), z, mean))
 
 
@@ -193,7 +193,7 @@ def hidden_score(
     rates, y = unseen(m, data.valid if x is None else x, 0.2, 0)
     if data.kind == "traces": return {"hidden": r2(rates, y), "blend": 0.0}
     best = blend(m, data)
-    return {"hidden": bits_above(mixed(rates, data, best), y, data.train.mean((0, 1))),
+    return {"hidden": bits_above(mixed(rates, data, best), y, base_rate(data.train)),
             "blend": best}
 
 # %% ../../nbs/autolfads/methods.ipynb #98d3cb45

@@ -16,7 +16,7 @@ from .selection import Shelf, new_body, pretrained
 from ..recordings.spikes.counts import checked
 from .setting import Setting
 from ..training.estimators import Estimator, as_recording, compared, verdict
-from ..training.metrics import gains
+from ..training.metrics import base_rate, gains
 
 # %% ../../nbs/sessions/estimators.ipynb #7d4e52c1
 class SpikeForecaster(Estimator):
@@ -68,7 +68,7 @@ def _judged(self, held):
         made[name] = kind(self.bins_)
         made[name].add_session(held.name, len(held.units))
         made[name].fit(held)
-    y, mean = held.test[:, -self.ahead_:].numpy(), held.train.mean((0, 1)).numpy()
+    y, mean = held.test[:, -self.ahead_:].numpy(), base_rate(held.train)
     said = {k: forward_prediction(m, held.test.to(next(self.network_.parameters()).device),
                                   held.name, self.ahead_).exp().cpu().numpy()
             for k, m in made.items()}

@@ -1,22 +1,23 @@
-"""What each faster part saves of a training step, and what products by oneDNN would save.
+"""What each faster part saves of a training step.
 
     python benchmarks/fast_parts.py [linear transformer ndt lfads lorenz] [--repeats 15]
 
 Forward, backward and update of one network at a laptop's size ("lorenz": of the paper's), on one
 thread, in turns. Printed: milliseconds of processor time as it is, and the times of the other ways
 as multiples of it. "library dropout" takes `torch.nn.functional.dropout`; "plain" is
-`NEUROCOMPANION_FAST=no`; "torch loops" are those of LFADS without a compiler; "oneDNN" computes
-large products by PyTorch's second library.
+`NEUROCOMPANION_FAST=no`; "torch loops" are those of LFADS without a compiler; "other library" takes
+the other one of PyTorch's two libraries for large products than `fast.linear` takes on this
+processor, which is oneDNN on those of AMD with AVX-512 and the first library elsewhere.
 
 A part stays if it saves 15 % at a laptop's size. On two AMD EPYCs with AVX2 (families 23 and 25),
 with other work on the machine: dropout 1.2 (Transformer), compiled loops of LFADS 4.0 (laptop) and
-2.0 (lorenz), those in PyTorch without them 1.7. What was measured there and left out, as a multiple
-of the step with it: masks by a compiled loop 1.02 to 1.12; products by oneDNN 1.02 to 1.14 (worms,
-64 units), 0.81 to 0.84 (NDT of laptop size), 0.87 (NDT of the paper's); attention with a gradient
-by hand 1.00 to 1.10; the worms' loss by hand 1.04 to 1.11, the Poisson loss 1.0 to 1.12. On another
-processor all of these together had made 1.09 (Linear 64), 1.21 (LSTM 64), 1.38 (Transformer 64),
-1.21 (Linear 512) and 1.09 (Transformer 512), dropout included; on a third, with AVX-512, oneDNN ran
-1.3 times as fast as the first library at 512 units, and on a fourth slower.
+2.0 (lorenz), those in PyTorch without them 1.7. Products by oneDNN, as a multiple of the step with
+them: there 1.02 to 1.14 (worms, 64 units), 0.81 to 0.84 (NDT of laptop size) and 0.87 (NDT of the
+paper's), and so not taken; on one with AVX-512 (family 26) 1.33 (Linear 64), 1.19 (Transformer 64)
+and 1.14 (NDT), and so taken. What was left out: masks by a compiled loop 1.02 to 1.12; attention
+with a gradient by hand 1.00 to 1.10; the worms' loss by hand 1.04 to 1.11, the Poisson loss 1.0 to
+1.12. On another processor all of these together had made 1.09 (Linear 64), 1.21 (LSTM 64), 1.38
+(Transformer 64), 1.21 (Linear 512) and 1.09 (Transformer 512), dropout included.
 """
 
 import argparse
@@ -34,30 +35,9 @@ import torch.nn.functional as F
 
 from neurocompanion import core, fast
 from neurocompanion.autolfads import models as autolfads
-from neurocompanion.fast import dropout, lfads
+from neurocompanion.fast import dropout, lfads, linear
 from neurocompanion.sessions import models as sessions
 from neurocompanion.worm_scaling import models as worms
-
-
-class Product(torch.autograd.Function):
-    "A linear layer by PyTorch's second library."
-
-    @staticmethod
-    def forward(ctx, x, w, b):
-        ctx.save_for_backward(x, w)
-        return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
-
-    @staticmethod
-    def backward(ctx, g):
-        (x, w), product = ctx.saved_tensors, torch.ops.mkldnn._linear_pointwise
-        by = lambda a, b: product(a, b, None, "none", [], "")
-        g, by_x = g.contiguous(), ctx.needs_input_grad[0]
-        return by(g, w.mT) if by_x else None, by(g.mT, x.mT), g.sum(0)
-
-
-def onednn(x, w, b=None, first=F.linear):
-    if x.numel() * len(w) < 2**20 or b is None: return first(x, w, b)
-    return Product.apply(x.reshape(-1, x.shape[-1]), w, b).view(*x.shape[:-1], -1)
 
 
 def library_dropout(x, rate, generator=None, streams=None): return F.dropout(x, rate)
@@ -68,7 +48,8 @@ WAYS = {
     "plain": lambda: patch.dict(os.environ, NEUROCOMPANION_FAST="no"),
     "library dropout": lambda: patch.multiple(dropout, drop=library_dropout),
     "torch loops": lambda: patch.object(lfads, "compiled", lambda: None),
-    "oneDNN": lambda: patch("torch.nn.functional.linear", onednn),
+    "other library": lambda: patch.object(linear, "second",
+                                          lambda usual=linear.second(): not usual),
 }
 
 
@@ -96,9 +77,9 @@ def recurrent(batch, steps, neurons, **sizes):
 
 
 STEPS = {
-    "linear": (lambda: worm(worms.Linear), ("library dropout", "oneDNN")),
-    "transformer": (lambda: worm(worms.Transformer), ("library dropout", "oneDNN")),
-    "ndt": (ndt, ("library dropout", "oneDNN")),
+    "linear": (lambda: worm(worms.Linear), ("library dropout", "other library")),
+    "transformer": (lambda: worm(worms.Transformer), ("library dropout", "other library")),
+    "ndt": (ndt, ("library dropout", "other library")),
     "lfads": (lambda: recurrent(64, 50, 30, ic_encoder=32, ic=32, ci_encoder=32, controller=32,
                                 inputs=10, generator=48, factors=30), ("plain", "torch loops")),
     "lorenz": (lambda: recurrent(128, 100, 60, ci_encoder=80, controller=80, inputs=4),

@@ -26,7 +26,7 @@ import numpy as np
 from neurocompanion import core
 from neurocompanion.recordings.standard import traces
 from neurocompanion.recordings.read import read as read_worms
-from neurocompanion.recordings.worm.writer import write_kato
+from neurocompanion.recordings.worm.writer import write_zimmer
 
 
 def simulated(folder, worms=5, neurons=110, T=3000):
@@ -36,7 +36,7 @@ def simulated(folder, worms=5, neurons=110, T=3000):
     made = [traces(rng.standard_normal((T, neurons)), names, np.arange(T) / 2.9,
                    subject=f"worm{i}", source="simulated",
                    state=rng.choice(["fwd", "rev1", "nostate"], T)) for i in range(worms)]
-    return write_kato(Path(folder) / "WT_NoStim.mat", made)
+    return write_zimmer(Path(folder) / "WT_NoStim.mat", made)
 
 
 def every_number(path):

@@ -189,4 +189,4 @@ def test_the_run_record_says_which_way(monkeypatch):
     said = core.run_record({})["fast"]
     assert said["lfads"].startswith(("compiled", "torch")) and said["threads"] == 1
     monkeypatch.setenv("NEUROCOMPANION_FAST", "no")
-    assert core.run_record({})["fast"] == {"lfads": "off", "threads": 1}
+    assert core.run_record({})["fast"] == {"lfads": "off", "linear": "off", "threads": 1}

@@ -15,7 +15,7 @@ def on() -> bool:
     return os.environ.get("NEUROCOMPANION_FAST", "").strip().lower() != "no"
 
 # %% ../../nbs/fast/switch.ipynb #2edad50f
-_TAKEN = {"lfads": []}
+_TAKEN = {"lfads": [], "linear": []}
 
 
 def took(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core import ParameterError, is_whole, need, need_whole, one_of
 from ..fast.dropout import drop
+from ..fast.linear import Dense, linear
 from ..training.steps import evaluating
 
 # %% ../../nbs/sessions/models.ipynb #8b0f3c58
@@ -34,7 +35,7 @@ class NDT(nn.Module):
         _check_sizes(**self.settings)
         self.bins, self.token, self.width, self.dropout = bins, token, width, dropout
         self.prefix = 2                        # tokens before the bins: session and scheme
-        self.lift, self.lower = nn.Linear(token, 2 * token), nn.Linear(2 * token, width)
+        self.lift, self.lower = Dense(token, 2 * token), Dense(2 * token, width)
         self.positions = nn.Parameter(torch.randn(bins, width))
         self.schemes = nn.Parameter(torch.randn(len(SCHEMES), width))
         self.layers = nn.ModuleList(Layer(width, heads, feedforward, layers)
@@ -137,7 +138,7 @@ def check_mask(mask, spikes, name):
 @torch.no_grad()
 def _drawn(reads, writes, draw):
     "A linear layer with its usual start, from a stream of random numbers."
-    layer = nn.utils.skip_init(nn.Linear, reads, writes)
+    layer = nn.utils.skip_init(Dense, reads, writes)
     for p in layer.parameters(): p.uniform_(-reads ** -0.5, reads ** -0.5, generator=draw)
     return layer
 
@@ -175,8 +176,8 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.qkv, self.out = Dense(width, 3 * width), Dense(width, width)
+        self.up, self.down = Dense(width, feedforward), Dense(feedforward, width)
         scale = 0.67 * layers ** -0.25
         with torch.no_grad():
             for p in (self.out.weight, self.up.weight, self.down.weight): p.mul_(scale)
@@ -196,8 +197,8 @@ class Layer(nn.Module):
         heads = lambda v: v.unflatten(-1, (-1, self.heads, d // self.heads)).transpose(1, 3)
         if at is None: q, k, v = heads(self.qkv(x)).unbind(2)             # b h s d/h
         else:
-            k, v = heads(F.linear(x, w[d:], c[d:])).unbind(2)
-            q, ask = heads(F.linear(_at(x, at), w[:d], c[:d]))[:, :, 0], ask[at][:, None]
+            k, v = heads(linear(x, w[d:], c[d:])).unbind(2)
+            q, ask = heads(linear(_at(x, at), w[:d], c[:d]))[:, :, 0], ask[at][:, None]
         return F.scaled_dot_product_attention(q, k, v, ask).transpose(1, 2).reshape(b, -1, d)
 
 # %% ../../nbs/sessions/models.ipynb #1ad4e8a2

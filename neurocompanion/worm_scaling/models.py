@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import ParameterError, need_whole
 from ..fast.dropout import Dropout, drop
+from ..fast.linear import Dense
 from ..recordings.standard import NEURONS
 from ..training.steps import evaluating
 
@@ -25,7 +26,7 @@ class Linear(nn.Module):
         super().__init__()
         self.residual = residual
         self.embed = embedding(hidden, neurons=neurons)
-        self.core = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True),
+        self.core = nn.Sequential(Dense(hidden, hidden), nn.ReLU(inplace=True),
                                   Dropout(dropout))
         self.out = readout(hidden, zero=residual, neurons=neurons)
 
@@ -56,13 +57,13 @@ def visible(
 def embedding(hidden: int, norm: bool = True, neurons: int = len(NEURONS)) -> nn.Module:
     "302 neurons → H hidden units, rectified and, with `norm`, normalised."
     need_whole(hidden=hidden)
-    layers = [nn.Linear(neurons, hidden), nn.ReLU(inplace=True)]
+    layers = [Dense(neurons, hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.LayerNorm(hidden)] if norm else []))
 
 
 def readout(hidden: int, zero: bool = False, neurons: int = len(NEURONS)) -> nn.Linear:
     "H hidden units → 302 neurons: Xavier weights, or zeros, and no bias at the start."
-    layer = nn.Linear(hidden, neurons)
+    layer = Dense(hidden, neurons)
     nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -131,8 +132,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.heads, self.p = count_heads(hidden), dropout
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.qkv, self.join = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
-        self.up, self.down = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.qkv, self.join = Dense(hidden, 3 * hidden), Dense(hidden, hidden)
+        self.up, self.down = Dense(hidden, hidden), Dense(hidden, hidden)
         self.drop1, self.drop2, self.drop3 = Dropout(dropout), Dropout(dropout), Dropout(dropout)
         nn.init.xavier_uniform_(self.qkv.weight)
         for layer in (self.qkv, self.join): nn.init.zeros_(layer.bias)

@@ -316,6 +316,7 @@ def selection(s: Setting) -> list:  # one row
     if s.method not in ("lfads", "autolfads"): raise ParameterError(
         "selection is between networks", found=s.method, expected="lfads or autolfads")
     cut, start = study(s), time.time()
+    behaviour_of(cut.recording, s)
     _conditions(cut, s)
     hyper = s.hyper._asdict() if s.method == "autolfads" else drawn(s)
     try: m = me.population(cut.data, s, s.out, _space(s)) if s.method == "autolfads" else \

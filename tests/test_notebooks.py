@@ -29,8 +29,10 @@ def warm():
         yield process
 
 
-@each
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name != "run.ipynb"],
+                         ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_runs(path, warm, tmp_path):
+    "`run` is run by sweeps, at their smallest size."
     print(json.dumps([str(path), str(tmp_path / "log"), 300]), file=warm.stdin, flush=True)
     status = warm.stdout.readline().strip()
     assert status == "0", f"exit status {status}\n{(tmp_path / 'log').read_text()[-4000:]}"

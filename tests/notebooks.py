@@ -1,5 +1,5 @@
 "One process imports what is slow to import; each notebook is then tested in a fork of it."
-import importlib, json, os, signal, sys
+import atexit, importlib, json, os, signal, sys, traceback
 
 SLOW = """IPython h5netcdf h5py matplotlib.pyplot nbdev.test pandas scipy.optimize scipy.stats torch
           torch.func xarray"""
@@ -20,8 +20,14 @@ def test(notebook, log, seconds):
     signal.alarm(seconds)
     for stream, end in enumerate([os.open(os.devnull, os.O_RDONLY), *[os.open(log, 0o1102)] * 2]):
         os.dup2(end, stream)
-    nbdev_test(path=notebook, n_workers=0)
-    sys.exit()
+    try:
+        nbdev_test(path=notebook, n_workers=0)
+        status = 0
+    except SystemExit as e: status = int(e.code or 0)
+    except BaseException: status = traceback.print_exc() or 1
+    atexit._run_exitfuncs()                    # and no more: taking modules down takes a second
+    sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__": main()

@@ -95,7 +95,11 @@ def _rates(args):
 
 def _rank(args):
     from neurocompanion import verbs
-    verbs.rank(args.data, args.pool, args.out, minutes=args.minutes, reader=_reader(args))
+    if bool(args.pool) == bool(args.against): raise ParameterError(
+        "one pool is needed", expected="rank MINE POOL, or rank MINE --against POOL",
+        found="two" if args.pool else "none")
+    verbs.rank(args.data, args.pool or args.against, args.out, minutes=args.minutes,
+               reader=_reader(args))
 
 
 def _states(args):
@@ -199,8 +203,8 @@ _VERBS = {
         _arg("--step", type=float, metavar="S", help="seconds a step (default: a frame)")),
     "rank": (_rank, "which sessions of a pool are worth pretraining on for yours",
         "rank mine.nwb pool/ --out ranks.csv", _DATA,
-        _arg("pool", help="the others: a file or folder in any layout, or a public name"), _MADE,
-        _MINUTES, _READ),
+        _arg("pool", nargs="?", help="the others: a file, a folder, or a public name"),
+        _arg("--against", metavar="POOL", help="the same"), _MADE, _MINUTES, _READ),
     "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
         "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
         _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),

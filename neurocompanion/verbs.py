@@ -14,10 +14,10 @@ from .recordings.write import WRITERS, result, write
 from .core import ParameterError, one_of
 
 # %% ../nbs/verbs.ipynb #ce12a7bc
-def _place(out, data, what, suffix) -> Path:
+def _place(out, data, what, suffix, kinds=tuple(WRITERS)) -> Path:
     "Where the result goes: as asked, or beside the data's name, in this folder."
     path = Path(out) if out else Path(f"{Path(str(data)).stem}-{what}{suffix}")
-    one_of("kind of file", path.suffix.lower(), WRITERS, where=path)
+    one_of("kind of file", path.suffix.lower(), kinds, where=path)
     return path.expanduser()
 
 
@@ -299,7 +299,8 @@ def rank(
     from tempfile import TemporaryDirectory
     from neurocompanion.sessions.selection import rank_sessions, session_baselines, told_apart
     from neurocompanion.sessions.setting import Setting
-    path, begun, seeds = _place(out, mine, "rank", ".csv"), time.time(), 0
+    path, begun, seeds = _place(
+        out, mine, "rank", ".csv", (".csv", ".parquet", ".nc")), time.time(), 0
     own, others = (_read(v, "spikes", reader=reader) for v in (mine, pool))
     held, rest = told_apart(own[0], list(others), Setting(data="own", **how))
     how = _rank_budget(held, rest, 60 * minutes - (time.time() - begun), how)

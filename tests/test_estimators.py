@@ -139,6 +139,25 @@ def test_rates_go_back_into_the_nwb_file(tmp_path):
         assert module["rate"].data.shape == (60, 4) and "Made up." in module.description
 
 
+def test_forecasts_and_states_go_into_nwb_files(tmp_path):
+    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    x = data_for(Forecaster)[0]
+    f = Forecaster(**SMALL[Forecaster]).fit(x).forecast()
+    d = StateDecoder(**SMALL[StateDecoder]).fit(*data_for(StateDecoder))
+    made = d.states(x)
+    for name, ds in ("f.nwb", f), ("s.nwb", made): write(ds, tmp_path / name)
+    with pynwb.NWBHDF5IO(str(tmp_path / "f.nwb"), "r") as io:
+        module = io.read().processing["neurocompanion"]
+        np.testing.assert_allclose(module["forecast"].data, f.forecast)
+        np.testing.assert_allclose(module["forecast"].timestamps, f.start)
+        assert f.neuron.values[0] in module["truth"].comments
+    with pynwb.NWBHDF5IO(str(tmp_path / "s.nwb"), "r") as io:
+        told = io.read().processing["neurocompanion"]["state"].to_dataframe()
+    state, time = made.state.values, made.time.values
+    for row in told.itertuples():
+        assert set(state[(time >= row.start_time) & (time < row.stop_time)]) == {row.label}
+
+
 def test_a_saved_recording_gives_the_same_as_the_one_in_memory(tmp_path, one_thread):
     x = data_for(AutoLFADS)[0]
     ds = spikes(x, bin_size=0.01, subject="array", source="array")

@@ -126,26 +126,43 @@ def _new_file(pynwb, made):
 
 # %% ../../nbs/recordings/write.ipynb #76e16443
 def _module(pynwb, made):
-    "The variables of time as time series; trials one after the other, at their own times."
-    from pynwb.base import ProcessingModule
+    "Numbers as time series, trials one after the other at their own times; names as intervals."
     told = " · ".join(str(made.attrs[k]) for k in ("method", "verdict") if made.attrs.get(k))
-    module = ProcessingModule(name="neurocompanion",
-                              description=f"{made.attrs['kind']}: {told}"[:2000])
-    time = made["time"].values.astype(float)
-    if "trial" in made.dims:
-        start = made["trial_start"].values if "trial_start" in made else \
-            np.arange(made.sizes["trial"]) * (time[-1] - time[0] + 1 / made.attrs["sampling_rate"])
-        time = (start[:, None] + time).ravel()
+    module = pynwb.ProcessingModule(name="neurocompanion",
+                                    description=f"{made.attrs['kind']}: {told}"[:2000])
     for name, v in made.data_vars.items():
-        if "time" not in v.dims: continue
-        rest = [d for d in v.dims if d not in ("trial", "time")]
-        x = v.transpose(*[d for d in ("trial", "time") if d in v.dims], *rest).values
-        x = x.reshape(len(time), *x.shape[len(v.dims) - len(rest):]) \
-            if "trial" in v.dims or "trial" not in made.dims else None
-        if x is not None and x.dtype.kind in "biuf": module.add(pynwb.TimeSeries(
-            name=name, data=x, unit=str(v.attrs.get("units", "")) or "none", timestamps=time,
-            description=json.dumps(made.attrs, default=str)))
+        main = next((d for d in ("time", "start", "ahead") if d in v.dims), None)
+        if main is None or "trial" in made.dims and "trial" not in v.dims: continue
+        lead = [d for d in ("trial", main) if d in v.dims]
+        x, time = v.transpose(*lead, ...), made[main].values.astype(float)
+        if "trial" in v.dims: time = (_starts(made, time)[:, None] + time).ravel()
+        if x.dtype.kind not in "biuf": module.add(_intervals(pynwb, name, x.values, time))
+        else: module.add(pynwb.TimeSeries(
+            name=name, data=x.values.reshape(len(time), *x.shape[len(lead):]), timestamps=time,
+            unit=str(v.attrs.get("units", "")) or "none",
+            description=json.dumps(made.attrs, default=str), comments=json.dumps(
+                {d: made[d].values.tolist() for d in x.dims[len(lead):] if d in made.coords})))
+    if not module.data_interfaces: raise ParameterError(
+        f"a {made.attrs['kind']} has no place in an NWB file", found="nothing over time",
+        expected="rates, forecasts or states", fix="Write it as .csv, .parquet or .nc")
     return module
+
+
+def _starts(made, time):
+    "When each trial begins, in seconds."
+    if "trial_start" in made: return made["trial_start"].values
+    return np.arange(made.sizes["trial"]) * (time[-1] - time[0] + 1 / made.attrs["sampling_rate"])
+
+
+def _intervals(pynwb, name, words, time):
+    "Runs of the same word, such as states, from when to when."
+    table = pynwb.epoch.TimeIntervals(name=name, description=f"when each {name} lasted, in seconds")
+    table.add_column(name="label", description=name)
+    first = np.flatnonzero(np.r_[True, words[1:] != words[:-1]])
+    for a, b in zip(first, [*first[1:], len(words)]):
+        table.add_row(start_time=time[a], label=str(words[a]),
+                      stop_time=time[b] if b < len(time) else 2 * time[-1] - time[-2])
+    return table
 
 
 WRITERS = {".nc": _netcdf, ".csv": _csv, ".parquet": _parquet, ".nwb": _nwb, ".h5": _hdf5,

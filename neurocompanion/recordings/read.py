@@ -264,6 +264,10 @@ NEEDS = {  # variable, coordinate or dimension → what is wrong without it, and
     "rate": ("the true rates are not known", "Only simulated recordings have them")}
 
 
+_TAKEN_BY = {"traces": "Of traces there are forecasts and states", "video": "Of film there are "
+             "forecasts", "spikes": "Of spikes there are rates and ranks"}
+
+
 def lacking(
     ds: xr.Dataset,   # a recording
     needs=(),         # names of variables, coordinates or dimensions
@@ -272,7 +276,8 @@ def lacking(
     "What a recording lacks for the purpose at hand."
     where = ds.encoding.get("source") or ds.attrs.get("subject")
     if kind and ds.attrs.get("kind") != kind: return RecordingError(
-        "this is another kind of recording", where=where, expected=kind, found=ds.attrs.get("kind"))
+        "this is another kind of recording", where=where, expected=kind, found=ds.attrs.get("kind"),
+        fix=_TAKEN_BY.get(ds.attrs.get("kind"), ""))
     for name in [needs] if isinstance(needs, str) else needs:
         there = name in ds.variables or name in ds.dims
         if there and (name != "labelled" or ds["labelled"].values.any()): continue

@@ -235,9 +235,10 @@ def _fish(self, ds, cut, name):
 
 def _affordable(self, s, fish, few=3):
     "What fits into the time; measured on a network that is then thrown away."
-    begun = time.perf_counter()
-    trained(replace(s, steps=few, checks=1, most=s.batch), fish, self.residual)
-    each = (time.perf_counter() - begun) / (few + 1)
+    for n in (1, few):                                  # the first only warms up
+        begun = time.perf_counter()
+        trained(replace(s, steps=n, checks=1, most=s.batch), fish, self.residual)
+    each = (time.perf_counter() - begun) / (few + 0.5)
     room = 60 * self.minutes / each                     # of which a quarter is for looks
     n, looks = int(np.clip(0.75 * room, 4, 600)), int(np.clip(room / 25, 1, s.checks))
     if n < 600: self.note(f"{n} steps of training fit into {self.minutes:g} minutes; coarser= or a "

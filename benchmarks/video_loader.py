@@ -37,7 +37,8 @@ def written(folder, shape):
     "A film of noise on the disk."
     import zarr
     film = zarr.create_array(f"{folder}/film.zarr", shape=shape, dtype="f4",
-                             chunks=(1, shape[1], min(64, shape[2]), min(64, shape[3])))
+                             chunks=(1, shape[1], min(64, shape[2]), min(64, shape[3])),
+                             dimension_names=("time", *"zyx"))
     rng = np.random.default_rng(0)
     for t in range(shape[0]): film[t] = rng.standard_normal(shape[1:], np.float32)
     return open_video(f"{folder}/film.zarr")

@@ -31,7 +31,8 @@ def written(path, size):
     "A film of `size` bytes, and how many its file has."
     import zarr
     frames = -(-size // (2 * int(np.prod(FRAME)))) // 8 * 8 + 8
-    film = zarr.create_array(path, shape=(frames, *FRAME), dtype="u2", chunks=(8, 1, 64, 64))
+    film = zarr.create_array(path, shape=(frames, *FRAME), dtype="u2", chunks=(8, 1, 64, 64),
+                             dimension_names=("time", *"zyx"))
     rng = np.random.default_rng(0)
     base = rng.integers(100, 120, FRAME, np.uint16)
     for t in range(0, frames, 8): film[t:t + 8] = base + rng.integers(0, 4, (8, *FRAME), np.uint16)

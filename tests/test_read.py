@@ -100,7 +100,9 @@ def make_films(folder):
     (folder / "tiff").mkdir()
     pages = [Image.fromarray(p) for p in film.reshape(-1, *film.shape[2:])]
     pages[0].save(folder / "tiff/film.tif", save_all=True, append_images=pages[1:])
-    with h5py.File(folder / "film.h5", "w") as f: f["film"] = film
+    with h5py.File(folder / "film.h5", "w") as f:
+        f["film"] = film
+        for axis, name in zip(f["film"].dims, "tzyx"): axis.label = name
     np.savez(folder / "clusters.npz", traces=ds.trace.values.T, region_names=["a"] * 20,
              cluster_ids=np.arange(20), sampling_rate_hz=1.0)
 

@@ -14,10 +14,16 @@ from .recordings.write import WRITERS, result, write
 from .core import ParameterError, one_of
 
 # %% ../nbs/verbs.ipynb #ce12a7bc
+_HDF5 = ".h5", ".hdf5"   # only under the names of another tool
+
+
 def _place(out, data, what, suffix, kinds=tuple(WRITERS)) -> Path:
     "Where the result goes: as asked, or beside the data's name, in this folder."
     path = Path(out) if out else Path(f"{Path(str(data)).stem}-{what}{suffix}")
     one_of("kind of file", path.suffix.lower(), kinds, where=path)
+    if path.suffix.lower() in _HDF5 and kinds != _HDF5: raise ParameterError(
+        "HDF5 is written under the names of another tool", where=path, found="none",
+        expected="lfads-torch, for rates", fix="Pass like='lfads-torch' (--like), or write .nc")
     return path.expanduser()
 
 
@@ -105,7 +111,7 @@ def rates(
 ) -> Path:
     "AutoLFADS of spikes: rates of all trials, beside smoothing and GPFA."
     from neurocompanion.autolfads.estimators import AutoLFADS
-    path = _place(out, data, "rates", ".h5" if like else ".nc")
+    path = _place(out, data, "rates", ".h5", _HDF5) if like else _place(out, data, "rates", ".nc")
     found = _read(data, "spikes", reader=reader)
     ds = found if len(found) > 1 else found[0]
     if bin_ms: ds = _rebinned(ds, bin_ms)

@@ -49,9 +49,10 @@ def outputs(path):
 
 
 # what would differ on another machine or at the next run
-UNSTABLE = {"a memory address": r"\bat 0x[0-9a-f]{6,}", "a temporary path": r"/tmp/\w+",
+UNSTABLE = {"a memory address": r"\bat 0x[0-9a-f]{6,}",
+            "a temporary path": r"/tmp/\w+|\btmp\w{8}\b",
             "a home folder": r"/(home|root|Users)/\w+", "a wall-clock time": r"\bWall time: ",
-            "a progress bar": r"\d+%\|"}
+            "a path of this machine": r"/(site|dist)-packages/", "a progress bar": r"\d+%\|"}
 
 
 @each

@@ -118,9 +118,10 @@ def plausible(
     if "spikes" not in ds: return ds
     x = ds["spikes"]
     rate = x.mean([d for d in x.dims if d != "unit"]) / step
+    who = ds.unit.values[int(rate.values.argmax())]
     if (top := float(rate.max())) > FASTEST: raise RecordingError(
-        "times may not be in seconds", where=f"{door.name_of(ds)}, unit "
-        f"{ds.unit.values[int(rate.argmax())]}", expected=f"{FASTEST} spikes a second or fewer",
+        "times may not be in seconds", where=f"{door.name_of(ds)}, unit {who}",
+        expected=f"{FASTEST} spikes a second or fewer",
         found=f"{top:.6g} in bins of {step:.6g} s", fix="Look at bin_size and the spike times")
     return ds
 

@@ -219,6 +219,8 @@ def _fish(self, ds, cut, name):
     if str(ds["video"].attrs.get("units")).lower() not in ("df/f", "δf/f"):
         self.base_, self.floor_ = baseline(film, cells, train, self.dark)
         self.note("brightness was turned into ΔF/F over a baseline of the training frames")
+    else: self.note("the film is ΔF/F as it is in the file; its baseline may have been taken over "
+                    "frames that are judged here")
     seen = _Seen(film, self.dark, self.base_, self.floor_, self.coarser)
     mask = coarser_cells(cells, seen.by)
     if lost := len(np.unique(cells[cells > 0])) - len(np.unique(mask[mask > 0])): self.note(

@@ -95,7 +95,7 @@ def recordings_of(
 ) -> door.Recordings:
     "The recordings that are meant; a note of what cannot be used goes with them."
     found = data if isinstance(data, door.Recordings) else door.read(data, kind, needs=needs, **how)
-    for ds in found: plausible(ds)
+    found = found.each(lambda ds, place: plausible(ds))
     if len({door.name_of(ds) for ds in found}) == len(found): return found
     names = [door.name_of(ds) for ds in found]
     twice = next(n for n in names if names.count(n) > 1)

@@ -141,6 +141,7 @@ def _begin(self, state):
 def _judge(self, members):
     "The row of the epoch, and the loss that counts."
     [state] = members
+    settle(state)                                  # those of a rehearsal that broke off
     mean, state.taken, state.total, state.weight = state.total / state.weight, 0, 0.0, 0.0
     valid, more = math.nan, {}
     if self.valid is not None: valid = evaluate(

@@ -22,6 +22,7 @@ from ..core import TrainingError
 from neurocompanion.training.checkpoints import (
     plain, random_states, read_checkpoint, same_settings, set_random_states, unreadable,
     write_checkpoint)
+from .rehearsal import paced, rehearsing
 
 # %% ../../nbs/training/members.ipynb #5bbe6061
 @dataclass(eq=False)
@@ -254,8 +255,9 @@ def _train(members, step, how, writer):
     with core.progress(total=how.epochs * total, initial=done, desc=how.desc,
                        unit="step" if step.length else "epoch",
                        **({} if how.desc else {"disable": True})) as bar:
-        while going := [m for m in members if not m.stopped]:
-            for _ in step.epoch(going):
+        left = how.epochs - min(m.epoch for m in members)
+        for going in paced(_rounds(members), "epoch", left):
+            for _ in paced(step.epoch(going), "step", step.length):
                 bar.update()
                 writer.after_step()
             if not step.length: bar.update()
@@ -263,6 +265,18 @@ def _train(members, step, how, writer):
             if not bar.disable: bar.set_postfix(_brief(going, members), refresh=False)
             if any(m.stopped != "diverged" for m in members): writer.after_epoch()
     step.settle(members)
+    if rehearsing(): _end(members, writer)
+
+
+def _rounds(members):
+    "Those that go on, epoch after epoch."
+    while going := [m for m in members if not m.stopped]: yield going
+
+
+def _end(members, writer):
+    "A rehearsal ends early, as if it had come to its end."
+    for m in members: m.stopped = m.stopped or "epochs"
+    writer.save()
 
 
 def _close(going, step, how):

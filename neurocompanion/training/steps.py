@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ParameterError, TrainingError, one_of
+from .rehearsal import paced
 
 # %% ../../nbs/training/steps.ipynb #90939732
 def score(
@@ -176,7 +177,8 @@ def evaluate(
     device = device_of(model)
     data, amp = place(data, device), autocast(precision, device)
     with evaluating(model):
-        scores = [score(model, loss, b, amp) for b in minibatches(data, batch, device=device)]
+        batches = paced(minibatches(data, batch, device=device), "batch", count_steps(data, batch))
+        scores = [score(model, loss, b, amp) for b in batches]
     means, weights = (to_floats(s) for s in zip(*scores))
     if not sum(weights): raise TrainingError("nothing to score: every batch has weight 0")
     return sum(m * w for m, w in zip(means, weights) if w) / sum(weights)

@@ -135,7 +135,8 @@ def _sweep(args):
     from neurocompanion.sweeps.sweep import setting
     if args.help: return _parameters(args.name) if args.name else args.parser.print_help()
     if args.list or not args.name: return _list()
-    done = sweep(args.name, scale=args.scale, fixed=dict(map(setting, args.set or ())),
+    done = sweep(args.name, scale=args.scale, preset=args.preset,
+                 fixed=dict(map(setting, args.set or ())),
                  out=args.out, workers=args.workers, retry=not args.no_retry, engine=args.engine)
     print(done.report())
     return done.exit_code
@@ -176,8 +177,10 @@ def _arg(*names, **options): return names, options
 
 
 _OUT = _arg("--out", metavar="DIR", help="where to write (default: under results/)")
-_SCALE = _arg("--scale", choices=["tiny", "laptop", "paper"], default="laptop",
+_SCALE = _arg("--scale", choices=["tiny", "laptop", "gpu", "paper"], default="laptop",
               help="size of the grid (default: laptop)")
+_PRESET = _arg("--preset", default="", metavar="NAME",
+               help="a protocol, such as paper_faithful or leak_free, where there are several")
 _WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
 
 # %% ../nbs/command.ipynb #2f968c97
@@ -233,7 +236,8 @@ _COMMANDS = {
         _arg("--out", metavar="DIR", required=True, help="the folder to write to")),
     **_VERBS,
     "sweep": (_sweep, "run a grid of experiments", "sweep worm_scaling/headline --scale tiny",
-        _arg("name", nargs="?", help="PAPER/NAME, or a YAML file"), _SCALE, _WORKERS, _OUT,
+        _arg("name", nargs="?", help="PAPER/NAME, or a YAML file"), _SCALE, _PRESET, _WORKERS,
+        _OUT,
         _arg("--list", action="store_true", help="say which sweeps there are"),
         _arg("-h", "--help", action="store_true", help="with a name: its parameters and defaults"),
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),

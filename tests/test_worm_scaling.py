@@ -85,9 +85,9 @@ def test_a_pool_is_made_once_but_no_real_one_without_a_mirror(own_cache, monkeyp
 
 @pytest.mark.parametrize("name", ["data_scaling", "hidden_size", "cross_data_set"])
 def test_the_paper_scale_has_the_papers_sizes(name):
-    runs = expand(f"worm_scaling/{name}", "paper")
+    runs = expand(f"worm_scaling/{name}", "paper", preset="paper_faithful")
     same = dict(epochs=500, patience=50, lr=0.0, batch=64, n_train=32, n_valid=16, length=100,
-                data="real", steps_per_epoch=0, statistics="train")
+                data="real", steps_per_epoch=0, statistics="whole")
     assert all(run[k] == v for run in runs for k, v in same.items())
     assert {"value"} < {run["head"] for run in runs}
     sizes = {run["worms"] for run in runs}

@@ -146,3 +146,8 @@ class Setting(Network):
         ramp = min(80, self.epochs // 2) if self.ramp < 0 else self.ramp
         return dict(batch=self.batch, ramp=ramp, patience=self.patience or None,
                     mean_start=self.mean_start)
+
+# %% ../../nbs/autolfads/setting.ipynb #f70969a5
+Setting.presets = {"paper_faithful": dict(
+    trials=0, units=0, steps=0, generator=100, encoder=100, ci_encoder=80, ic=100, controller=80,
+    inputs=4, factors=40, lr=0.01, batch=100, ramp=80, epochs=1000, generations=20, samples=50)}

@@ -60,3 +60,9 @@ class Setting:
     def recordings(self):
         if self.source == "ladder": return []
         return at_hand(names=GROUPS[self.source or "steinmetz"])
+
+# %% ../../nbs/sessions/setting.ipynb #d8f5295b
+Setting.presets = {"paper_faithful": dict(
+    model="ndt", token=668, width=512, heads=8, layers=5, feedforward=1024, dropout=0.2,
+    epochs=1000, tune_epochs=1000, lr=0.0001, decay=0.01, batch=16, ratio=0.3,
+    held_trials=0, ranked_by="10,20,42")}

@@ -243,7 +243,8 @@ def _sweep_into(spec, scale, runs, out, workers, retry, engine, options) -> Resu
 def sweep(
     name: str | Path,               # PAPER/NAME, or the path of a YAML file
     *,
-    scale: str = "laptop",          # tiny, laptop or paper
+    scale: str = "laptop",          # tiny, laptop, gpu or paper
+    preset: str = "",               # a protocol of the paper, such as paper_faithful
     fixed: dict | None = None,      # parameters of this call, in place of what the file says
     out: str | Path | None = None,  # the sweep's folder; None: results/PAPER/NAME/SCALE
     workers: int | None = None,     # runs at a time; None: one a core
@@ -254,8 +255,9 @@ def sweep(
     "Run what is missing of a sweep, and collect its table."
     spec = load(name)
     fixed = {k: _place(v, k) for k, v in (fixed or {}).items()}
-    runs = expand(spec, scale, fixed)  # a mistake in the grid shows before anything is written
-    out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / scale
+    runs = expand(spec, scale, fixed, preset)  # a mistake shows before anything is written
+    place = "-".join(filter(None, (scale, preset)))
+    out = Path(out).resolve() if out else results_dir() / spec.paper / spec.name / place
     one_of("engine", engine, ENGINES)
     if options and engine == "processes":
         raise SweepError("only Ray and Slurm take further options", found=", ".join(options))

@@ -82,3 +82,10 @@ class Setting(Worms):
 
     @property
     def connectomes(self): return words_of(self.connectome)
+
+# %% ../../nbs/worm_gnn/setting.ipynb #d7058423
+Setting.presets = {"paper_faithful": dict(
+    reading="published text", k=10, folds=0, shuffled=True, epochs=800, patience=0, lr=0.001,
+    look=0, hidden=0, connectome="white1986")}
+Setting.presets["leak_free"] = Setting.presets["paper_faithful"] | dict(
+    reading="best reading", shuffled=False, gap=2, scaling="train", derivative="backward")

@@ -47,3 +47,9 @@ class Setting:
              "baselines": "own_history_loss / naive_loss by data_set"}
 
     def recordings(self): return at_hand("traces")
+
+# %% ../../nbs/worm_scaling/setting.ipynb #1cb74d4d
+Setting.presets = {"paper_faithful": dict(
+    statistics="whole", epochs=500, patience=50, lr=0.0, batch=64, n_train=32, n_valid=16,
+    length=100, steps_per_epoch=0)}
+Setting.presets["leak_free"] = Setting.presets["paper_faithful"] | dict(statistics="train")

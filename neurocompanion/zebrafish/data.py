@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'OFFSETS', 'PADDING', 'HELD_OUT', 'TEST', 'VALID', 'HORIZON', 'LONGEST', 'SPLITS', 'centres',
-           'extract_traces', 'split', 'undivided', 'recording_splits', 'windows', 'cut', 'judged', 'mean_error',
-           'by_lead']
+           'extract_traces', 'split', 'undivided', 'recording_splits', 'windows', 'cut', 'Score', 'judged',
+           'mean_error', 'by_lead']
 
 # %% ../../nbs/zebrafish/data.ipynb #dd2ac97c
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from ..core import ParameterError, RecordingError, need
 from ..recordings.video.film import coarser_cells, coarser_video  # noqa: F401
 from ..recordings.video.masks import cell_matrix
-from ..training.metrics import corr_h, corr_w
+from ..training.metrics import correlation
+from ..training.rehearsal import paced
 
 # %% ../../nbs/zebrafish/data.ipynb #93d05e51
 _all_ = ["cell_matrix", "coarser_video", "coarser_cells"]
@@ -129,27 +132,99 @@ def cut(series, starts, context: int, horizon: int = HORIZON) -> tuple:  # w C �
     return seen, np.stack([series[a + context:a + context + horizon] for a in at])
 
 # %% ../../nbs/zebrafish/data.ipynb #f2822a7e
-def judged(forecast, trace, starts: dict, context: int = 4, horizon: int = HORIZON) -> dict:
-    "By condition, what forecast(starts) foretold of a trace, and what came.  # w h n, w h n"
-    return {name: (np.asarray(forecast(at)), cut(trace, at, context, horizon)[1])
-            for name, at in starts.items() if len(at)}
+def _along(p, y) -> tuple:  # forecasts and what came  # w h n
+    "Sum and number of the correlations along each forecast."
+    r = correlation(p, y, axis=1)
+    return np.nansum(r), (~np.isnan(r)).sum()
+
+
+def _across(p, y, length: int) -> tuple:  # of consecutive windows  # w h n -> h, h
+    "Sums and numbers of the correlations over `length` windows, at each lead time."
+    v = np.stack([p - p.mean(0), y - y.mean(0)])
+    sums, still = np.zeros((5, *p.shape[1:])), np.zeros((2, *p.shape[1:]), np.int32)
+    total, count = np.zeros((2, p.shape[1]))
+    def terms(i): return np.stack([*v[:, i], *v[:, i] ** 2, v[0, i] * v[1, i]])
+    for i in range(len(p)):
+        sums += terms(i)
+        if i >= length: sums -= terms(i - length)
+        if i: still = (still + 1) * (v[:, i] == v[:, i - 1])       # for how long nothing moved
+        if i < length - 1: continue
+        a, b, aa, bb, ab = sums
+        under = (aa - a * a / length) * (bb - b * b / length)
+        good = (under > 0) & (still < length - 1).all(0)
+        r = (ab - a * b / length) / np.sqrt(np.where(good, under, np.inf))
+        total, count = total + r.clip(-1, 1).sum(1), count + good.sum(1)
+    return total, count
+
+# %% ../../nbs/zebrafish/data.ipynb #2efe5ec1
+class Score(NamedTuple):
+    "What forecasts of one condition are worth."
+    windows: int
+    mae: np.ndarray     # by lead time
+    cell: np.ndarray    # the error of each cell at the longest lead time
+    corr_h: float       # along a forecast
+    corr_w: np.ndarray  # along time, by lead time
+
+
+class _Sums:
+    "What is added up while a condition is forecast."
+
+    def __init__(self, horizon, along):
+        self.horizon, self.along, self.kept = horizon, along and horizon > 1, None
+        self.n, self.error, self.cell = 0, 0.0, 0.0
+        self.h, self.w = np.zeros(2), np.zeros((2, horizon))
+
+    def add(self, p, y):  # w h n
+        "The next windows."
+        miss = np.abs(p - y)
+        self.n, self.error = self.n + len(p), self.error + miss.mean(2, dtype=float).sum(0)
+        self.cell = self.cell + miss[:, -1].sum(0, dtype=float)
+        if self.horizon < 2: return
+        pair = [p, y] if self.kept is None else [np.concatenate(v) for v in zip(self.kept, (p, y))]
+        room = max(1, (1 << 20) // (len(pair[0]) * p.shape[1]))
+        for i in range(0, p.shape[2], room):
+            some = [np.asarray(v[..., i:i + room], float) for v in pair]
+            self.h += _along(*(v[-len(p):] for v in some))
+            if self.along and len(pair[0]) >= self.horizon:
+                self.w[:, :p.shape[1]] += _across(*some, self.horizon)
+        if self.along: self.kept = [v[1 - self.horizon:].copy() for v in pair]
+
+    def score(self, unit):
+        "What came of all windows."
+        mean = lambda v: np.divide(*v, out=np.full(v[0].shape, np.nan), where=v[1] > 0)
+        return Score(self.n, unit * self.error / self.n, unit * self.cell / self.n,
+                     float(mean(self.h)), mean(self.w))
+
+# %% ../../nbs/zebrafish/data.ipynb #187b41b7
+def judged(
+    forecast,             # forecast(first frames) -> w h n
+    trace,                # time cell
+    starts: dict,         # condition → first frames of windows
+    context: int = 4,
+    horizon: int = HORIZON,
+    *,
+    unit: float = 1.0,    # by which errors are multiplied
+    along: bool = True,   # correlations along time, too: the windows follow one another
+    room: int = 256 << 20,  # bytes of forecasts at a time, about
+) -> dict:                # condition → Score
+    "How good the forecasts of a trace are."
+    few = max(1, room // (4 * horizon * np.shape(trace)[1]))
+    parts = [(name, at[i:i + few]) for name, at in starts.items() for i in range(0, len(at), few)]
+    sums = {}
+    for name, at in paced(parts, "window"):
+        p, y = np.asarray(forecast(at)), cut(trace, at, context, horizon)[1]
+        if name not in sums: sums[name] = _Sums(horizon, along)
+        sums[name].add(p, y[:len(p), :p.shape[1]])             # a rehearsal gives fewer
+    return {name: s.score(unit) for name, s in sums.items()}
 
 
 def mean_error(scores: dict, held_out=HELD_OUT) -> float:
     "The grand mean of what was `judged`: of conditions alike, without the held-out one."
-    return float(np.mean([np.abs(p - y).mean() for name, (p, y) in scores.items()
-                          if name not in held_out]))
+    return float(np.mean([s.mae.mean() for name, s in scores.items() if name not in held_out]))
 
-# %% ../../nbs/zebrafish/data.ipynb #fe7438dd
-def by_lead(scores: dict, every: int = 1) -> list:  # a row for each condition and lead time
-    "Errors and correlations; those along time need all windows, not one of `every` so many."
-    rows = []
-    for name, (p, y) in scores.items():
-        horizon = p.shape[1]
-        along = corr_w(p, y, horizon) if len(p) >= horizon and every == 1 else \
-            np.full(horizon, np.nan)
-        within = corr_h(p, y) if horizon > 1 else np.nan
-        rows += [dict(condition=name, held_out=name in HELD_OUT, h=h + 1, windows=len(p), mae=e,
-                      corr_w=along[h], corr_h=within)
-                 for h, e in enumerate(np.abs(p - y).mean((0, 2)))]
-    return rows
+# %% ../../nbs/zebrafish/data.ipynb #8b45b982
+def by_lead(scores: dict) -> list:  # a row for each condition and lead time
+    "Errors and correlations of what was `judged`."
+    return [dict(condition=name, held_out=name in HELD_OUT, h=h + 1, windows=s.windows, mae=e,
+                 corr_w=s.corr_w[h], corr_h=s.corr_h)
+            for name, s in scores.items() for h, e in enumerate(s.mae)]

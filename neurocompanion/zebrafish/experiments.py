@@ -38,7 +38,7 @@ def _benchmark(s, fish):
     for name in listed(s):
         test, grand, *_ = _scored(name, s, fish)
         rows.append(dict(what="model", **grand))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test)]
         rows += [dict(what="cell", model=name, **r) for r in by_cell(test, fish)]
     return rows
 
@@ -59,7 +59,7 @@ def network(s: Setting) -> list:  # a row of the network, one for each look and 
     rows = [dict(what="model", **grand, flops=flops(net, size), **far)]
     rows += [dict(what="look", model=s.models, stage=r["stage"], step=r["step"],
                   train_loss=r["train_loss"], valid_loss=r["valid_loss"]) for r in history]
-    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test, s.every)]
+    return rows + [dict(what="lead", model=s.models, **r) for r in by_lead(test)]
 
 # %% ../../nbs/zebrafish/experiments.ipynb #3d74f8c6
 def cost(s: Setting) -> list:  # a row for each model
@@ -97,7 +97,7 @@ def light_sheet(s: Setting) -> list:  # as `forecast`, and rows of a strip
     for name in listed(s):
         test, grand, _, model = _scored(name, s, fish)
         rows.append(dict(what="model", **grand, found_cells=fish.trace.shape[1]))
-        rows += [dict(what="lead", model=name, **r) for r in by_lead(test, s.every)]
+        rows += [dict(what="lead", model=name, **r) for r in by_lead(test)]
         if name in NETS and not strip: strip = _strip(name, model, s, fish)
     return rows + strip
 

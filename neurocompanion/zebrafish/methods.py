@@ -192,14 +192,13 @@ def forecaster(name: str, s: Setting, fish: Fish, others: tuple = ()) -> tuple:
 # %% ../../nbs/zebrafish/methods.ipynb #2d267f58
 def judged(forecast: Callable, s: Setting, fish: Fish, part: str = "test") -> dict:
     "`data.judged` in ΔF/F, of the windows that a setting asks for."
-    scores = zd.judged(forecast, fish.trace, asked_windows(s, fish, part), s.context, s.horizon)
-    return {name: (fish.unit * p, fish.unit * y) for name, (p, y) in scores.items()}
+    return zd.judged(forecast, fish.trace, asked_windows(s, fish, part), s.context, s.horizon,
+                     unit=fish.unit, along=s.every == 1)
 
 
 def by_cell(scores: dict, fish: Fish, held_out=HELD_OUT) -> list:  # a row for each cell
     "Each cell's error at the longest lead time, from `judged`, and where the cell is."
-    error = np.mean([np.abs(p[:, -1] - y[:, -1]).mean(0) for k, (p, y) in scores.items()
-                     if k not in held_out], axis=0)
+    error = np.mean([s.cell for k, s in scores.items() if k not in held_out], axis=0)
     if fish.cells is None: return [dict(cell=i, mae=e) for i, e in enumerate(error)]
     return [dict(cell=i, mae=e, z=z, y=y, x=x)
             for i, (e, (z, y, x)) in enumerate(zip(error, zd.centres(fish.cells)))]

@@ -1,11 +1,12 @@
 "What all tests share: quiet progress bars, and the mirror of real recordings where there is one."
-import os, signal
+import os, secrets, signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))   # else two of Ray's write one file
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background ignores it
 
 # continuous integration tries the same examples every time; at a desk they are new each time

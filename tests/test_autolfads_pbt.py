@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from processes import runs, until
 
-from neurocompanion.autolfads import pbt as room
 from neurocompanion.autolfads.pbt import (
     SPACE, Range, draw, has_settled, parents, pbt, perturb, random_search)
 from neurocompanion.core import ParameterError, TrainingError, atomic_path
@@ -57,14 +56,6 @@ def test_a_pair_has_one_loser_every_member_trains_and_processes_agree_with_one(e
     assert expected.epochs.groupby(["generation", "member"]).size().tolist() == [5] * 6 + [3] * 24
     assert (expected.epochs.groupby("generation")["epoch"].max() == [5, 8, 11, 14, 17]).all()
     assert pbt(Stream, ONE, **HOW, workers=4).table.equals(expected.table)
-
-
-def test_ray_gives_what_one_process_gives(expected, monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray, the extra `scale`")
-    root = str(Path(room.__file__).parents[2])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, str(Path(__file__).parent)]))
-    found = pbt(Stream, ONE, engine="ray", workers=2, **HOW)
-    assert found.table.equals(expected.table)
 
 
 def test_more_generations_are_added_to_a_finished_search(expected, tmp_path):

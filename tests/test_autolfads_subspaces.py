@@ -1,6 +1,6 @@
 "Soft-normalisation, by hand and of tensors."
 import numpy as np
-import pytest
+import torch
 
 from neurocompanion.autolfads.subspaces import soft_normalise
 
@@ -12,7 +12,6 @@ def test_soft_normalisation_by_hand():
 
 
 def test_tensors_that_carry_gradients():
-    torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((6, 20, 4))
     u = torch.tensor(x, requires_grad=True)
     np.testing.assert_allclose(soft_normalise(u, like=u[:3]), soft_normalise(x, like=x[:3]))

@@ -3,6 +3,7 @@ import os, signal, subprocess, sys, time
 
 import numpy as np
 import pytest
+import tifffile
 
 from neurocompanion.core import ParameterError, RecordingError
 from neurocompanion.recordings.read import read
@@ -10,7 +11,6 @@ from neurocompanion.recordings.video.convert import convert_film, plan
 from neurocompanion.recordings.video.film import coarser_video, df_over_f
 from neurocompanion.recordings.video.reader import open_video
 
-tifffile = pytest.importorskip("tifffile")
 FILM = np.random.default_rng(0).integers(0, 4000, (12, 3, 20, 17)).astype(np.uint16)  # time z y x
 
 

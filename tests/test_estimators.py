@@ -132,7 +132,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
 
 
 def test_rates_go_back_into_the_nwb_file(tmp_path):
-    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    import pynwb
     path = write(rates(), tmp_path / "r.nwb")
     with pynwb.NWBHDF5IO(str(path), "r") as io:
         module = io.read().processing["neurocompanion"]
@@ -140,7 +140,7 @@ def test_rates_go_back_into_the_nwb_file(tmp_path):
 
 
 def test_forecasts_and_states_go_into_nwb_files(tmp_path):
-    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    import pynwb
     x = data_for(Forecaster)[0]
     f = Forecaster(**SMALL[Forecaster]).fit(x).forecast()
     d = StateDecoder(**SMALL[StateDecoder]).fit(*data_for(StateDecoder))

@@ -163,7 +163,7 @@ def test_mixed_precision_reaches_the_loss_and_memory_is_kept_on_a_cpu(monkeypatc
     assert seen == ["kept", "kept"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu():
     model = network(dropout=0).cuda()
     run = fit(model, mse, TRAIN, VALID, epochs=20, lr=0.01, precision="bf16")

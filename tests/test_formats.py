@@ -174,7 +174,7 @@ def test_spikes_and_traces_of_one_nwb_file(tmp_path):
 
 
 def test_traces_of_pynwb(tmp_path):
-    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    import pynwb
     from pynwb.ophys import DfOverF, Fluorescence, ImageSegmentation, OpticalChannel
     f = pynwb.NWBFile("a session", "one", datetime.datetime.fromisoformat("2020-01-01T00:00+00:00"))
     f.subject = pynwb.file.Subject(subject_id="m3", species="Mus musculus")
@@ -290,7 +290,7 @@ def test_windows_around_events(place, tmp_path):
 
 
 def test_pynapple():
-    nap = pytest.importorskip("pynapple", reason="needs pynapple")
+    import pynapple as nap
     group = nap.TsGroup({k: nap.Ts(t) for k, t in zip((2, 4, 9), TIMES)},
                         metadata={"area": ["a", "b", "c"]})
     ds = read(group, bin_size=0.1)[0]

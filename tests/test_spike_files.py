@@ -127,7 +127,7 @@ def test_nwb_trials_that_were_not_observed(tmp_path):
 
 
 def test_nwb_of_pynwb(tmp_path):
-    pynwb = pytest.importorskip("pynwb", reason="needs the extra `nwb`")
+    import pynwb
     start = datetime.datetime.fromisoformat("2020-01-01T00:00:00+00:00")
     f = pynwb.NWBFile("a session", "one", start)
     f.subject = pynwb.file.Subject(subject_id="Indy", species="Macaca mulatta")

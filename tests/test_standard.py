@@ -349,7 +349,6 @@ def test_large_stays_on_disk_and_is_saved_in_blocks(tmp_path, monkeypatch, film)
 
 
 def test_zarr(tmp_path, monkeypatch):
-    pytest.importorskip("zarr", reason="needs zarr, of the extra `video`")
     path = save(fish(), tmp_path / "a.zarr")
     same(open_recording(path), fish())
     monkeypatch.setattr(standard, "_LARGE", 100)

@@ -29,7 +29,8 @@ from pathlib import Path
 from neurocompanion.core import atomic_path
 state, saved = {"step": 0, "total": 0}, Path(out or ".") / "checkpoint.json"
 if out and saved.exists(): state = json.loads(saved.read_text())
-if log := os.environ.get("TOY_LOG"): open(log, "a").write(f"{n} {seed} {state['step']}\\n")
+log = os.environ.get("NEUROCOMPANION_LOG")
+if log: open(log, "a").write(f"{n} {seed} {state['step']}\\n")
 while state["step"] < steps:
     time.sleep(pause)
     state = {"step": state["step"] + 1, "total": state["total"] + n * (seed + 1)}
@@ -132,7 +133,7 @@ def kill_and_compare(toy, tmp_path, kills, seed, runs=8):
     while killed < kills:
         folders, out = folders + 1, tmp_path / f"killed{folders}"
         while killed < kills:
-            p = start(grid, out, TOY_LOG=str(log))
+            p = start(grid, out, NEUROCOMPANION_LOG=str(log))
             try: p.wait(draw.uniform(0.02, 1) * length)
             except subprocess.TimeoutExpired:
                 p.kill()
@@ -141,7 +142,7 @@ def kill_and_compare(toy, tmp_path, kills, seed, runs=8):
                 readable(out)
             else: break  # it came to its end first: on to the next folder
             finally: p.communicate()
-        p = start(grid, out, TOY_LOG=str(log))
+        p = start(grid, out, NEUROCOMPANION_LOG=str(log))
         said, errors = p.communicate(timeout=60)
         assert p.returncode == 0, errors
         pd.testing.assert_frame_equal(outcome(collect(out)), whole)
@@ -259,7 +260,7 @@ def test_cells_show_what_a_kernel_shows(tmp_path):
 @linux
 def test_two_sweeps_share_a_folder(toy, tmp_path):
     grid, out, log = toy(grid={"n": [1, 2, 3, 4]}), tmp_path / "out", tmp_path / "log"
-    both = [start(grid, out, TOY_LOG=str(log)) for _ in range(2)]
+    both = [start(grid, out, NEUROCOMPANION_LOG=str(log)) for _ in range(2)]
     said = [p.communicate(timeout=60) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
     assert sorted(log.read_text().splitlines()) == [f"{n} 0 0" for n in (1, 2, 3, 4)]

@@ -143,7 +143,7 @@ def test_nichols_from_the_pool(tmp_path):
 
 def test_simulated_worms_can_be_told_apart_and_transfer():
     "A model of the simulated worms must have something to learn, and another lab's to carry it to."
-    SVC = pytest.importorskip("sklearn.svm").SVC
+    from sklearn.svm import SVC
     train = simulated_worms(3, neurons=SHARED_3, minutes=5, scaling="standardised")
     test = simulated_worms(2, 0, SHARED_3, nichols=True, minutes=5, scaling="standardised")
     def known(ws): return (np.concatenate([w.x[w.y >= 0].reshape(-1, 6) for w in ws]),

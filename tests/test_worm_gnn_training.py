@@ -191,7 +191,6 @@ def test_calibration():
 
 
 def test_svm():
-    pytest.importorskip("sklearn", reason="needs scikit-learn")
     machine = svm(WORMS[0].x, WORMS[0].y)
     assert (machine.predict(WORMS[1].x.reshape(304, -1)) == WORMS[1].y).mean() > 0.7
     members = [Member((0,), 1), Member((0, 2), 3)]

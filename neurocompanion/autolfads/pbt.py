@@ -316,7 +316,7 @@ def pbt(
     fixed: dict | None = None,# hyperparameters outside the space, the same for all
     seed: int = 0,            # decides everything that is random
     out: str | Path | None = None,  # folder to write to and go on from; None: a temporary one
-    workers: int | None = None,     # processes; None: one a core
+    workers: int | None = None,     # None: one a core, on Ray all that there is room for
     engine: str = "processes",      # processes, serial or ray
     **options,                # for the engine
 ) -> Search:
@@ -353,7 +353,8 @@ def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, riv
     if folder.exists() and not folder.is_dir():
         raise ParameterError("out is no folder", found=folder, expected="a folder")
     plan = _Plan(kind, first, dict(space), epochs, lead, rivals, window, least, seed)
-    workers = min(workers or core.cores(), len(first))
+    room = len(first) if engine == "ray" else core.cores()   # a cluster may have room for all
+    workers = min(workers or room, len(first))
     with claim(folder, "search") as mine:
         if not mine: raise TrainingError("another process is at this search", where=folder,
                                          fix="Wait for it, or choose another folder")

@@ -14,7 +14,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
-from ..core import ParameterError, TrainingError, atomic_path, extra, one_of
+from ..core import ParameterError, TrainingError, atomic_path, one_of
+from ..sweeps.engines import cluster
 from ..sweeps.warm import die_with, ending
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #d38a7a66
@@ -276,17 +277,16 @@ def ray(
     make,                    # make(hyper, seed) -> member
     folder: Path,            # of the states, which all machines see
     workers: int,            # how many actors
+    gpus: float = 0,         # of each; 0.25 lets four share one
     **options,               # of `ray.init`, where no cluster runs
 ):
     "Do all tasks in actors of Ray."
-    ray, here = extra("ray", "scale", more=", or use engine='processes'"), []
-    mine = not ray.is_initialized()
-    if mine: ray.init(**{"num_cpus": workers, "include_dashboard": False,
-                         "log_to_driver": False, "logging_level": "ERROR", **options})
-    try:
-        remote, made = ray.remote(num_cpus=1)(_Remote), ray.put(make)
-        for _ in range(workers): here.append(_Actor(ray, remote.remote(made, str(folder))))
-        _deal(turns, here, lambda refs: ray.wait(refs)[0])
-    finally:
-        for worker in here: ray.kill(worker.actor)
-        if mine: ray.shutdown()
+    again, here = {"max_restarts": -1, "max_task_retries": 3}, []
+    with cluster(**options) as ray:
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, **again)(_Remote)
+        made = ray.put(make)
+        try:
+            for _ in range(workers): here.append(_Actor(ray, remote.remote(made, str(folder))))
+            _deal(turns, here, lambda refs: ray.wait(refs)[0])
+        finally:
+            for worker in here: ray.kill(worker.actor)

@@ -360,6 +360,7 @@ def _serve(parent):
     children, lines, (told, tell), alive = {}, b"", os.pipe(), os.pipe()
     signal.signal(signal.SIGTERM, lambda *_: _kill(children))
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: who started us acts on it
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # a child's end ends `select`
     die_with(parent, signal.SIGTERM)

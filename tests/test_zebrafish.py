@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pretend
 import pytest
 import torch
 
@@ -50,6 +51,18 @@ def test_test_frames_change_no_trace_model(small, model):
                                                    longest=s.longest)["train"].values()])
     a, b = (me.forecaster(model, s, f)[0](at) for f in (fish, fish._replace(trace=other)))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("model", ["linear", "tsmixer", "timemix", "tide"])
+def test_trace_models_train_and_forecast_on_the_best_device(small, model):
+    s, fish = small
+    at = me.asked_windows(s, fish)["gain"]
+    here, _, _, net = me.forecaster(model, s, fish)
+    assert next(net.parameters()).is_cpu
+    with pretend.accelerator():
+        there, _, _, net = me.forecaster(model, s, fish)
+        assert next(net.parameters()).device == pretend.PLACE
+        np.testing.assert_allclose(there(at), here(at), atol=2e-3)
 
 
 def test_errors_have_the_recordings_units_and_the_evoked_forecast_none_where_it_is_all(small):

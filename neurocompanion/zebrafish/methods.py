@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core import ParameterError
+from ..recordings.video.film import Ahead
 from ..sweeps.paper import words_of
 from . import traces as tr
 from . import data as zd
@@ -137,9 +138,12 @@ class Cut:
 
     def __iter__(self):
         order = np.arange(len(self.at)) if self.still else torch.randperm(len(self.at)).numpy()
-        for i in range(len(self)):
-            first = self.at[order[i * self.s.trace_batch:(i + 1) * self.s.trace_batch]]
-            yield trace_windows(self.fish.trace, first, self.s.context, self.s.horizon, self.told)
+        size = self.s.trace_batch
+        first = [self.at[order[i * size:(i + 1) * size]] for i in range(len(self))]
+        return iter(Ahead(self.read, first, memory=1 << 30))
+
+    def read(self, first):
+        return trace_windows(self.fish.trace, first, self.s.context, self.s.horizon, self.told)
 
 
 def _windows(s, fish, told, most=1 << 30):

@@ -210,17 +210,27 @@ def train_traces(
     weight_decay: float = 1e-4,
     batch: int = 8,
     patience: int | None = 20,
+    device=None,             # None: the best there is
     seed: int = 0,
     **how,                   # passed on to `fit`
 ) -> Fit:
     "Train a trace model as the benchmark does; it ends with its best weights."
+    model.to(device or default_device())
     return fit(model, forecast_mae, train, valid, epochs=epochs, lr=lr, batch=batch, seed=seed,
                weight_decay=weight_decay, patience=patience, **how)
 
 
-def trace_forecast(model: nn.Module, trace, context: int, horizon: int = HORIZON, covariates=None):
+def trace_forecast(
+    model: nn.Module, trace, context: int, horizon: int = HORIZON, covariates=None,
+    room: int = 256 << 20,   # bytes of windows at a time, about
+):
     "A trace model as forecast(starts) -> w h n."
-    def forecast(starts):
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    few = max(1, room // (4 * (context + horizon) * np.shape(trace)[1]))
+
+    @torch.no_grad()
+    def of_few(starts):
         *seen, _ = trace_windows(trace, starts, context, horizon, covariates)
-        with torch.no_grad(): return model.eval()(*seen).numpy()
-    return forecast
+        return model.eval()(*(v.to(device) for v in seen)).cpu()
+    return lambda starts: torch.cat([of_few(starts[i:i + few])
+                                     for i in range(0, len(starts), few)]).numpy()

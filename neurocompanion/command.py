@@ -90,7 +90,7 @@ def _forecast(args):
 def _rates(args):
     from neurocompanion import verbs
     verbs.rates(args.data, args.out, minutes=args.minutes, like=args.like, bin_ms=args.bin_ms,
-                reader=_reader(args))
+                reader=_reader(args), engine=args.engine)
 
 
 def _rank(args):
@@ -135,9 +135,11 @@ def _sweep(args):
     from neurocompanion.sweeps.sweep import setting
     if args.help: return _parameters(args.name) if args.name else args.parser.print_help()
     if args.list or not args.name: return _list()
-    done = sweep(args.name, scale=args.scale, preset=args.preset,
-                 fixed=dict(map(setting, args.set or ())),
-                 out=args.out, workers=args.workers, retry=not args.no_retry, engine=args.engine)
+    fixed, more = (dict(map(setting, given or ())) for given in (args.set, args.option))
+    for name in {*more} & {*vars(args)}:
+        raise ParameterError(f"{name} is no option of an engine", fix=f"Write --{name}")
+    done = sweep(args.name, scale=args.scale, preset=args.preset, fixed=fixed, out=args.out,
+                 workers=args.workers, retry=not args.no_retry, engine=args.engine, **more)
     print(done.report())
     return done.exit_code
 
@@ -181,7 +183,8 @@ _SCALE = _arg("--scale", choices=["tiny", "laptop", "gpu", "paper"], default="la
               help="size of the grid (default: laptop)")
 _PRESET = _arg("--preset", default="", metavar="NAME",
                help="a protocol, such as paper_faithful or leak_free, where there are several")
-_WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
+_WORKERS = _arg("--workers", type=int, metavar="N", help="runs at a time (default: one a core; "
+                "on a cluster, all that it has room for)")
 
 # %% ../nbs/command.ipynb #2f968c97
 _DATA = _arg("data", help="a file or folder in any layout, or a public name")
@@ -211,7 +214,9 @@ _VERBS = {
     "rates": (_rates, "firing rates of spikes by AutoLFADS, beside smoothing and GPFA",
         "rates session.nwb --out rates.nc", _DATA, _MADE, _MINUTES, _READ,
         _arg("--like", choices=["lfads-torch"], help="write .h5 under that tool's names"),
-        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width")),
+        _arg("--bin-ms", type=float, default=0, metavar="MS", help="make bins of this width"),
+        _arg("--engine", choices=["processes", "serial", "ray"], default="processes",
+             help="where networks train (default: processes, on this machine)")),
     "states": (_states, "behavioural states told from traces, beside simple rules",
         "states worms/ --out states.csv", _DATA, _MADE, _MINUTES, _READ),
 }
@@ -243,6 +248,8 @@ _COMMANDS = {
         _arg("--set", action="append", metavar="NAME=VALUE", help="fix a parameter for all runs"),
         _arg("--engine", choices=["processes", "ray", "slurm"], default="processes",
              help="where runs run (default: processes, on this machine)"),
+        _arg("--option", action="append", metavar="NAME=VALUE",
+             help="for Ray or Slurm, such as gpus=1 or slurm_partition=long"),
         _arg("--no-retry", action="store_true", help="leave failed runs as they are")),
     "notebooks": (_notebooks, "copy the notebooks to a folder, to read and run them there",
         "notebooks my_notebooks", _arg("dir", help="a new folder")),

@@ -15,11 +15,11 @@ import xarray as xr
 from . import models
 from .methods import (
     Diagnosis, blend, diagnose, linear, mixed, population, smoother)
-from .pbt_engines import one_thread
+from .pbt_engines import one_thread, room
 from .setting import Setting
 from .tasks import chops, study
 from .training import maker
-from ..core import ParameterError, cores
+from ..core import ParameterError
 from ..recordings import standard
 from ..recordings.spikes.counts import checked, chop, listed, merge
 from ..recordings.write import result
@@ -102,7 +102,7 @@ def _affordable(self, s, data):
         begun = time.perf_counter()
         member.run(2)
     each = (time.perf_counter() - begun) / 2
-    workers = min(cores(), self.members) if self.engine == "processes" else 1
+    workers = min(room(self.engine), self.members)
     n = int(60 * self.minutes * workers / (self.members * each))
     n = max(2, min(1000, n - min(80, n // 3)))     # the ramp's epochs come on top
     self.note(f"{self.members} members of {n} epochs each fit into {self.minutes:g} minutes")

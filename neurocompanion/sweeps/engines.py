@@ -246,6 +246,7 @@ def _report(self: Result) -> str:
     rows, draws = pd.read_parquet(self.table), self.spec.template.parent / "figures.ipynb"
     told = [numbers(some, self.varied, getattr(setting_of(self.spec.paper), "shown", {}).get(e))
             for e, some in rows.groupby("experiment")] if self.spec.paper in papers() else []
+    if (most := rows["peak_mib"].max()) == most: told.insert(0, f"at most {most:.0f} MiB a run")
     lines = [str(self), *filter(None, told), f"table: {self.table}"]
     if draws.is_file(): lines.append(shlex.join([
         "papermill", str(draws), "figures.ipynb", "-p", "results", str(self.out)]))

@@ -220,7 +220,8 @@ def canonical(x) -> str:
     return json.dumps(x, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
 
 # %% ../../nbs/sweeps/sweep.ipynb #1e4a1d52
-RESERVED = {"sweep", "scale", "run_id", "git_revision", "git_dirty", "versions", "wall_seconds"}
+RESERVED = {"sweep", "scale", "run_id", "git_revision", "git_dirty", "versions", "wall_seconds",
+            "peak_mib"}
 
 
 def _defaults(spec) -> dict:
@@ -424,6 +425,15 @@ def _same(a, b) -> bool:
     return a == b if isinstance(a, (int, float)) else canonical(a) == canonical(b)
 
 
+def _peak_mib() -> int | None:
+    "The most memory that this process, or one that it has started, has held at any moment."
+    try: import resource
+    except ImportError: return None  # Windows
+    of = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    most = max(resource.getrusage(who).ru_maxrss for who in of)
+    return most >> (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
+
+
 def _device(parameters) -> str:
     "Where the run ran, as far as this process can tell."
     torch = sys.modules.get("torch")
@@ -450,7 +460,8 @@ def write_run(
     door = sys.modules.get("neurocompanion.recordings.read")   # there, if anything was read
     used = door.take_notes() if door else []
     for sentence in used: print(sentence)
-    record |= {"run_id": run, "paper": paper, "code": code, "rows": len(table), "used": used}
+    record |= {"run_id": run, "paper": paper, "code": code, "rows": len(table), "used": used,
+               "peak_mib": _peak_mib()}
     text = json.dumps(json.loads(canonical(record)), indent=1, ensure_ascii=False)
     try:
         with atomic_path(folder / "rows.parquet") as tmp: _tidy(table).to_parquet(tmp, index=False)
@@ -552,7 +563,7 @@ def rows_of(
                          fix="Delete the folder and call the sweep again") from None
     found = {"device": record["device"], "git_revision": record["git"]["revision"],
              "git_dirty": record["git"]["dirty"], "versions": canonical(record["versions"]),
-             "wall_seconds": record["wall_seconds"]}
+             "wall_seconds": record["wall_seconds"], "peak_mib": record.get("peak_mib")}
     new = {k: v for k, v in found.items() if k not in table.columns}
     return table.assign(run_id=record["run_id"], **new)
 

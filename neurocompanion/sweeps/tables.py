@@ -12,17 +12,19 @@ from ..core import SweepError, atomic_path, home
 from .sweep import SCALES, collect, load, rows_of, status
 
 # %% ../../nbs/sweeps/tables.ipynb #c97948e1
-_ROW = ["sweep", "scale", "git_revision", "git_dirty", "versions", "device"]  # go to the record
+_SAME = ["git_revision", "git_dirty", "versions", "device"]
+_ROW = ["sweep", "scale", *_SAME, "peak_mib"]  # go to the record
 
 
 def _record(rows, plan) -> dict:
     "What is the same for all rows of a table, in one place."
-    same = {k: sorted(rows[k].dropna().astype(str).unique().tolist()) for k in _ROW[2:]}
+    same = {k: sorted(rows[k].dropna().astype(str).unique().tolist()) for k in _SAME}
     same["versions"] = [json.loads(v) for v in same["versions"]]
-    wall = float(rows.groupby("run_id")["wall_seconds"].first().sum())
+    wall, peak = float(rows.groupby("run_id")["wall_seconds"].first().sum()), rows["peak_mib"].max()
     return {**{k: plan[k] for k in ("sweep", "title", "scale")},
             "runs": int(rows["run_id"].nunique()), "seeds": _listed(rows, "seed"),
-            "data": _listed(rows, "data"), **same, "wall_seconds": round(wall, 1)}
+            "data": _listed(rows, "data"), **same, "wall_seconds": round(wall, 1),
+            "peak_mib": int(peak) if peak == peak and peak else None}
 
 
 def _listed(rows, name) -> list:

@@ -11,7 +11,8 @@ PAPERS = {p.parent.name for p in (ROOT / "nbs").glob("*/setting.ipynb")}
 # Which wings a wing may import, beside itself. A paper may import every wing but another paper.
 MAY = {"core": "", "fast": "core", "plots": "core", "render": "core", "site": "core render",
        "recordings": "core", "training": "core fast recordings",
-       "sweeps": "core recordings plots site", "command": "core recordings sweeps site verbs",
+       "sweeps": "core recordings plots site", "rehearse": "core sweeps training",
+       "command": "core recordings rehearse sweeps site verbs",
        "verbs": "core plots recordings training PAPERS",
        "bench": "core fast plots recordings training sweeps PAPERS",
        "PAPERS": "core fast plots recordings training sweeps"}

@@ -23,6 +23,7 @@ from ..core import ParameterError, TrainingError
 from ..recordings.spikes.counts import smooth
 from ..sweeps import paper
 from ..training.metrics import base_rate, r2
+from ..training.rehearsal import paced
 
 # %% ../../nbs/autolfads/experiments.ipynb #bf9e8080
 def with_truth(s: Setting) -> ad.Spikes:
@@ -104,7 +105,7 @@ def search(s: Setting) -> list:  # rows of three kinds
     hp = [c for c in m.search.table if c in s.hyper._fields]
     table = m.search.table.rename(columns={"epochs": "trained", **{k: f"hp_{k}" for k in hp}})
     rows = [{"what": "member", **r} for r in table.to_dict("records")]
-    for i in range(s.members):
+    for i in paced(range(s.members), "member"):
         member = m.search.member(i)
         if member.weights is None: continue
         made = me.kept(member, s.kind)

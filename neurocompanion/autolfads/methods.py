@@ -22,6 +22,7 @@ from .training import Trained, finished, maker, train
 from ..core import ParameterError
 from ..recordings.spikes.counts import smooth
 from ..training.metrics import base_rate, bits_per_spike, gains, r2
+from ..training.rehearsal import paced
 
 # %% ../../nbs/autolfads/methods.ipynb #4ab54920
 class Fitted(NamedTuple):
@@ -123,8 +124,9 @@ def population(data: Spikes, s: Setting, out: str | Path = "", space: dict = SPA
     how = dict(members=s.members, epochs=each, generations=s.generations, seed=s.seed,
                lead=ramp if ramp > each else 0, fixed=s.hyper._asdict(), engine=s.engine,
                out=Path(out) / "search" if str(out) else None)
-    found = pbt(make, space, window=4 if s.patience else None, **how) if grows else \
-        random_search(make, space, **how)
+    for _ in paced([s], "population"):
+        found = pbt(make, space, window=4 if s.patience else None, **how) if grows else \
+            random_search(make, space, **how)
     return from_network("autolfads" if grows else "random", chosen(found), data, s, found)
 
 # %% ../../nbs/autolfads/methods.ipynb #19f4be94

@@ -135,6 +135,22 @@ class Setting(Network):
     seed: int = 0             # of networks and hyperparameters
     out: str = ""             # folder of this run; empty: one under results/
 
+    alike = "recording", "split", "cd_rate", "amplitude", "examples", "kl_ic", "kl_co"
+
+    def rehearsed(self, small):
+        "Simulated recordings, and of a search two generations of two members."
+        few = dict(trials=60, units=12, steps=600 if TASKS[self.task].chop else 15, examples=0,
+                   generator=12, encoder=8, ci_encoder=8, ic=8, factors=6, batch=32, samples=5,
+                   controller=8 * bool(self.inputs), train_trials=min(self.train_trials, 20))
+        new = dict(few if small else {}, data="simulated", recording=0, engine="serial")
+        searched = self.experiment == "search" or getattr(self, "method", "") == "autolfads"
+        if not searched: return new
+        n, g = min(2, self.members), min(2, self.generations)
+        whole = {"population": self.members * self.generations / (n * g),
+                 "member": self.members / n}
+        return new | dict(members=n, generations=g, epochs=self.epochs // self.generations * g,
+                          times=whole)
+
     shown = {"overfitting": "r2", "search": "r2 where what == 'chosen'",
              "accuracy": "r2 where what == 'end'", "uncertainty": "covered by level",
              "decoding": "r2 where what == 'score'", "psth": "r2_test where what == 'score'",

@@ -55,6 +55,16 @@ class Setting:
     seed: int = 0              # of training; random order: of the shuffle too
     out: str = ""              # folder of this run; empty: one under results/
 
+    alike = "held_out", "by", "split", "train_token"  # what hardly changes the cost of a run
+
+    def rehearsed(self, small):
+        "Simulated sessions, by default in the size of the paper's."
+        few = dict(sessions=3, trials=30, units=12, token=8, width=16, heads=2, layers=2,
+                   feedforward=32, ranked_by="0", sizes="1,all")
+        if small: return dict(data="simulated") | few
+        if self.source: return dict(data="simulated", sessions=22)
+        return dict(data="simulated", sessions=84, trials=400, units=1000)
+
     shown = {"ranking": "test by what, against", "scaling": "test by what, against, order, size"}
 
     def recordings(self):

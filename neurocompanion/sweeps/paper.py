@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parameter', 'words_of', 'suited', 'declared', 'names', 'uses', 'settled', 'settled_together', 'comments', 'cell',
-           'papers', 'setting_of', 'write_cells', 'given', 'run', 'inputs']
+           'papers', 'setting_of', 'experiments_of', 'write_cells', 'given', 'run', 'inputs']
 
 # %% ../../nbs/sweeps/paper.ipynb #88bc269f
 import ast, difflib, importlib, json, linecache, sys, time
@@ -181,6 +181,11 @@ def papers() -> list:
 def setting_of(paper: str) -> type:
     "A paper's `Setting`."
     return importlib.import_module(f"neurocompanion.{paper}.setting").Setting
+
+
+def experiments_of(paper: str) -> dict:
+    "A paper's experiments, functions of a `Setting`, by name."
+    return importlib.import_module(f"neurocompanion.{paper}.experiments").EXPERIMENTS
 
 
 def write_cells() -> list:  # the papers whose notebook was changed

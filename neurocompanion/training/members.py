@@ -22,7 +22,7 @@ from ..core import TrainingError
 from neurocompanion.training.checkpoints import (
     plain, random_states, read_checkpoint, same_settings, set_random_states, unreadable,
     write_checkpoint)
-from .rehearsal import paced, rehearsing
+from .rehearsal import paced, rehearsing, took
 
 # %% ../../nbs/training/members.ipynb #5bbe6061
 @dataclass(eq=False)
@@ -257,11 +257,14 @@ def _train(members, step, how, writer):
                        **({} if how.desc else {"disable": True})) as bar:
         left = how.epochs - min(m.epoch for m in members)
         for going in paced(_rounds(members), "epoch", left):
+            before = sum(m.step for m in going)
             for _ in paced(step.epoch(going), "step", step.length):
                 bar.update()
                 writer.after_step()
-            if not step.length: bar.update()
             _close(going, step, how)
+            if not step.length:
+                bar.update()
+                took(sum(m.step for m in going) - before)
             if not bar.disable: bar.set_postfix(_brief(going, members), refresh=False)
             if any(m.stopped != "diverged" for m in members): writer.after_epoch()
     step.settle(members)

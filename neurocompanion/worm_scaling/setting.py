@@ -46,7 +46,14 @@ class Setting:
              "learning": "valid_loss / valid_naive where epoch == epoch.max()",
              "baselines": "own_history_loss / naive_loss by data_set"}
 
+    alike = "statistics", "head"               # what hardly changes the cost of a run
+
     def recordings(self): return at_hand("traces")
+
+    def rehearsed(self, small):
+        "All eight sources, simulated in their sizes."
+        few = dict(hidden=min(self.hidden, 16), worms=min(self.worms, 8), n_train=4, n_valid=2)
+        return dict(data="simulated", share=0.03 if small else 1.0) | (few if small else {})
 
 # %% ../../nbs/worm_scaling/setting.ipynb #1cb74d4d
 Setting.presets = {"paper_faithful": dict(

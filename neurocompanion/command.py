@@ -144,6 +144,13 @@ def _sweep(args):
     return done.exit_code
 
 
+def _rehearse(args):
+    from neurocompanion.rehearse import rehearse, summary
+    table = rehearse(args.name, args.scale, args.small, args.preset)
+    print(summary(table))
+    if args.table: table.to_csv(args.table, index=False)
+
+
 def _collect(args):
     from neurocompanion.sweeps.sweep import collect
     from neurocompanion.sweeps.tables import publish
@@ -251,6 +258,13 @@ _COMMANDS = {
         _arg("--option", action="append", metavar="NAME=VALUE",
              help="for Ray or Slurm, such as gpus=1 or slurm_partition=long"),
         _arg("--no-retry", action="store_true", help="leave failed runs as they are")),
+    "rehearse": (_rehearse, "try each kind of run of a grid for a few steps, and say what all cost",
+        "rehearse worm_scaling/headline --scale paper --small",
+        _arg("name", help="PAPER/NAME, or a YAML file"), _PRESET,
+        _arg("--scale", choices=["tiny", "laptop", "gpu", "paper"], default="paper",
+             help="size of the grid (default: paper)"),
+        _arg("--small", action="store_true", help="small data and networks: does each run work?"),
+        _arg("--table", metavar="FILE", help="write a row for each kind of run, as CSV")),
     "notebooks": (_notebooks, "copy the notebooks to a folder, to read and run them there",
         "notebooks my_notebooks", _arg("dir", help="a new folder")),
     "collect": (_collect, "gather a sweep's runs in one table",

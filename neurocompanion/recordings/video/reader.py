@@ -143,13 +143,18 @@ ZAPBENCH_PARTS = {  # name → path below, and the file's axes in our order
     "traces": ("traces", None),                               # time cell
     "stimuli": ("stimuli_features", None),                    # time covariate
     "positions": ("position_embedding", None),                # cell feature
+    "evoked": ("stimulus_evoked_response", None),             # time cell
     **{f"video/s{i}": (f"df_over_f_xyz_chunked/s{i}", (3, 2, 1, 0)) for i in range(3)},
     "cells": ("segmentation", (2, 1, 0))}                     # z y x
 
 
-def open_zapbench(name: str):   # one of `ZAPBENCH_PARTS`
+def open_zapbench(
+    name: str,          # one of `ZAPBENCH_PARTS`
+    folder=None,        # a copy of the bucket; None: the mirror's `zapbench`, or the bucket itself
+):
     "A part of the public benchmark; nothing is read before it is sliced."
     place, axes = ZAPBENCH_PARTS[one_of("part of ZAPBench", name, ZAPBENCH_PARTS)]
+    if folder: return open_zarr(Path(folder) / place, axes)
     local = mirror_dir() and mirror_dir() / "zapbench" / place
     return open_zarr(local if local and local.is_dir() else ZAPBENCH + place, axes)
 

@@ -110,6 +110,7 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
                          "stimuli_features": np.zeros((T, 26), np.float32)}.items():
         zarr.save_array(str(top / place), array)
     monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path))
+    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
     s = Setting(data="zapbench", coarser=2, fine=True, horizon=32, longest=256)
     fish = fs.load(s)
     assert fish.video.shape == (T, 2, 28, 4) and fish.target.shape == (T, 2, 56, 8)
@@ -119,6 +120,11 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
     assert x.shape == (4, 4, 2, 28, 4) and y.shape == (4, 2, 56, 8)
     coarse = fs.load(replace(s, fine=False))
     assert coarse.cells.shape == coarse.video.shape[1:] and coarse.trace.shape == (T, 2)
+    monkeypatch.setattr(fs, "trace_blocks", list)                   # taken from the film once
+    again = fs.load(replace(s, fine=False, data=str(top)))          # a folder of one's own
+    np.testing.assert_array_equal(again.trace, coarse.trace)
+    np.testing.assert_allclose(coarse.trace, fs.extract_traces(
+        coarse.video[:], coarse.cells), atol=1e-6)
 
 
 def test_a_film_of_ones_own(tmp_path):

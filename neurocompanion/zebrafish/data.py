@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'OFFSETS', 'PADDING', 'HELD_OUT', 'TEST', 'VALID', 'HORIZON', 'LONGEST', 'SPLITS', 'centres',
-           'extract_traces', 'split', 'undivided', 'recording_splits', 'windows', 'cut', 'Score', 'judged',
-           'mean_error', 'by_lead']
+           'trace_blocks', 'extract_traces', 'split', 'undivided', 'recording_splits', 'windows', 'cut', 'Score',
+           'judged', 'mean_error', 'by_lead']
 
 # %% ../../nbs/zebrafish/data.ipynb #dd2ac97c
 from typing import NamedTuple
@@ -29,26 +29,28 @@ def centres(cells) -> np.ndarray:  # z y x -> in voxels, in order of the cells' 
     _, row, size = np.unique(np.asarray(cells)[inside], return_inverse=True, return_counts=True)
     return np.stack([np.bincount(row, at) for at in np.nonzero(inside)], 1) / size[:, None]
 
-# %% ../../nbs/zebrafish/data.ipynb #04ecb1d8
-def extract_traces(
+# %% ../../nbs/zebrafish/data.ipynb #f58c88d1
+def trace_blocks(
     video,                # brightness; may lie on disk  # time z y x
     cells,                # which cell each voxel belongs to, 0 = none  # z y x
-    *,
-    dtype=np.float64,     # of the traces
+    first: int = 0,       # frame to begin with
     block: int = 64 << 20,  # bytes of video in memory at a time, about
-) -> np.ndarray:          # one column a cell, in order of their numbers  # time cell
-    "Mean brightness of every cell in every frame: equation (1)."
+):                        # iterator over traces of some frames, one after the other  # time cell
+    "Mean brightness of every cell, in order of their numbers: equation (1)."
     cells = np.asarray(cells)
     if len(video.shape) != 4 or tuple(video.shape[1:]) != cells.shape:
         raise RecordingError("video and masks do not fit", found=tuple(video.shape),
                              expected=f"(time, {', '.join(map(str, cells.shape))})")
-    matrix, number = cell_matrix(cells)
-    out = np.empty((video.shape[0], len(number)), dtype)
+    matrix, _ = cell_matrix(cells)
     step = max(1, int(block // (8 * cells.size)))
-    for t in range(0, len(out), step):
+    for t in range(first, video.shape[0], step):
         frames = np.asarray(video[t:t + step], np.float64)
-        out[t:t + step] = (matrix @ frames.reshape(len(frames), -1).T).T
-    return out
+        yield (matrix @ frames.reshape(len(frames), -1).T).T
+
+
+def extract_traces(video, cells, *, dtype=np.float64, block: int = 64 << 20) -> np.ndarray:
+    "Mean brightness of every cell in every frame, as from `trace_blocks`."  # time cell
+    return np.concatenate([b.astype(dtype) for b in trace_blocks(video, cells, block=block)])
 
 # %% ../../nbs/zebrafish/data.ipynb #8714d0d2
 CONDITIONS = ("gain", "dots", "flash", "taxis", "turning", "position", "open loop", "rotation",

@@ -4,22 +4,28 @@
 
 # %% auto #0
 __all__ = ['OPTICS', 'WAVE', 'DARK', 'RADIUS', 'WHOLE', 'Fish', 'train_frames', 'baseline', 'relative', 'simulated', 'made',
-           'light_sheet', 'clusters', 'zapbench', 'load']
+           'light_sheet', 'clusters', 'kept', 'Columns', 'zapbench', 'load']
 
 # %% ../../nbs/zebrafish/fish.ipynb #5a03f994
-from functools import lru_cache
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core import ParameterError, RecordingError
+from ..core import ParameterError, RecordingError, cache_dir, progress
 from ..recordings import read as door
 from ..recordings.video.simulate_fish import benchmark_fish
 from ..recordings.video.masks import segment
-from ..recordings.video.reader import View, open_zapbench
+from ..recordings.video.reader import View, identity, open_zapbench
+from ..training.rehearsal import paced, rehearsing
 from .setting import CLUSTERS, FISH, SERIES, Setting
-from .data import (
-    OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits, undivided)
+from neurocompanion.zebrafish.data import (
+    OFFSETS, SPLITS, coarser_cells, coarser_video, extract_traces, recording_splits, trace_blocks,
+    undivided)
 
 # %% ../../nbs/zebrafish/fish.ipynb #06930e1f
 class Fish(NamedTuple):
@@ -33,6 +39,7 @@ class Fish(NamedTuple):
     splits: dict               # as `split` makes them
     target: np.ndarray | None = None  # what is forecast, where it is finer  # time z y x
     unit: float = 1.0          # ΔF/F that one unit of film and traces stands for
+    evoked: np.ndarray | None = None  # the mean response to what is shown, where one is published
 
 
 def train_frames(splits: dict) -> np.ndarray:  # as `split` makes them; numbers of frames
@@ -43,8 +50,12 @@ def train_frames(splits: dict) -> np.ndarray:  # as `split` makes them; numbers 
 def baseline(video, cells, train, dark: float = 0.0, most: int = 400) -> tuple:  # z y x, z y x
     "Brightness at rest in `train` frames, `most` of them, and what changes are divided by."
     some = train[np.linspace(0, len(train) - 1, min(most, len(train))).astype(int)]
-    v = np.stack([np.asarray(video[int(t)], np.float32) for t in some]) - np.float32(dark)
-    base = np.percentile(v, 10, axis=0).astype(np.float32)
+    _, nz, ny, nx = video.shape
+    rows = max(1, (256 << 20) // (4 * len(some) * nz * nx))    # at a time
+    at = [slice(y, y + rows) for y in range(0, ny, rows)]
+    low = [np.percentile(np.stack([np.asarray(video[int(t), :, k], np.float32) for t in some])
+                         - np.float32(dark), 10, axis=0).astype(np.float32) for k in at]
+    base = np.concatenate(low, 1)
     low = 0.5 * float(np.median(base[np.asarray(cells) > 0]))
     if not low > 0: raise RecordingError("cells are dark", found=f"a baseline of {2 * low:g}",
                                          expected="more than the camera's dark counts",
@@ -55,7 +66,12 @@ def baseline(video, cells, train, dark: float = 0.0, most: int = 400) -> tuple: 
 def relative(video, cells, train, dark: float = 0.0) -> np.ndarray:  # time z y x
     "ΔF/F over a baseline of `train` frames; a camera counts `dark` without light."
     base, floor = baseline(video, cells, train, dark)
-    return (np.asarray(video, np.float32) - np.float32(dark) - base) / floor
+    out = np.empty(video.shape, np.float32)
+    step = max(1, (64 << 20) // (4 * base.size))
+    for t in range(0, len(out), step):
+        x = np.asarray(video[t:t + step], np.float32)
+        out[t:t + step] = (x - np.float32(dark) - base) / floor
+    return out
 
 # %% ../../nbs/zebrafish/fish.ipynb #5ef62167
 OPTICS = dict(voxel_size=(4.0, 2.0, 2.0), blur=(3.0, 1.5, 1.5), photons=100.0, coupling=0.6,
@@ -67,7 +83,7 @@ DARK = 100.0    # what the simulated camera counts without light
 def _recording(s, seed):
     "A simulated fish as a microscope sees it."
     return benchmark_fish(s.cells, scale=s.length, seed=seed, shape=(s.planes, s.side, s.side),
-                          **OPTICS, **(WAVE if s.wave else {}))
+                          lazy=True, **OPTICS, **(WAVE if s.wave else {}))
 
 
 @lru_cache(2)
@@ -75,7 +91,7 @@ def _simulated(s, seed):
     "A fish as it is recorded, its splits and its ΔF/F; of `s`, what a fish hangs on."
     ds = _recording(s, seed)
     splits, mask = recording_splits(ds), ds["cells"].values
-    return ds, splits, relative(ds["video"].values, mask, train_frames(splits), dark=DARK)
+    return ds, splits, relative(View(ds["video"]), mask, train_frames(splits), dark=DARK)
 
 
 def simulated(s: Setting, other: int = 0) -> Fish:
@@ -99,9 +115,9 @@ def made(
         "the volume does not divide", found=f"{df.shape[2:]} by {s.coarser}", expected="no rest")
     trace = extract_traces(target, mask, dtype=np.float32)
     if s.masked: seen = np.where(coarser_cells(cells, f) > 0, seen, np.float32(0))
-    return Fish(name, seen / np.float32(unit), mask, trace / np.float32(unit),
-                np.asarray(stimulus, np.float32), np.asarray(condition).astype(int), splits,
-                target / np.float32(unit) if s.fine else None, unit)
+    by = lambda v: v if unit == 1 else v / np.float32(unit)
+    return Fish(name, by(seen), mask, by(trace), np.asarray(stimulus, np.float32),
+                np.asarray(condition).astype(int), splits, by(target) if s.fine else None, unit)
 
 # %% ../../nbs/zebrafish/fish.ipynb #9eeb7000
 RADIUS = 3.0     # of a cell, voxels
@@ -140,21 +156,75 @@ def clusters(s: Setting) -> Fish:
     return Fish(ds.attrs["subject"], None, None, x / np.float32(unit), none,
                 none[:, 0].astype(int), splits, unit=unit)
 
-# %% ../../nbs/zebrafish/fish.ipynb #b396e8b8
-def zapbench(s: Setting) -> Fish:
-    "The public benchmark; its film stays where it is."
+# %% ../../nbs/zebrafish/fish.ipynb #8b8785d1
+def kept(
+    key: str,          # all that decides the rows
+    shape: tuple,      # rows and columns
+    blocks: Callable,  # blocks(first) -> iterator over some rows at a time, from the first on
+) -> np.ndarray:       # of float32; lies on disk
+    "Rows that are long in coming, from the cache, or made and put there."
+    from filelock import FileLock
+    if rehearsing(): return _some_rows(shape, blocks(0))
+    place = cache_dir() / "traces" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.f4"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    begun, row = place.with_suffix(".begun"), 4 * shape[1]
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            begun.touch()
+            with open(begun, "r+b") as f, progress(total=shape[0], desc="traces") as bar:
+                done = begun.stat().st_size // row
+                f.truncate(done * row), f.seek(done * row), bar.update(done)
+                for rows in blocks(done):
+                    f.write(np.ascontiguousarray(rows, np.float32).tobytes()), f.flush()
+                    bar.update(len(rows))
+            begun.rename(place)
+    return np.memmap(place, np.float32, "r", shape=shape)
+
+
+def _some_rows(shape, blocks):
+    "Those that a rehearsal has time for; zeros, for the others."
+    out, t = np.zeros(shape, np.float32), 0
+    first = next(blocks)
+    for rows in paced(chain([first], blocks), "block of frames", shape[0] / len(first)):
+        out[t:t + len(rows)], t = rows, t + len(rows)
+    return out
+
+# %% ../../nbs/zebrafish/fish.ipynb #25f98151
+class Columns:
+    "Some columns of an array that lies on disk, without what is not a number."
+
+    def __init__(self, array, at):
+        self.array, self.at, self.shape = array, at, (array.shape[0], len(at))
+
+    def __len__(self): return self.shape[0]
+
+    def __getitem__(self, rows):
+        return np.nan_to_num(np.asarray(self.array[rows], np.float32)[..., self.at])
+
+    def blocks(self, first: int = 0, step: int = 512):
+        "All rows from the first on, a few at a time."
+        for t in range(first, len(self), step): yield self[t:t + step]
+
+# %% ../../nbs/zebrafish/fish.ipynb #56ac5ffb
+def zapbench(s: Setting, folder: str | None = None) -> Fish:
+    "The public benchmark, or a folder with a copy of it; its film stays where it is."
     if s.coarser > 4: raise ParameterError("the bucket has no such film", found=f"coarser="
                                            f"{s.coarser}", expected="1, 2 or 4")
-    seen, whole = (_middle(open_zapbench(f"video/s{i}")) for i in (s.coarser.bit_length() - 1, 0))
-    cells = np.asarray(_middle(open_zapbench("cells"))[:])
-    mask = cells if s.fine else coarser_cells(cells, (1, s.coarser, s.coarser))
-    if s.fine or s.coarser == 1:
-        number = np.unique(cells[cells > 0])
-        trace = np.asarray(open_zapbench("traces")[:], np.float32)[:, number - 1]
-    else: trace = extract_traces(seen, mask, dtype=np.float32)
-    condition = np.repeat(np.arange(len(SPLITS)), np.diff(OFFSETS))
-    return Fish("ZAPBench", seen, mask, trace, np.asarray(open_zapbench("stimuli")[:], np.float32),
-                condition, SPLITS, whole if s.fine else None)
+    part = partial(open_zapbench, folder=folder)
+    seen, whole = (_middle(part(f"video/s{i}")) for i in (s.coarser.bit_length() - 1, 0))
+    cells = np.ascontiguousarray(_middle(part("cells"))[:], np.int32)
+    fine = s.fine or s.coarser == 1
+    mask = cells if fine else coarser_cells(cells, (1, s.coarser, s.coarser))
+    at = np.unique(mask[mask > 0]) - 1
+    source, blocks = (traces := part("traces")), Columns(traces, at).blocks
+    if not fine: source, blocks = seen, partial(trace_blocks, seen, mask)
+    key = f"{identity(source)} {hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()}"
+    stimulus = np.asarray(part("stimuli")[:], np.float32)
+    usual, n = len(stimulus) == OFFSETS[-1], len(stimulus)
+    return Fish("ZAPBench", seen, mask, kept(key, (n, len(at)), blocks), stimulus,
+                np.repeat(np.arange(len(SPLITS)), np.diff(OFFSETS)) if usual else np.zeros(n, int),
+                SPLITS if usual else undivided(n), whole if s.fine else None,
+                evoked=Columns(part("evoked"), at) if s.released else None)
 
 
 def _middle(array, part=1152 / 1328):
@@ -171,10 +241,11 @@ def load(s: Setting, other: int = 0) -> Fish:
                                    expected="simulated", fix="Pretrain on simulated specimens")
     if s.data == "real": return light_sheet(s)
     if s.data == "zapbench": return zapbench(s)
+    if (Path(s.data) / "df_over_f_xyz_chunked").is_dir(): return zapbench(s, s.data)
     ds = door.read(s.data, "video", needs="cells")[0]
     n = ds.sizes["time"]
     splits = recording_splits(ds)
     stimulus = ds["stimulus"].values if "stimulus" in ds else np.zeros((n, 1))
     code = ds["condition"].values if "condition" in ds else np.zeros(n)
-    df = relative(ds["video"].values, ds["cells"].values, train_frames(splits))
+    df = relative(View(ds["video"]), ds["cells"].values, train_frames(splits))
     return made(s, ds.attrs["subject"], df, ds["cells"].values, stimulus, code, splits)

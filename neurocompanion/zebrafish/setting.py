@@ -34,13 +34,13 @@ class Recording:
     "Which fish, and what is seen of it."
     experiment: str = parameter("forecast", words=("forecast", *NETWORKS, "views", "cost",
                                                    "light_sheet", "clusters"))
-    data: str = "auto"         # auto, real, simulated, zapbench (the public bucket), or a file
+    data: str = "auto"         # auto, real, simulated, zapbench (the public bucket), or a path
     data_seed: int = 0         # of what is simulated
     subject: str = parameter("subject_12", words=FISH, of=("clusters",))  # which fish
     cells: int = parameter(60, least=1)  # of a simulated fish
     side: int = parameter(32, least=1)   # of its volume, voxels along y and x
     planes: int = parameter(4, least=1)  # along z
-    length: float = parameter(0.25, most=1)  # of a simulated recording, of the public one's
+    length: float = parameter(0.25, most=10)  # of a simulated recording, of the public one's
     wave: bool = False         # responses travel through a simulated fish, and come back sooner
     coarser: int = filmed(2, least=1)  # voxels in the plane that are one; the paper: 4
     fine: bool = filmed(False)  # forecast at full resolution all the same
@@ -80,6 +80,7 @@ class Setting(Recording):
     patience: int = traced(5)    # epochs; the paper: 20
     hidden: int = traced(64)     # of TSMixer; the paper: 256 and 128
     tide: int = traced(32)       # of TiDE; the paper: 128
+    released: bool = traced(False)  # trace models as in the benchmark's code, not as in its text
     specimens: int = pretrained(0, least=0)  # other fish to pretrain on; the paper: 0, 2, 8
     before: int = pretrained(400, least=1)  # steps of pretraining; the paper: 800 000
     tune_lr: float = pretrained(0.001)  # highest learning rate after it; the paper: best of three

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ZAPBENCH', 'ZAPBENCH_PARTS', 'READERS', 'View', 'view_of', 'letters', 'named', 'open_zarr', 'open_zapbench',
-           'open_hdf5', 'image_series', 'arrays_in', 'Tiffs', 'Series', 'open_video', 'read_film', 'about', 'kind_of',
-           'beside']
+           'identity', 'open_hdf5', 'image_series', 'arrays_in', 'Tiffs', 'Series', 'open_video', 'read_film', 'about',
+           'kind_of', 'beside']
 
 # %% ../../../nbs/recordings/video/reader.ipynb #662a78fb
 import json, logging, math, re
@@ -188,6 +188,15 @@ class _Slices:
         self.dtype = np.dtype(store.dtype.numpy_dtype)
 
     def __getitem__(self, key): return self.store[key].read().result()
+
+
+def identity(array) -> str:
+    "What tells a Zarr array from others: where it lies, since when, and its metadata."
+    if isinstance(array, View): return f"{array.box} of {identity(array.array)}"
+    if isinstance(array, _Slices): return json.dumps(array.store.spec().to_json(), sort_keys=True)
+    place = Path(str(array.store_path).removeprefix("file://"))
+    about = [place / k for k in ("zarr.json", ".zarray") if (place / k).exists()]
+    return " ".join([str(place), *(f"{k.stat().st_mtime_ns} {k.read_text()}" for k in about)])
 
 # %% ../../../nbs/recordings/video/reader.ipynb #d4f5b404
 def open_hdf5(

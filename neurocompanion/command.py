@@ -145,10 +145,10 @@ def _sweep(args):
 
 
 def _rehearse(args):
-    from neurocompanion.rehearse import rehearse, summary
+    from neurocompanion.rehearse import rehearse, summary, write
     table = rehearse(args.name, args.scale, args.small, args.preset)
+    if args.table: write(table, args.table)
     print(summary(table))
-    if args.table: table.to_csv(args.table, index=False)
 
 
 def _collect(args):
@@ -264,7 +264,7 @@ _COMMANDS = {
         _arg("--scale", choices=["tiny", "laptop", "gpu", "paper"], default="paper",
              help="size of the grid (default: paper)"),
         _arg("--small", action="store_true", help="small data and networks: does each run work?"),
-        _arg("--table", metavar="FILE", help="write a row for each kind of run, as CSV")),
+        _arg("--table", metavar="FILE", help="a CSV to put the rows in, one for each kind of run")),
     "notebooks": (_notebooks, "copy the notebooks to a folder, to read and run them there",
         "notebooks my_notebooks", _arg("dir", help="a new folder")),
     "collect": (_collect, "gather a sweep's runs in one table",

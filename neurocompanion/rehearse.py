@@ -190,7 +190,9 @@ class _Grid:
         self.spec = load(name)
         self.runs = expand(self.spec, scale, preset=preset)
         self.alike = ("seed", *getattr(setting_of(self.spec.paper), "alike", ()))
-        self.kinds, (self.axis, values) = kinds(self.runs, self.alike), long_axis(self.runs)
+        self.kinds = kinds(self.runs, self.alike)
+        self.axis, values = long_axis([{k: v for k, v in r.items() if k not in self.alike}
+                                       for r, _ in self.kinds])
         self.chosen = {*rehearsed_values(values)} if self.axis else {None}
         self.told = [k for k in self.runs[0] if k not in self.alike
                      and len({canonical(r[k]) for r, _ in self.kinds}) > 1]

@@ -216,7 +216,7 @@ def _rehearsed(item, how, runs):
     paper = item["sweep"].split("/")[0]
     some = kinds(runs, ("seed", *getattr(setting_of(paper), "alike", ())))
     for run, n in some:
-        cost = apart(paper, run, True)
+        cost = apart(paper, run, "small")
         how.log(f"{item['sweep']}: {n} of {len(runs)} runs of this kind; in small "
                 f"{cost.steps:,.0f} steps, {cost.memory / 2**30:.1f} GiB")
     return True

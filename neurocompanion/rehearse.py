@@ -76,21 +76,22 @@ class Cost:
         return Cost(*(n * getattr(self, f.name) for f in fields(self)[:5]), self.memory, self.notes)
 
 # %% ../nbs/rehearse.ipynb #34d4121f
-def stands_in(s, small: bool) -> tuple:  # parameters; loop → times as many rounds; bytes
+def stands_in(s, size: str) -> tuple:  # parameters; loop → times as many rounds; bytes
     "What a rehearsal asks in place of a setting."
-    new = dict(s.rehearsed(small)) if hasattr(s, "rehearsed") else {}
+    asked = size != "as is" and hasattr(s, "rehearsed")
+    new = dict(s.rehearsed(small=size == "small")) if asked else {}
     times, memory = new.pop("times", {}), new.pop("memory", 0)
     used = uses(type(s), s.experiment)
     asked = {k: v for k, v in {**asdict(s), **new}.items() if k in used and k != "out"}
     return asked, times, memory
 
 
-def one(paper: str, parameters: dict, small: bool = False) -> Cost:
-    "Rehearse a run here."
+def one(paper: str, parameters: dict, size: str = "full") -> Cost:
+    "Rehearse a run here; size: full, small, or as is, with the data that it asks for."
     import torch
     from neurocompanion.training.rehearsal import Rehearsal, needs, seconds
     kind = setting_of(paper)
-    asked, times, memory = stands_in(kind(**parameters), small)
+    asked, times, memory = stands_in(kind(**parameters), size)
     experiment = experiments_of(paper)[parameters["experiment"]]
     torch.set_num_threads(min(2, cores()))
     if hasattr(os, "sched_setaffinity"):
@@ -165,12 +166,12 @@ def gpu_seconds(cost: Cost, rates: dict = RATES) -> float:
         cost.launches * rates["launch"]
 
 
-def apart(paper: str, run: dict, small: bool = False) -> Cost:
+def apart(paper: str, run: dict, size: str = "full") -> Cost:
     "Rehearse a run in a process of its own."
     with tempfile.TemporaryDirectory() as place:
         told = Path(place, "cost.json")
         child = subprocess.run([sys.executable, "-c", _CHILD], text=True, capture_output=True,
-                               input=json.dumps([paper, run, small, str(told)]))
+                               input=json.dumps([paper, run, size, str(told)]))
         if told.is_file(): return Cost(**json.loads(told.read_text("utf-8")))
         said = child.stderr.strip().splitlines()
         raise RuntimeError(said[-1] if said and child.returncode > 0 else ending(child.returncode))
@@ -178,8 +179,8 @@ def apart(paper: str, run: dict, small: bool = False) -> Cost:
 
 _CHILD = """import json, sys, dataclasses
 from neurocompanion.rehearse import one
-paper, run, small, out = json.load(sys.stdin)
-cost = dataclasses.asdict(one(paper, run, small))
+paper, run, size, out = json.load(sys.stdin)
+cost = dataclasses.asdict(one(paper, run, size))
 with open(out, "w") as f: json.dump(cost, f)"""
 
 # %% ../nbs/rehearse.ipynb #92b3b0ee
@@ -203,11 +204,11 @@ class _Grid:
     def rest(self, run):
         return canonical({k: v for k, v in run.items() if k not in (self.axis, *self.alike)})
 
-    def rehearsed(self, small):
+    def rehearsed(self, size):
         "Rehearse what is chosen: run, how many are of its kind, cost."
         for run, n in self.kinds:
             if run.get(self.axis) not in self.chosen: continue
-            try: cost = apart(self.spec.paper, run, small)
+            try: cost = apart(self.spec.paper, run, size)
             except RuntimeError as e: raise SweepError(
                 "a run of this grid does not work", found=e,
                 where=f"{self.spec.paper}/{self.spec.name}, {self.name(run)}") from None
@@ -229,7 +230,8 @@ def rehearse(
     "Rehearse a grid."
     import pandas as pd
     grid, rows = _Grid(name, scale, preset), []
-    for run, n, cost in grid.rehearsed(small):
+    size = "small" if small else "full" if scale == "paper" else "as is"
+    for run, n, cost in grid.rehearsed(size):
         rows.append(_row(grid, grid.name(run), cost, n))
         say(_line(rows[-1]))
     costs = [(grid.cost(run), n) for run, n in grid.kinds]

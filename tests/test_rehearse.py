@@ -22,7 +22,7 @@ def test_a_paper_grid_in_small(name, capsys, tmp_path, monkeypatch):
 
 def cost(**small):
     run = expand("worm_scaling/headline", "paper")[0] | small
-    return re_.apart("worm_scaling", run, small=True)
+    return re_.apart("worm_scaling", run, "small")
 
 
 def test_the_cost_is_that_of_all_steps_not_of_those_taken():

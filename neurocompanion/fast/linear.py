@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import fast
+from .graph import stacking
 
 # %% ../../nbs/fast/linear.ipynb #ab1880fd
 @functools.cache
@@ -57,7 +58,7 @@ def _worth(x, w):
     plain = x.dtype == w.dtype == torch.float32 and x.is_cpu and w.is_cpu and w.ndim == 2
     return (plain and x.numel() * len(w) >= 2**20 and fast.on() and second()
             and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active())
+            and not stacking())
 
 # %% ../../nbs/fast/linear.ipynb #53de140c
 def linear(

@@ -1,6 +1,7 @@
 """Seconds a training step of LFADS takes, beside the same network with plain loops.
 
     python benchmarks/lfads_step.py [laptop lorenz chaotic maze] [--threads 1 2] [--repeats 5]
+    python benchmarks/lfads_step.py [shapes] --device cuda [--members 1 20]
 
 All run in turn, in the same process: forward, backward, clipping and AdamW on one batch, with
 dropout 0.3 and coordinated dropout 0.5, in networks of the paper's sizes. "Plain" is written with
@@ -11,9 +12,15 @@ loops, where there is a compiler, and without. "laptop" is a network of the lapt
 
 Medians over alternating runs: seconds of wall time, and of processor time, which other work on the
 machine disturbs less. GFLOP/s count products only, beside what one large product reaches here.
+
+With `--device`, ways to train on it: ours as a stack of one and of many, recorded as a CUDA graph
+and not; plain PyTorch; and, as a bound, PyTorch's own recurrent layers (cuDNN's on a GPU) in a
+network of the same sizes, whose generator and controller run freely instead of in turn. It runs on
+the CPU too (`--device cpu`), where nothing is recorded. "x plain" is how much faster a member is.
 """
 
 import argparse
+import math
 import os
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
@@ -24,7 +31,9 @@ from torch import nn
 
 from neurocompanion import core
 from neurocompanion.autolfads import cells, models
+from neurocompanion.autolfads.stacked import Stack, adam_numbers, numbers
 from neurocompanion.fast import lfads
+from neurocompanion.fast.graph import tensor_cores
 from turns import measure
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
@@ -139,13 +148,111 @@ def compare(name, threads, repeats):
           f"of {peak():.0f}", flush=True)
 
 
+# ---- on a device
+class Layers(nn.Module):
+    "Layers of PyTorch of an LFADS' sizes: what its steps in time would cost if they were fused."
+
+    def __init__(self, neurons, s):
+        super().__init__()
+        both = lambda k: nn.GRU(neurons, k, batch_first=True, bidirectional=True)
+        one = lambda reads, k: nn.GRU(reads, k, batch_first=True)
+        self.ic, self.ci = both(s["ic_encoder"]), both(s["ci_encoder"])
+        self.to_ic, self.to_g = nn.Linear(2 * s["ic_encoder"], 2 * s["ic"]), nn.Linear(
+            s["ic"], s["generator"])
+        self.controller = one(2 * s["ci_encoder"] + s["factors"], s["controller"])
+        self.to_u, self.generator = nn.Linear(s["controller"], 2 * s["inputs"]), one(
+            s["inputs"], s["generator"])
+        self.factors, self.readout = nn.Linear(s["generator"], s["factors"]), nn.Linear(
+            s["factors"], neurons)
+
+    def forward(self, x, y):
+        drop = lambda a: F.dropout(a, 0.3)
+        x = drop(x)
+        mean, logvar = self.to_ic(drop(self.ic(x)[1].transpose(0, 1).flatten(1))).chunk(2, 1)
+        g0 = self.to_g(mean + (logvar / 2).exp() * torch.randn_like(mean))
+        ci = drop(self.ci(x)[0])
+        f = ci.new_zeros(*ci.shape[:2], self.factors.out_features)
+        u, logvar = self.to_u(self.controller(torch.cat([ci, f], 2))[0]).chunk(2, 2)
+        u = u + (logvar / 2).exp() * torch.randn_like(u)
+        g = self.generator(u, g0[None])[0]
+        log_rates = self.readout(self.factors(drop(g)))
+        kl = (mean.square() + logvar.square().mean() + u.square().mean()).mean()
+        return 1e4 * F.poisson_nll_loss(log_rates, y) + kl
+
+
+def counts(name, device):
+    batch, steps, neurons, *_ = SHAPES[name]
+    torch.manual_seed(0)
+    return torch.poisson(torch.full((batch, steps, neurons), 0.3)).to(device)
+
+
+def stack_step(name, members, device, recorded=True):
+    "A step of so many members as the training makes it, from their random numbers on."
+    x, sizes = counts(name, device), SMALL if name == "laptop" else SIZES
+    model = models.LFADS(x.shape[2], x.shape[1], **sizes).to(device)
+    stack = Stack(model, members, (x, x, None), frozenset(), decoupled=True)
+    for row in stack.weights: row.copy_(torch.cat([p.detach().flatten() for p in
+                                                   model.parameters()]))
+    if not recorded: stack.step.warm = math.inf
+    streams, at = [torch.Generator().manual_seed(i) for i in range(members)], [0]
+
+    def step():
+        at[0] += 1
+        adam = adam_numbers(at[0], HYPER.lr, 0.01, True)
+        trials = torch.stack([torch.randperm(len(x), generator=g) for g in streams])
+        return stack.train(trials, streams, [numbers(HYPER, 1.0, adam)] * members)
+    return step
+
+
+def ways_on(name, device, members):
+    "Name and step of every way, and how many members it trains."
+    x, sizes = counts(name, device), SMALL if name == "laptop" else SIZES
+    plain = models.LFADS(x.shape[2], x.shape[1], **sizes).to(device)
+    layers = Layers(x.shape[2], sizes).to(device)
+    adam = lambda m: torch.optim.AdamW(m.parameters(), HYPER.lr, fused=True)
+    cuda = torch.device(device).type == "cuda"
+    return [("plain", 1, train_step(lambda m: plain_loss(m, x, x, HYPER), plain, adam(plain))),
+            ("layers", 1, train_step(lambda m: m(x, x), layers, adam(layers))),
+            *[(f"stack{' recorded' * recorded}", n, stack_step(name, n, device, recorded))
+              for n in members for recorded in ((False, True) if cuda else (False,))]]
+
+
+def rows(device="cuda", shapes=tuple(SHAPES), members=(1, 20), repeats=5, steps=4):
+    "One dict for each shape and way: seconds of a step and member, and ratios."
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    for name in shapes:
+        ways = ways_on(name, device, members)
+
+        def several(step):
+            def run():
+                for _ in range(steps): step()
+                wait()
+            return run
+
+        with tensor_cores(device):
+            for _, _, step in ways: [step() for _ in range(3)]        # recorded by now
+            times = [wall / steps for wall, _ in measure([several(w[2]) for w in ways], repeats)]
+        for (way, n, _), t in zip(ways, times):
+            yield dict(shape=name, device=str(device), way=way, members=n, seconds=t,
+                       seconds_a_member=t / n, times_plain=times[0] / (t / n),
+                       of_layers=times[1] / (t / n))
+
+
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("shapes", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
     ask.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     ask.add_argument("--repeats", type=int, default=5)
+    ask.add_argument("--device", help="cuda or cpu: ways to train on it")
+    ask.add_argument("--members", nargs="+", type=int, default=[1, 20], help="of a stack")
     asked = ask.parse_args()
     core.keep_memory()
+    if asked.device:
+        print(f"PyTorch {torch.__version__}; {asked.device}")
+        for r in rows(asked.device, asked.shapes, asked.members, asked.repeats):
+            print("{shape:8} {way:15} {members:3} member(s): {seconds:.4f} s a step; a member "
+                  "{times_plain:.1f} x plain, {of_layers:.2f} x layers".format(**r), flush=True)
+        raise SystemExit
     lib = lfads.compiled()
     print(f"PyTorch {torch.__version__}; loops: {lib.way if lib else 'torch'}")
     for threads in asked.threads:

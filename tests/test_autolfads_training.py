@@ -1,4 +1,5 @@
 "Training of one network: resume, divergence, few trials, hyperparameters on the way, populations."
+import copy
 import math
 import os
 import signal
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import replay
 import torch
 from processes import until
 
-from neurocompanion.autolfads import data, models
+from neurocompanion.autolfads import data, models, training
 from neurocompanion.autolfads.models import Hyper
 from neurocompanion.autolfads.pbt import SPACE, pbt
 from neurocompanion.autolfads.training import (
-    Member, finished, maker, ramp_at, sample_validation, train)
+    Member, finished, maker, ramp_at, sample_validation, together, train)
 from neurocompanion.core import ParameterError, TrainingError
+from neurocompanion.fast import graph
 
 SMALL = dict(ic_encoder=8, ic=4, generator=12, factors=3)
 DRIVEN = SMALL | dict(ci_encoder=6, controller=6, inputs=2)
@@ -228,3 +231,230 @@ def test_a_population_of_networks(spikes, tmp_path):
 def test_bad_arguments_are_named(spikes, call, words):
     args = dict(sizes=SMALL, epochs=1) | HOW | call
     with pytest.raises(ParameterError, match=words): train(spikes, **args)
+
+
+# ---- several as one, and on a GPU
+HYPERS = {}, {"lr": 1e-2, "dropout": 0.1, "l2_gen": 0.5}, {"cd_rate": 0.2, "kl_ic": 1e-3}
+
+
+def some(spikes, hypers=HYPERS, sizes=DRIVEN, **how):
+    return [Member.new(spikes, sizes, h, s, **{**HOW, **how}) for s, h in enumerate(hypers)]
+
+
+def close(ours, theirs, eps=2e-6):
+    "The same rows but for rounding, and the same weights: those that train, and the best."
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.epoch, a.step, a.stopped, a.best_epoch) == (b.epoch, b.step, b.stopped,
+                                                               b.best_epoch)
+        for x, y in zip(a.history, b.history, strict=True):
+            # a gap is a difference of four numbers near 1
+            assert y == pytest.approx(x, rel=eps, abs=eps, nan_ok=True)
+        pairs = (a.model.state_dict(), b.model.state_dict()), (a.weights or {}, b.weights or {})
+        for x, y in pairs:
+            for k in x: torch.testing.assert_close(y[k].cpu(), x[k].cpu(), rtol=eps, atol=10 * eps)
+
+
+def calcium():
+    x = np.random.default_rng(0).standard_normal((20, 12, 6))
+    return data.from_arrays(x, data.split(20), 0.3, kind="traces", external=x[..., :2])
+
+
+@pytest.mark.parametrize("kind, sizes, how", [
+    ("lorenz", DRIVEN, {}), ("lorenz", SMALL, dict(batch=9, optimiser="adamw", weight_decay=0.02)),
+    ("withheld", DRIVEN, dict(batch=500, clip=1.0)), ("traces", DRIVEN, dict(decay=0.5, wait=1)),
+    ("traces", SMALL, dict(patience=1))])
+def test_a_stack_is_its_members_one_by_one(spikes, kind, sizes, how):
+    d = {"lorenz": spikes, "withheld": data.withhold(spikes, 3, 4), "traces": calcium()}[kind]
+    alone, stack = (some(d, sizes=sizes, **how) for _ in range(2))
+    for m in alone: m.run(5)
+    found = together(stack, 3), together(stack, 2)             # as if it had not been interrupted
+    assert [len(a) + len(b) for a, b in zip(*found)] == [len(m.history) for m in alone]
+    close(alone, stack, 2e-5 if kind == "traces" else 2e-6)
+
+
+def test_a_stack_without_the_fast_parts(spikes, monkeypatch):
+    monkeypatch.setenv("NEUROCOMPANION_FAST", "no")
+    alone, stack = (some(spikes) for _ in range(2))
+    for m in alone: m.run(3)
+    together(stack, 3)
+    close(alone, stack)
+
+
+def test_a_stack_loses_a_member_and_takes_apart_what_differs(spikes, tmp_path):
+    hypers = {"lr": 1e4}, {}, {"cd_rate": 0.0}, {"dropout": 0.0}, {"l2_con": 0.0, "l2_gen": 0.0}
+    alone, stack = (some(spikes, hypers) for _ in range(2))
+    for m in alone: m.run(4)
+    rows = together(stack, 4)
+    assert stack[0].stopped == "diverged" and stack[0].weights is None and len(rows[0]) == 1
+    close(alone, stack)
+    assert all(p.isfinite().all() for p in stack[0].model.parameters())
+    assert together(stack, 1)[0] == []                         # it has no more to say …
+    stack[1].save(tmp_path / "a.pt")
+    stack[0].load(tmp_path / "a.pt")
+    stack[0].update({"lr": 1e-3})
+    assert len(together(stack, 1)[0]) == 1 and stack[0].stopped == "epochs"    # … until it is well
+
+
+def test_members_of_other_data_are_no_stack(spikes):
+    a, b = some(spikes, ({},)), some(data.withhold(spikes, 3, 4), ({},))
+    with pytest.raises(TrainingError, match="cannot train together"): together(a + b, 1)
+
+
+def test_every_operation_has_an_axis_for_members(spikes):
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)      # else: one after the other, silently
+    try:
+        for way in ("yes", "no"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("NEUROCOMPANION_FAST", way)
+                together(some(spikes), 2)
+                together(some(calcium()), 2)
+    finally: torch._C._functorch._set_vmap_fallback_enabled(before)
+
+
+def test_a_search_by_a_stack_is_the_search_one_by_one_and_engines_can_change(spikes, tmp_path):
+    make, how = maker(spikes, SMALL, **HOW), dict(members=5, epochs=1, lead=1, seed=0, window=None)
+    one = pbt(make, SPACE, engine="serial", generations=4, **how)
+    many = pbt(make, SPACE, engine="stacked", generations=4, **how)
+    hyper = ["generation", "member", "parent", "copied", *SPACE]
+    assert one.table[hyper].equals(many.table[hyper]) and one.table["copied"].any()
+    np.testing.assert_allclose(many.table[["score", "best"]], one.table[["score", "best"]], 1e-6)
+    for engine, generations in (("stacked", 1), ("serial", 2), ("stacked", 3), ("processes", 4)):
+        mixed = pbt(make, SPACE, engine=engine, generations=generations, out=tmp_path, **how)
+    assert mixed.table[hyper].equals(one.table[hyper])
+    close([one.member(0)], [mixed.member(0)])
+
+
+def test_a_gpu_repeats_what_was_recorded_whatever_changes(spikes):
+    alone, stack = (some(spikes, batch=9, hidden_every=1) for _ in range(2))
+    change = {"lr": 1e-3, "dropout": 0.6, "cd_rate": 0.1, "kl_ic": 1e-2, "kl_co": 1e-3,
+              "l2_gen": 1.0, "l2_con": 0.01}
+    with replay.graphs() as made:
+        together(stack, 4)
+        assert len(made) == 3                                  # a step, and two ways to judge
+        for m in stack: m.update(change)
+        together(stack, 2)
+        assert len(made) == 3
+    for m in alone: m.run(4), m.update(change), m.run(2)
+    close(alone, stack)
+
+
+def test_two_sizes_of_a_batch_are_two_graphs(spikes):
+    few = replace(spikes, train=spikes.train[:7])              # 3, 2 and 2 trials
+    alone, stack = (some(few, ({},), batch=3, hidden_every=1) for _ in range(2))
+    with replay.graphs() as made: together(stack, 4)
+    alone[0].run(4)
+    assert len(made) == 4
+    close(alone, stack)
+
+
+def test_a_number_that_is_not_in_a_tensor_is_noticed(spikes, monkeypatch):
+    real, alone, stack = models.loss, some(spikes, ({},)), some(spikes, ({},))
+    alone[0].run(6)
+    monkeypatch.setattr(models, "loss", lambda *a, ramp=1.0, **k: real(
+        *a, ramp=ramp_at(stack[0].epoch, 3), **k))
+    with replay.graphs(): together(stack, 6)
+    assert alone[0].history[0] == pytest.approx(stack[0].history[0], nan_ok=True)
+    with pytest.raises(AssertionError): close(alone, stack)
+
+
+def test_a_step_waits_for_nothing_and_an_epoch_once(monkeypatch):
+    import pretend                                # not where there is a GPU: it would be in the way
+    d = data.lorenz("simulated", conditions=2, repeats=5, units=4, steps=4, rate=6.0)
+    sizes, real = dict(ic_encoder=3, ic=2, generator=3, factors=2, ci_encoder=2, controller=2,
+                       inputs=1), training.Stack.train
+    wrong = (lambda x: float(x.sum()), lambda x: x[x > 0], lambda x: x.cpu(), lambda x: x.tolist(),
+             lambda x: x.add_(torch.ones(3).to(x)))
+    with pretend.accelerator() as waits:
+        m = Member.new(d, sizes, {}, 0, batch=8, hidden_every=1)
+        m.run(1)
+
+        def waited(epochs):
+            waits.clear()
+            together([m], epochs)
+            once = {line: n for line, n in waits.items() if "sampled()" in line or "int(" in line}
+            assert sorted(once.values()) == [1, epochs]  # how far it was, and what an epoch came to
+            return sum(waits.values()) - sum(once.values())
+
+        assert m.model.readout.weight.device.type == "pretend" and not waited(3)
+        for act in wrong:
+            monkeypatch.setattr(training.Stack, "train", lambda self, *given, act=act: (
+                act(torch.ones(3, device=self.device)), real(self, *given))[1])
+            assert waited(1)
+    assert m.stopped == "epochs" and m.epoch == 4 + len(wrong)
+
+
+# ---- these need a GPU
+GPU = "cuda"
+
+
+@pytest.fixture
+def exact(monkeypatch): monkeypatch.setattr(training._Together, "tf32", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind, sizes", [("lorenz", DRIVEN), ("lorenz", SMALL), ("traces", DRIVEN)])
+def test_a_gpu_trains_what_a_processor_trains(spikes, exact, kind, sizes):
+    d = spikes if kind == "lorenz" else calcium()
+    here, there = (some(d, sizes=sizes, hidden_every=1, device=v) for v in ("cpu", GPU))
+    for m in here + there: m.run(6)
+    close(here, there, 3e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_gradient_of_a_processor(spikes):
+    x, ask, found = torch.as_tensor(spikes.train), graph.Asking(), []
+    loss = lambda model, device, tape: models.loss(model, x.to(device), x.to(device),
+                                                   generator=tape)[0]
+    model = models.LFADS(10, 15, **DRIVEN)
+    with torch.no_grad(): loss(copy.deepcopy(model).to("meta"), "meta", ask)
+    keys, noise = torch.empty(ask.sizes[0], 2, dtype=torch.int32), torch.empty(ask.sizes[1])
+    graph.lay(ask.asked, torch.Generator().manual_seed(1), keys, noise)
+    for device in "cpu", GPU:
+        own = copy.deepcopy(model).to(device)
+        total = loss(own, device, graph.Tape(keys.to(device), noise.to(device)))
+        found.append([total.detach(), *torch.autograd.grad(total, own.parameters())])
+    for here, there in zip(*found):
+        if here.numel(): torch.testing.assert_close(there.cpu(), here, rtol=0,
+                                                    atol=1e-4 * float(here.abs().max()))
+
+
+@pytest.mark.gpu
+def test_a_graph_is_the_step_without_one(spikes, exact, monkeypatch):
+    with_one, without = (some(spikes, batch=9, hidden_every=1, device=GPU) for _ in range(2))
+    change = {"lr": 1e-3, "dropout": 0.5, "kl_ic": 1e-2}
+    for group, recorded in ((with_one, True), (without, False)):
+        with monkeypatch.context() as patch:
+            if not recorded: patch.setattr(graph, "_records", lambda device: False)
+            together(group, 4)
+            kinds = len(group[0].team.stack.step.graphs)
+            for m in group: m.update(change)
+            together(group, 2)
+            assert len(group[0].team.stack.step.graphs) == kinds == recorded
+    close(without, with_one, 3e-5)
+
+
+@pytest.mark.gpu
+def test_a_stack_on_a_gpu_is_its_members(spikes, exact):
+    alone, stack = (some(spikes, device=GPU) for _ in range(2))
+    for m in alone: m.run(5)
+    together(stack, 5)
+    close(alone, stack, 1e-4)
+
+
+@pytest.mark.gpu
+def test_a_search_on_a_gpu_is_a_stack_and_goes_on_in_processes(spikes, tmp_path):
+    make, how = maker(spikes, SMALL, **{**HOW, "device": GPU}), dict(
+        members=4, epochs=2, seed=0, window=None, out=tmp_path)
+    assert make.engine == "stacked"
+    first = pbt(make, SPACE, generations=2, **how)
+    found = pbt(make, SPACE, generations=3, engine="processes", workers=2, **how)
+    assert found.table[:8].equals(first.table) and np.isfinite(found.table["score"]).all()
+    assert finished(found.member()).rates(samples=2).rates.shape == spikes.valid.shape
+
+
+@pytest.mark.gpu
+def test_rounded_factors_train_as_well(spikes):
+    here, there = (some(spikes, device=v) for v in ("cpu", GPU))
+    for m in here + there: m.run(10)
+    for a, b in zip(here, there): assert b.score == pytest.approx(a.score, rel=1e-2)

@@ -96,13 +96,16 @@ def _plan(self, s, data):
 
 def _affordable(self, s, data):
     "How many epochs fit into the time; measured on a member that is then thrown away."
+    make = maker(data, s.sizes, batch=s.batch, ramp=0)
+    stack = make.engine == "stacked" and self.engine != "ray"     # all of them take part
+    some = [make(s.hyper, i) for i in range(self.members if stack else 1)]
+    train = some[0].together if stack else lambda some, epochs: some[0].run(epochs)
     with one_thread():
-        member = maker(data, s.sizes, batch=s.batch, ramp=0)(s.hyper, 0)
-        member.run(1)
+        train(some, 3 if stack else 1)                     # a GPU has then recorded its steps
         begun = time.perf_counter()
-        member.run(2)
-    each = (time.perf_counter() - begun) / 2
-    workers = min(room(self.engine), self.members)
+        train(some, 2)
+    each = (time.perf_counter() - begun) / 2 / len(some)
+    workers = 1 if stack else min(room(self.engine), self.members)
     n = int(60 * self.minutes * workers / (self.members * each))
     n = max(2, min(1000, n - min(80, n // 3)))     # the ramp's epochs come on top
     self.note(f"{self.members} members of {n} epochs each fit into {self.minutes:g} minutes")

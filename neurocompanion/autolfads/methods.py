@@ -121,8 +121,9 @@ def population(data: Spikes, s: Setting, out: str | Path = "", space: dict = SPA
     ramp, grows = s.training["ramp"], s.kind == "pbt"
     more = {} if grows else {"decay": 0.95}
     make = maker(data, s.sizes, batch=s.batch, ramp=ramp, mean_start=s.mean_start, **more)
+    engine = s.engine if make.engine == "processes" or s.engine == "ray" else make.engine
     how = dict(members=s.members, epochs=each, generations=s.generations, seed=s.seed,
-               lead=ramp if ramp > each else 0, fixed=s.hyper._asdict(), engine=s.engine,
+               lead=ramp if ramp > each else 0, fixed=s.hyper._asdict(), engine=engine,
                out=Path(out) / "search" if str(out) else None)
     for _ in paced([s], "population"):
         found = pbt(make, space, window=4 if s.patience else None, **how) if grows else \

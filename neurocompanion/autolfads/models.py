@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LFADS', 'Output', 'load_reference', 'kl_ic', 'normal_log_prob', 'ar_log_prob', 'kl_co', 'l2', 'coordinated',
-           'sample_mask', 'element_nll', 'Hyper', 'loss', 'Average', 'average', 'nll']
+           'sample_mask', 'element_nll', 'Hyper', 'loss', 'Average', 'draws', 'posterior', 'average', 'explained',
+           'nll']
 
 # %% ../../nbs/autolfads/models.ipynb #46734b1e
 import math
@@ -19,7 +20,8 @@ from . import cells
 from .baselines import gpfa  # noqa: F401, the model it is held against
 from ..core import ParameterError, keep_memory, need_whole, one_of
 from ..recordings.guard import npz, refuse
-from ..fast.dropout import drop, kept, scale
+from ..fast.dropout import Rate, drop, kept, scale
+from ..fast.graph import normal, sent, stacking
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
 class LFADS(nn.Module):
@@ -143,16 +145,16 @@ def _forward(self,
              external: Tensor | None = None,           # external inputs; short ones end in zeros
              *,
              sample: bool = False,                     # draw from the posteriors; else: means
-             generator: torch.Generator | None = None, # to draw with
-             dropout: float = 0.0,                     # in training mode only
+             generator=None,                           # to draw with, or a tape
+             dropout: float | Rate = 0.0,              # in training mode only
              ) -> Output:
     "What the model says about trials."
     x, external, _ = _checked(self, x, external)
     dropout = _rate(dropout, "dropout") if self.training else 0.0
     ic_mean, ic_std, ci = encode(self, x, dropout, generator)
-    draw = lambda *s: torch.randn(s, generator=generator, device=x.device, dtype=x.dtype)
-    start = ic_mean + ic_std * draw(*ic_mean.shape) if sample else ic_mean
-    noise = draw(self.steps, len(x), self.inputs) if sample and self.inputs else None
+    start = ic_mean + ic_std * normal(ic_mean.shape, x, generator) if sample else ic_mean
+    shape = self.steps, len(x), self.inputs
+    noise = normal(shape, x, generator) if sample and self.inputs else None
     return decode(self, start, ci, external, noise, dropout, generator)._replace(
         ic_mean=ic_mean, ic_std=ic_std)
 
@@ -161,7 +163,7 @@ LFADS.forward = _forward
 
 # %% ../../nbs/autolfads/models.ipynb #f333c5d0
 def _rate(rate, name):
-    if 0 <= rate < 1: return float(rate)
+    if isinstance(rate, Rate) or 0 <= rate < 1: return rate
     raise ParameterError(f"{name} is a share", expected="0 ≤ rate < 1", found=rate)
 
 
@@ -209,8 +211,7 @@ def _wide(h0, batch): return h0[..., None, :].expand(*h0.shape[:-1], batch, -1)
 
 def _read(networks, h0, x):
     "Both directions of an encoder: pairs of all states and the last."
-    return [cells.read(x, h, c.weights(), backwards=c is networks[1])
-            for c, h in zip(networks, _wide(h0, x.shape[1]))]
+    return cells.read_both(x, _wide(h0, x.shape[1]), *(c.weights() for c in networks))
 
 
 def encode(model, x, dropout=0.0, generator=None):  # b t n -> b i, b i, t b 2e
@@ -345,8 +346,7 @@ def ar_log_prob(x: Tensor, logtau: Tensor, lognvar: Tensor) -> Tensor:  # b t u,
 
 def kl_co(model: LFADS, mean: Tensor, std: Tensor, generator=None) -> Tensor:  # b t u, b t u
     "Divergence of the controller's output from its prior, by one sample; mean over trials."
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    x = mean + std * noise
+    x = mean + std * normal(mean.shape, mean, generator)
     log_p = ar_log_prob(x, model.co_prior_logtau, model.co_prior_lognvar)
     return (normal_log_prob(x, mean, std) - log_p).mean()
 
@@ -357,7 +357,7 @@ def l2(model: LFADS, generator: float = 0.0, controller: float = 0.0, ic_encoder
     nets = [(model.generator, generator), *((c, ic_encoder) for c in model.ic_encoder)]
     if model.inputs:
         nets += [(model.controller, controller), *((c, ci_encoder) for c in model.ci_encoder)]
-    scaled = [(c.w_h, s) for c, s in nets if s > 0]
+    scaled = [(c.w_h, s) for c, s in nets if isinstance(s, Tensor) or s > 0]
     if not scaled: return model.readout.weight.new_zeros(())
     return sum(s / 2 * w.square().sum() for w, s in scaled) / sum(w.numel() for w, _ in scaled)
 
@@ -385,15 +385,23 @@ def element_nll(out: Output, y) -> Tensor:  # b t n -> b t n
 # %% ../../nbs/autolfads/models.ipynb #d1e71996
 def _stirling(y):
     "The constant of the Poisson loss, its mean over all elements."
-    n = y[y > 1]
-    return (n * n.log() - n + torch.log(2 * math.pi * n) / 2).sum() / y.numel()
+    large, whole = y > 1, stacking() or not y.is_cpu       # elsewhere nobody waits for a number
+    n = torch.where(large, y, 1) if whole else y[large]
+    each = n * n.log() - n + torch.log(2 * math.pi * n) / 2
+    return (each * large if whole else each).sum() / y.numel()
+
+
+def _gaussian_nll(mean, y, var):
+    "That of PyTorch, which would look whether a variance is below 0."
+    var = var + (var.clamp(min=1e-6) - var).detach()
+    return 0.5 * (var.log() + (mean - y) ** 2 / var)
 
 
 def _mean_nll(out, y, learn):  # time first
     "Mean negative log likelihood, learned from where `learn` is 1."
     said = out.log_rates.transpose(0, 1)
     if out.log_var is None: each = said.exp() - y * said
-    else: each = F.gaussian_nll_loss(said, y, out.log_var.transpose(0, 1).exp(), reduction="none")
+    else: each = _gaussian_nll(said, y, out.log_var.transpose(0, 1).exp())
     if learn is not None: each = torch.where(learn > 0, each, each.detach())
     return each.mean() + (_stirling(y) if out.log_var is None else 0)
 
@@ -415,9 +423,9 @@ def loss(
     y: Tensor,                       # data to reconstruct  # b steps neurons
     external: Tensor | None = None,  # known inputs  # b steps external
     *,
-    hyper: Hyper = Hyper(),          # dropout, and the weights of the penalties
-    ramp: float = 1.0,               # share of the penalties
-    generator: torch.Generator | None = None,  # to draw with
+    hyper: Hyper = Hyper(),          # dropout, and the weights of the penalties, or tensors of them
+    ramp: float | Tensor = 1.0,      # share of the penalties
+    generator=None,                  # to draw with, or a tape; None: PyTorch's own
 ) -> tuple[Tensor, dict]:  # the loss to minimise; its parts: nll, kl_ic, kl_co, l2
     "The training loss; dropout, coordinated and other, acts in training mode only."
     x, external, y = _checked(model, x, external, y)
@@ -454,18 +462,27 @@ def _moments(x, samples):  # b·s t k -> b t k
     "Mean and standard deviation over the samples of each trial."
     x = x.unflatten(0, (-1, samples))
     mean = x.mean(1)
-    return mean, (x - mean[:, None]).square_().mean(1).sqrt()
+    return mean, (x - mean[:, None]).square().mean(1).sqrt()
 
 # %% ../../nbs/autolfads/models.ipynb #bee3974f
-def _average_batch(model, x, external, samples, draw):
+def draws(model, trials: int, samples: int, batch: int, seed: int):
+    "For some trials at a time: which, and the noise of their samples, or None without samples."
+    draw, size = torch.Generator().manual_seed(seed), max(1, batch // max(samples, 1))
+    shape = samples, len(model.ic_prior_mean) + model.steps * model.inputs
+    for i in range(0, trials, size):
+        n = min(size, trials - i)
+        eps = [torch.randn(shape, generator=draw) for _ in range(n)] if samples else None
+        yield slice(i, i + n), eps and sent(torch.cat(eps), model.readout.weight.device)
+
+
+def _average_batch(model, x, external, samples, eps):
     "`average` for a few trials."
     ic_mean, ic_std, ci = encode(model, x)
     s, u = max(samples, 1), model.inputs
     each = lambda a, axis=0: None if a is None else a.repeat_interleave(s, axis)
     start, noise, i = each(ic_mean), None, ic_mean.shape[1]
-    if samples:
-        shape = s, i + model.steps * u
-        eps = torch.cat([torch.randn(shape, generator=draw) for _ in range(len(x))]).to(x)
+    if eps is not None:
+        eps = eps.to(x)
         start = start + each(ic_std) * eps[:, :i]
         if u: noise = eps[:, i:].unflatten(1, (model.steps, u)).transpose(0, 1)
     out = decode(model, start, each(ci, 1), each(external), noise)
@@ -474,6 +491,13 @@ def _average_batch(model, x, external, samples, draw):
     return *rates, _moments(out.factors, s)[0], *inputs, _moments(out.states, s)[0], var
 
 # %% ../../nbs/autolfads/models.ipynb #c712aefb
+def posterior(model, x, external, samples: int, draws) -> Average:  # draws: as `draws` gives them
+    "`average` of data that fit, with these draws."
+    parts = [_average_batch(model, x[at], external if external is None else external[at], samples,
+                            eps) for at, eps in draws]
+    return Average(*[None if p[0] is None else torch.cat(p) for p in zip(*parts)])
+
+
 @torch.no_grad()
 def average(
     model: LFADS,
@@ -487,16 +511,20 @@ def average(
     x, external, _ = _checked(model, x, external)
     need_whole(0, samples=samples)
     need_whole(1, batch=batch)
-    draw, was, parts = torch.Generator().manual_seed(seed), model.training, []
+    given = draws(model, len(x), samples, batch, seed)
+    was = model.training
     model.eval()
-    try:
-        for i in range(0, len(x), trials := max(1, batch // max(samples, 1))):
-            given = [None if a is None else a[i:i + trials] for a in (x, external)]
-            parts.append(_average_batch(model, *given, samples, draw))
+    try: return posterior(model, x, external, samples, given)
     finally: model.train(was)
-    return Average(*[None if p[0] is None else torch.cat(p) for p in zip(*parts)])
 
 # %% ../../nbs/autolfads/models.ipynb #332d611a
+def explained(a: Average, y: Tensor) -> Tensor:  # b t n
+    "Negative log likelihood of each element under posterior averages."
+    if a.noise_var is not None:
+        return _gaussian_nll(a.rates, y, a.noise_var + a.rates_sd.square())
+    return F.poisson_nll_loss(a.rates, y, log_input=False, full=True, reduction="none")
+
+
 def nll(
     model: LFADS,
     x: Tensor,                     # data to read  # b read_steps encoded
@@ -513,8 +541,5 @@ def nll(
         mask = _as_tensor("mask", mask, y) != 0
         _check_shape("mask", mask, *y.shape)
         if not mask.any(): raise ParameterError("the mask leaves no element")
-    a = average(model, x, external, samples, batch, seed)
-    if a.noise_var is not None:
-        each = F.gaussian_nll_loss(a.rates, y, a.noise_var + a.rates_sd.square(), reduction="none")
-    else: each = F.poisson_nll_loss(a.rates, y, log_input=False, full=True, reduction="none")
+    each = explained(average(model, x, external, samples, batch, seed), y)
     return (each if mask is None else each[mask]).mean().item()

@@ -317,7 +317,7 @@ def pbt(
     seed: int = 0,            # decides everything that is random
     out: str | Path | None = None,  # folder to write to and go on from; None: a temporary one
     workers: int | None = None,     # None: one a core, on Ray all that there is room for
-    engine: str = "processes",      # processes, serial or ray
+    engine: str | None = None,      # processes, serial, stacked, ray; None: what suits the members
     **options,                # for the engine
 ) -> Search:
     "Population-based training."
@@ -338,16 +338,17 @@ def random_search(make, space: dict = SPACE, *, members: int = 20, fixed: dict |
 
 
 # %% ../../nbs/autolfads/pbt.ipynb #ff0e26b7
-ENGINES = {k: getattr(pbt_engines, k) for k in ("processes", "serial", "ray")}
+ENGINES = {k: getattr(pbt_engines, k) for k in ("processes", "serial", "stacked", "ray")}
 
 
 def _search(kind, make, first, space=(), epochs=50, lead=0, generations=100, rivals=None,
-            window=None, least=0.0, seed=0, out=None, workers=None, engine="processes", **options):
+            window=None, least=0.0, seed=0, out=None, workers=None, engine=None, **options):
     "Run what is missing of a search."
     for k, v, low in (("epochs", epochs, 1), ("lead", lead, 0), ("generations", generations, 1),
                       ("seed", seed, 0), ("workers", 1 if workers is None else workers, 1)):
         within(k, v, low, whole=True)
-    run, keep = ENGINES[one_of("engine", engine, ENGINES)], None
+    engine, keep = engine or getattr(make, "engine", "processes"), None
+    run = ENGINES[one_of("engine", engine, ENGINES)]
     if out is None: keep = TemporaryDirectory(prefix="pbt-"); out = keep.name
     folder, clock = Path(out).expanduser().resolve(), time.perf_counter()
     if folder.exists() and not folder.is_dir():

@@ -129,7 +129,7 @@ class Setting(Network):
     kind: str = parameter("pbt", words=("pbt", "random"), of=("search",))  # of a search
     members: int = searched(8, least=1)  # of a search
     generations: int = searched(10, least=1)  # of a search, which share the epochs
-    engine: str = searched("serial", words=("serial", "processes", "ray"))  # of a search
+    engine: str = searched("serial", words=("serial", "processes", "stacked", "ray"))  # of a search
     samples: int = parameter(50, least=1)  # of the posterior
     examples: int = parameter(0, least=0, of=("overfitting", "decoding", "psth", "continuous"))
     seed: int = 0             # of networks and hyperparameters

@@ -4,21 +4,19 @@
 
 Reads FILE, else Kato 2015's file in `NEUROCOMPANION_MIRROR`, else a simulated one in that layout.
 `read_worms` gives checked recordings; `mat73.loadmat` gives the bare arrays; reading every number
-of the file through h5py is what a plain reader must do. Prints ratios of medians, measured in
-turns; what Python holds at its peak (tracemalloc); and by how much each way lets the memory of a
-fresh process grow at its peak. mat73 is no requirement of this project: without it those lines are
-left out, and said so.
+of the file through h5py is what a plain reader must do. Compared are processor seconds, in turns,
+and by how much a fresh process grows at its peak. mat73 is no requirement of this project: where it
+is not installed, its numbers for Kato's file stand beside, as they once were measured.
 
 What `read_worms` gains is in the names: those that are written alike are read at once.
 """
-import multiprocessing
-import statistics
+import os
 import sys
 import tempfile
-import time
-import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
+
+os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
 import h5py
 import numpy as np
@@ -27,6 +25,10 @@ from neurocompanion import core
 from neurocompanion.recordings.standard import traces
 from neurocompanion.recordings.read import read as read_worms
 from neurocompanion.recordings.worm.writer import write_zimmer
+from turns import apart, by_clock, peak, row, runs, tell
+
+KATO = dict(seconds=0.17, mib=27.0)           # of mat73 0.65, on MACHINE
+MACHINE = "one core of an AMD EPYC, family 26"
 
 
 def simulated(folder, worms=5, neurons=110, T=3000):
@@ -47,76 +49,39 @@ def every_number(path):
     with h5py.File(path) as f: f.visititems(visit)
 
 
-def medians(ways, path, turns=5):
-    "Median seconds of each way to read, in turns, after one to warm up."
-    times = {name: [] for name in ways}
-    for turn in range(turns + 1):
-        for name, read in ways.items():
-            start = time.perf_counter()
-            read(path)
-            if turn: times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def peak(read, path):
-    "MiB that Python holds at its peak while it reads, with what it returns."
-    tracemalloc.start()
-    kept = read(path)
-    most = tracemalloc.get_traced_memory()[1] / 2**20
-    tracemalloc.stop()
-    del kept
-    return most
-
-
-def growth(name, path, small):
-    "MiB by which this process grows at its peak, once it has read a small file to warm up."
-    def size(key):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(key))
-
-    read = WAYS[name]
-    read(small)
-    Path("/proc/self/clear_refs").write_text("5")   # the peak counts from here
-    before = size("VmRSS")
-    kept = read(path)
-    return size("VmHWM") - before, len(kept)
-
-
-def given_file(folder):
-    "The file to read, and what it is."
-    if len(sys.argv) > 1: return Path(sys.argv[1])
-    mirror = core.mirror_dir()
-    real = sorted(mirror.glob("kato2015/WT_NoStim.mat")) if mirror else []
-    return real[0] if real else simulated(folder)
-
-
 def with_mat73(path):
     import mat73
     return mat73.loadmat(str(path), verbose=False)
 
 
-WAYS = {"read_worms": read_worms, "every number": every_number,
-        **({"mat73": with_mat73} if find_spec("mat73") else {})}
+def growth(read, path, small):
+    "MiB by which this process grows at its peak, once it has read a small file to warm up."
+    read(small)
+    return peak(lambda: len(read(path)))[1] / 2**20
 
 
-def main():
+def named(other): return (other[0], "mat73") if other else ()
+
+
+def rows(quick=False, device="cpu", path=None):
+    mirror, turns = core.mirror_dir(), 2 if quick else 9
+    kato = [] if path or not mirror else sorted(mirror.glob("kato2015/WT_NoStim.mat"))
+    both = [read_worms, with_mat73] if find_spec("mat73") else [read_worms]
+    peer = lambda k: (KATO[k], "mat73", MACHINE) if kato and len(both) == 1 else ()
     with tempfile.TemporaryDirectory() as folder:
-        path, small = given_file(folder), simulated(Path(folder) / "small", 1, 5, 50)
-        print(f"{path.name}: {len(read_worms(path))} worms, {path.stat().st_size / 2**20:.1f} MiB")
-        found = medians(WAYS, path)
-        compared = [name for name in WAYS if name != "every number"]
-        traced = {name: peak(WAYS[name], path) for name in compared}
-        fresh, grown = multiprocessing.get_context("spawn"), {}
-        for name in compared if sys.platform == "linux" else ():
-            with fresh.Pool(1) as pool: grown[name] = pool.apply(growth, (name, path, small))[0]
-    ours = found["read_worms"]
-    print(f"read_worms: {1e3 * ours:.0f} ms, {ours / found['every number']:.2f} × the time of "
-          "reading every number of the file")
-    if "mat73" in found: print(f"mat73: {found['mat73'] / ours:.2f} × the time of read_worms")
-    else: print("mat73 is not installed: pip install mat73 to compare")
-    for name in compared:
-        process = f", {grown[name]:.1f} MiB in the process" if name in grown else ""
-        print(f"{name}: {traced[name]:.1f} MiB at its peak in Python{process}")
+        path = path or (kato[0] if kato else simulated(folder))
+        title = "Kato 2015's file of worms" if kato else "a MATLAB 7.3 file of worms"
+        (Path(folder) / "small").mkdir()
+        small = simulated(Path(folder) / "small", 1, 5, 50)
+        grown = [[apart(growth, f, path, small) for _ in range(1 if quick else 3)] for f in both]
+        ways = [lambda f=f: f(path) for f in (every_number, *both)]
+        least, ours, *other = by_clock(runs(ways, turns), "processor")
+    yield row("recordings", f"reading {title}", "s", ours, *named(other),
+              limit=(least, "reading every number, s", [a / b for a, b in zip(least, ours)]),
+              peer=peer("seconds"), clock="processor")
+    yield row("recordings", f"memory for reading {title}", "MiB", grown[0], *named(grown[1:]),
+              peer=peer("mib"))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    for r in rows(path=Path(sys.argv[1]) if len(sys.argv) > 1 else None): print(tell(r))

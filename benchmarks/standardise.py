@@ -1,27 +1,26 @@
-"""Standardising the simulated 287 worms from raw files, source by source and in two processes.
+"""Standardising the simulated 287 worms from raw files, in one process and in two.
 
     python benchmarks/standardise.py [--worms SHARE] [--turns N] [--folder FOLDER]
 
 Writes the pool of eight sources (to FOLDER, else to a temporary one), then reads and standardises
-every worm: each source in one process, and all files in one and in two. Beside it stands the least
-that any reader must do: take the same bytes from the disk (the system's cache, by then) and
-decompress them. The numbers in text (all of Leifer, half of Flavell) are not parsed there, hence
-their ratio. Prints medians over the turns, after one to warm up.
+every worm. Beside it stands the least that any reader must do: take the same bytes from the disk
+(the system's cache, by then) and decompress them. The numbers in text (all of Leifer, half of
+Flavell) are not parsed there.
 """
 import argparse
 import gzip
-import statistics
+import os
 import tempfile
-import time
 import zlib
-from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
 import h5py
 
-from neurocompanion.recordings.worm.simulate_pool import POOL, plan, read_pool, write_pool
-from neurocompanion.recordings.read import read as read_worms
+from neurocompanion.recordings.worm.simulate_pool import plan, read_pool, write_pool
 from neurocompanion.worm_scaling.data import standardise
+from turns import by_clock, row, runs, tell
 
 
 def bare(path):
@@ -48,52 +47,24 @@ def _matlab5(raw):
         at += 8 + size
 
 
-def seconds(do, turns):
-    "Median seconds of `do`, after one turn to warm up."
-    took = []
-    for _ in range(turns + 1):
-        start = time.perf_counter()
-        do()
-        took.append(time.perf_counter() - start)
-    return statistics.median(took[1:])
-
-
-def by_source(paths, turns):
-    "Seconds to read, to standardise what was read, and to take the bare bytes."
-    return (seconds(lambda: [read_worms(p) for p in paths], turns),
-            seconds(lambda: read_pool(paths, then=standardise, workers=1), turns),
-            seconds(lambda: [bare(p) for p in paths], turns))
-
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--worms", type=float, default=1.0, help="share of the pool's worms")
-    p.add_argument("--turns", type=int, default=3)
-    p.add_argument("--folder", type=Path, help="where the pool is kept")
-    a = p.parse_args()
+def rows(quick=False, device="cpu", worms=None, turns=None, folder=None):
+    worms, turns = worms or (0.02 if quick else 1.0), turns or (1 if quick else 3)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, start = a.folder or Path(temporary), time.perf_counter()
-        paths = write_pool(folder, worms=a.worms)
-        wrote = time.perf_counter() - start
-        report(paths, a, wrote)
+        paths = write_pool(folder or Path(temporary), worms=worms)
+        count = sum(f["n"] for f in plan(worms=worms))
+        size = sum(p.stat().st_size for p in paths) / 1e6
+        whole = lambda n: lambda: read_pool(paths, then=standardise, workers=n)
+        one, two, least = by_clock(runs([whole(1), whole(2), lambda: [bare(p) for p in paths]],
+                                        turns), "wall")
+    title = f"reading and standardising {count} worms, {len(paths)} files, {size:.0f} MB"
+    yield row("recordings", title, "s", one, limit=(
+        least, "taking the bytes, decompressed, s", [b / a for a, b in zip(one, least)]))
+    yield row("recordings", f"{title}, in two processes", "s", two, one, "in one")
 
 
-def report(paths, a, wrote):
-    "Measure and print."
-    count = sum(f["n"] for f in plan(worms=a.worms))
-    size = sum(p.stat().st_size for p in paths)
-    print(f"{count} worms in {len(paths)} files, {size / 1e6:.0f} MB, written in {wrote:.1f} s")
-    print(f"{'one process':12}{'MB':>6}{'read':>9}{'read + standardise':>20}{'bare bytes':>12}"
-          f"{'ratio':>7}")
-    for name in POOL:
-        own = [p for p in paths if p.parent.name == name]
-        read, both, least = by_source(own, a.turns)
-        print(f"{name:12}{sum(p.stat().st_size for p in own) / 1e6:6.0f}{read:7.2f} s"
-              f"{both:18.2f} s{least:10.2f} s{both / least:7.1f}")
-    one, two = (seconds(partial(read_pool, paths, then=standardise, workers=n), a.turns)
-                for n in (1, 2))
-    print(f"all, one process: {one:.1f} s; two: {two:.1f} s ({one / two:.2f} × as fast); "
-          "asked for: below 20 s")
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--worms", type=float, default=1.0, help="share of the pool's worms")
+    ask.add_argument("--turns", type=int, default=3)
+    ask.add_argument("--folder", type=Path, help="where the pool is kept")
+    for r in rows(**vars(ask.parse_args())): print(tell(r), flush=True)

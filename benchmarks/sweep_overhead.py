@@ -1,7 +1,12 @@
-"What a trivial run costs in a sweep, and as a `papermill` command: both measured here, in one run."
+"""What a trivial run costs in a sweep, and as a `papermill` command.
+
+    python benchmarks/sweep_overhead.py
+
+The runs import what a paper's do and compute next to nothing. In a sweep, by one worker, the first
+one waits for a warm process; every further one is what counts.
+"""
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -13,6 +18,7 @@ import nbformat
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 from neurocompanion.sweeps.engines import sweep
+from turns import alone, row
 
 CELLS = [("n = 1     # the run's only parameter\nseed = 0\nout = ''", ["parameters"]),
          ("import torch, pandas as pd, matplotlib.pyplot as plt\n"
@@ -32,40 +38,37 @@ def toy(folder):
 
 
 def in_a_sweep(folder, runs):
-    "Seconds to the first run's end and from each run's end to the next, one at a time."
+    "Seconds to the first run's end, and from each run's end to the next, one at a time."
     grid = folder / "sweeps" / f"{runs}.yaml"
     grid.write_text(json.dumps({"scales": {"tiny": {"grid": {"n": list(range(runs))}}}}))
     start = time.time()
     result = sweep(grid, scale="tiny", out=folder / f"out{runs}", workers=1)
-    assert result.exit_code == 0, result
+    if result.exit_code: raise RuntimeError(str(result))
     ends = sorted(p.stat().st_ctime for p in (result.out / "runs").iterdir())
-    return ends[0] - start, statistics.median(b - a for a, b in zip(ends, ends[1:]))
+    return ends[0] - start, [b - a for a, b in zip(ends, ends[1:])]
 
 
-def by_command(folder, runs):
-    "Seconds for one run with the `papermill` command, the median of `runs`."
+def by_command(folder, k):
+    "Seconds for one run with the `papermill` command."
     command = [sys.executable, "-m", "papermill", str(folder / "run.ipynb")]
-    seconds = []
-    for k in range(runs):
-        start = time.time()
-        more = [str(folder / "out.ipynb"), "-p", "n", str(k), "-p", "out", str(folder / f"hand{k}")]
-        subprocess.run(command + more, check=True, capture_output=True)
-        seconds.append(time.time() - start)
-    return statistics.median(seconds)
+    start = time.time()
+    more = [str(folder / "out.ipynb"), "-p", "n", str(k), "-p", "out", str(folder / f"hand{k}")]
+    subprocess.run(command + more, check=True, capture_output=True)
+    return time.time() - start
 
 
-def main(runs=12, commands=3):
-    folder = toy(Path(tempfile.mkdtemp()) / "toy")
-    try:
+def rows(quick=False, device="cpu"):
+    commands, runs = (1, 4) if quick else (5, 40)
+    with tempfile.TemporaryDirectory() as place:
+        folder = toy(Path(place) / "toy")
         first, each = in_a_sweep(folder, runs)
-        command = by_command(folder, commands)
-    finally: shutil.rmtree(folder.parent)
-    print(f"the first run of a sweep       {first:6.2f} s  (the warm process starts)")
-    print(f"every further run, one worker  {each:6.2f} s")
-    print(f"the same run, papermill        {command:6.2f} s")
-    print(f"ratio                          {command / each:6.1f}")
-    print("as promised" if each <= 0.6 else "SLOWER THAN PROMISED: at most 0.6 s a further run")
-    return int(each > 0.6)
+        command = [by_command(folder, k) for k in range(commands)]
+    n = len(each) // commands                                # runs that stand beside one command
+    yield row("sweeps", "a further run of a sweep, one worker", "s",
+              [statistics.fmean(each[k * n:(k + 1) * n]) for k in range(commands)], command,
+              "the papermill command", aim=("ratio", 10))
+    yield row("sweeps", "the first run of a sweep", "s", [first], command[:1],
+              "the papermill command")
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": alone(rows, __doc__)

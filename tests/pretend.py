@@ -47,6 +47,7 @@ class Away(torch.Tensor):
     def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
         return _computed(op, args, kwargs or {})
 
+    def __reduce_ex__(self, protocol): return self.here.__reduce_ex__(protocol)   # in a file: bare
     def tolist(self): return self.cpu().tolist()
     def numpy(self): raise TypeError("a tensor of the accelerator is no array: .cpu() comes first")
 

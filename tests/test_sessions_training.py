@@ -57,7 +57,7 @@ def test_batches_change_and_repeat(pool):
     for seed in (1, 1, 2):
         batches = P.Batches(pool)
         batches.generator.manual_seed(seed)
-        told.append([[m for *_, m in batches] for _ in range(2)])
+        told.append([[m for [(*_, m)] in batches] for _ in range(2)])
     flat = lambda e: torch.cat([m.flatten() for m in e]).tolist()
     assert flat(told[0][0]) == flat(told[1][0]) != flat(told[2][0])
     assert flat(told[0][0]) != flat(told[0][1])

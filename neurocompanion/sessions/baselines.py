@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import ParameterError
 from .models import (
-    check_mask, enrol, equip, forward_prediction, last_bins, poisson_nll)
+    check_mask, chosen, enrol, equip, forward_prediction, last_bins, poisson_nll)
 from ..fast.dropout import drop
 
 # %% ../../nbs/sessions/baselines.ipynb #e18d4e8e
@@ -109,7 +109,7 @@ class StitchedLinear(nn.Module):
 
     def body(self, x, token=None, streams=None, rows=None):    # b t k
         h = self.filter(F.pad(x.mT, (self.filter.kernel_size[0] - 1, 0))).mT
-        return h if rows is None else h[rows]
+        return h if rows is None else chosen(h, rows)
 
 
 equip(StitchedLinear)
@@ -131,7 +131,7 @@ class StitchedGRU(nn.Module):
     def body(self, x, token=None, streams=None, rows=None):    # b t k
         rate = self.dropout if self.training else 0.0
         h = drop(self.network(drop(x, rate, streams=streams))[0], rate, streams=streams)
-        return h if rows is None else h[rows]
+        return h if rows is None else chosen(h, rows)
 
 
 equip(StitchedGRU)

@@ -17,6 +17,7 @@ from ..recordings.spikes.counts import checked
 from .setting import Setting
 from ..training.estimators import Estimator, as_recording, compared, verdict
 from ..training.metrics import base_rate, gains
+from ..training.steps import device_of
 
 # %% ../../nbs/sessions/estimators.ipynb #7d4e52c1
 class SpikeForecaster(Estimator):
@@ -69,9 +70,8 @@ def _judged(self, held):
         made[name].add_session(held.name, len(held.units))
         made[name].fit(held)
     y, mean = held.test[:, -self.ahead_:].numpy(), base_rate(held.train)
-    said = {k: forward_prediction(m, held.test.to(next(self.network_.parameters()).device),
-                                  held.name, self.ahead_).exp().cpu().numpy()
-            for k, m in made.items()}
+    said = {k: forward_prediction(m, held.test.to(device_of(m)), held.name, self.ahead_).exp()
+            .cpu().numpy() for k, m in made.items()}
     return compared({k: (gains(v, y, mean).sum((1, 2)), y.sum((1, 2))) for k, v in said.items()},
                     self.model)
 
@@ -97,8 +97,8 @@ def _predict(
         "the forecast is too long", found=f"{x.shape[1]} bins, and {n} ahead",
         expected=f"at most {self.bins_ - self.ahead_}, and {self.ahead_} ahead")
     x = np.pad(x.astype(np.float32), ((0, 0), (0, self.ahead_), (0, 0)))
-    said = forward_prediction(self.network_, torch.as_tensor(x).to(
-        next(self.network_.parameters()).device), self.session_, self.ahead_)
+    x = torch.as_tensor(x).to(device_of(self.network_))
+    said = forward_prediction(self.network_, x, self.session_, self.ahead_)
     return said.exp().cpu().numpy()[:, :n]
 
 

@@ -18,39 +18,43 @@ from torch import nn
 from .. import core
 from ..core import ParameterError, TrainingError, one_of
 from .data import Session
-from .models import NDT, fill_in, forward_prediction, hide
+from .models import NDT, chosen, fill_in, forward_prediction, hide
 from .pools import check_pool
 from ..training.checkpoints import fingerprint, read_checkpoint, write_checkpoint
 from ..training.fit import fit
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, r2
 from ..training.schedules import learning_rates, one_cycle
-from ..training.steps import device_of
+from ..training.steps import device_of, fits
 
 # %% ../../nbs/sessions/pretraining.ipynb #6b5840db
 class Batches:
     "The training trials of many sessions, in batches of one session each."
 
-    def __init__(self, sessions: list, batch: int = 16, ratio: float = 0.3, part: str = "train"):
-        self.sessions, self.batch, self.ratio, self.part = sessions, batch, ratio, part
+    def __init__(self, sessions: list, batch: int = 16, ratio: float = 0.3, part: str = "train",
+                 device="cpu"):                              # of the model
+        trials = [getattr(s, part) for s in sessions]
+        if fits(trials, device): trials = [x.to(device) for x in trials]
+        self.parts = [(s.name, x) for s, x in zip(sessions, trials)]
+        self.batch, self.ratio, self.device = batch, ratio, device
         self.generator = torch.Generator()                   # `fit` sets and keeps its state
 
-    def __len__(self):
-        return sum(-(-len(getattr(s, self.part)) // self.batch) for s in self.sessions)
+    def __len__(self): return sum(-(-len(x) // self.batch) for _, x in self.parts)
 
     def __iter__(self):
         g, todo = self.generator, []
-        for s in self.sessions:
-            order = torch.randperm(len(getattr(s, self.part)), generator=g)
-            todo += [(s, rows) for rows in order.split(self.batch)]
+        for name, x in self.parts:
+            order = torch.randperm(len(x), generator=g).to(x.device, non_blocking=True)
+            todo += [(name, x, rows) for rows in order.split(self.batch)]
         for i in torch.randperm(len(todo), generator=g).tolist():
-            s, rows = todo[i]
-            x = getattr(s, self.part)[rows]                  # b t n
-            yield s.name, x, hide(x.shape[:2], self.ratio, g)
+            name, x, rows = todo[i]
+            x = x.index_select(0, rows).to(self.device, non_blocking=True)   # b t n
+            yield (name, x, hide(x.shape[:2], self.ratio, g)),               # as `fill_in` reads it
 
 # %% ../../nbs/sessions/pretraining.ipynb #09e707d5
 def mean_loss(told, target, kind: str):
     "Poisson loss of log rates, or squared error of means."
+    told = told.float()
     return (told.exp() - target * told if kind == "spikes" else (told - target).square()).mean()
 
 
@@ -68,10 +72,11 @@ class _Loss:
         self.epoch, self.kinds = 0, {s.name: s.kind for s in sessions}
         self.__qualname__ = f"hidden bins of sessions {known_as(sessions)}"
 
-    def __call__(self, model, name, spikes, mask):
-        target = spikes[mask]
-        loss = mean_loss(fill_in(model, [(name, spikes, mask)])[0], target, self.kinds[name])
-        if math.isfinite(loss.item()): return loss, target.numel()
+    def __call__(self, model, batch):
+        name, spikes, mask = batch
+        target = chosen(spikes, mask)
+        loss = mean_loss(fill_in(model, [batch])[0], target, self.kinds[name])
+        if not loss.is_cpu or math.isfinite(loss.item()): return loss, target.numel()
         raise diverged(f"epoch {self.epoch + 1}", f"{loss.item():.4g}", where=f"session {name}")
 
 # %% ../../nbs/sessions/pretraining.ipynb #6245d82a
@@ -119,6 +124,7 @@ def pretrain(
     schedule=None,              # None: the paper's, over the whole run
     checkpoint=None,            # file to write to and to resume from
     device=None,                # None: that of the model, or the best there is
+    precision: str = "auto",    # bf16 on a GPU, or "float32"
     start: str = "mean",        # new sessions begin at their mean rates; "usual": as PyTorch does
     settings: dict | None = None,  # of the NDT: bins, token, width, …
     **how,                      # passed on to `fit`
@@ -127,12 +133,13 @@ def pretrain(
     sessions = check_pool([sessions] if isinstance(sessions, Session) else list(sessions))
     model = _started(model, sessions, seed, settings or {}, device, start)
     for s in sessions: check_counts(model, s)
-    loss, held = _Loss(sessions), Batches(sessions, batch, ratio, "valid")
+    parts = [Batches(sessions, batch, ratio, part, device_of(model)) for part in ("train", "valid")]
+    loss, held = _Loss(sessions), parts[1]
     held.generator.manual_seed(seed)                         # these bins are hidden for good
     def note(state): loss.epoch = state.epoch
-    run = fit(model, loss, Batches(sessions, batch, ratio), list(held), epochs=epochs, lr=lr,
-              weight_decay=weight_decay, schedule=schedule or paper_schedule(), clip=clip,
-              patience=patience, seed=seed, checkpoint=checkpoint, on_epoch=note,
+    run = fit(model, loss, parts[0], list(held), epochs=epochs, lr=lr, weight_decay=weight_decay,
+              schedule=schedule or paper_schedule(), clip=clip, patience=patience, seed=seed,
+              precision=precision, checkpoint=checkpoint, on_epoch=note,
               **{"desc": "pretrain"} | how)
     model.zero_grad()                                        # what the last step left behind
     return model, run

@@ -25,6 +25,7 @@ from ..sweeps.paper import names
 from ..sweeps.sweep import code_version
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
+from ..training.steps import device_of
 
 # %% ../../nbs/sessions/selection.ipynb #598e6b86
 @functools.lru_cache(2)
@@ -131,7 +132,8 @@ def read_out(
 ) -> float:             # bits per spike on validation trials; of traces: R²
     "How well a frozen body foretells a session when its read-out is solved for."
     def features(v, mask):                                      # what the body makes of hidden bins
-        return model.body(model.encode(v, name, mask), model.token_of(name, len(v)), None, mask)
+        v = model.encode(v.to(device_of(model)), name, mask)
+        return model.body(v, model.token_of(name, len(v)), None, mask).cpu()
     model, name, x = beside(body).eval(), session.name, session.train
     model.add_session(name, len(session.units), kind=session.kind, seed=seed)
     n, draw = last_bins(x.shape[1], last or None), torch.Generator().manual_seed(seed)

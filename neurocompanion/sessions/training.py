@@ -10,6 +10,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral
 from types import SimpleNamespace
 
@@ -20,14 +21,14 @@ from torch.nn.utils import clip_grad_norm_
 from .. import core
 from ..core import ParameterError, need_whole
 from .data import Session
-from .models import beside, fill_in, hide
+from .models import beside, chosen, fill_in, hide
 from .pretraining import (
     begin_at, check_counts, mean_loss, paper_schedule, stream)
 from ..training.checkpoints import configuration, fingerprint
 from ..training.fit import Fit
 from ..training.members import Member, Step, train
 from ..training.schedules import learning_rates, make_optimiser
-from ..training.steps import device_of
+from ..training.steps import autocast, device_of, settled_precision
 
 # %% ../../nbs/sessions/training.ipynb #dda8dff0
 @dataclass(repr=False)
@@ -52,10 +53,10 @@ class _Job(Member):
         if not how.train_token: _keep_token(self.model, body)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.generator.manual_seed(stream(seed, name, "order"))
-        self.noise = torch.Generator(self.device).manual_seed(stream(seed, name, "dropout"))
-        self.train, self.valid = (x.to(self.device) for x in (session.train, session.valid))
+        self.noise = torch.Generator().manual_seed(stream(seed, name, "dropout"))
+        self.train, self.valid = session.train, session.valid
         fixed = torch.Generator().manual_seed(stream(seed, name, "valid"))
-        self.held = hide(self.valid.shape[:2], how.ratio, fixed).to(self.device)
+        self.held = hide(self.valid.shape[:2], how.ratio, fixed)
         self.steps, self.losses = -(-len(self.train) // how.batch), []
         n = self.steps * how.epochs
         self.rates = curves[n] = curves.get(n) or learning_rates(how.schedule, n, how.lr)
@@ -63,8 +64,8 @@ class _Job(Member):
 
     def draw(self, k, ratio):
         "The k-th batch of the epoch."
-        x = self.train[self.todo[k].to(self.device)]
-        return self.batches.name, x, hide(x.shape[:2], ratio, self.generator).to(self.device)
+        x = self.train.index_select(0, self.todo[k])
+        return self.batches.name, x, hide(x.shape[:2], ratio, self.generator)
 
 # %% ../../nbs/sessions/training.ipynb #12e9892b
 @torch.no_grad()
@@ -88,12 +89,19 @@ def _frozen(bodies):
         for b in bodies: b.eval()
 
 # %% ../../nbs/sessions/training.ipynb #928da171
+@cache
+def _bearable(device):
+    "Activations of one layer that a step may have: a cache of them, or what a GPU can keep of all."
+    if device.type == "cpu": return 2**21
+    if device.type != "cuda": return math.inf
+    return torch.cuda.get_device_properties(device).total_memory / 400   # 100 layers of float32
+
+
 def _packs(jobs, part):
     "Jobs that go through a body in one pass."
     packs, room = [], 0
     for job in jobs:
-        size = _size(job, part(job))
-        limit = 2**21 if job.device.type == "cpu" else math.inf
+        size, limit = _size(job, part(job)), _bearable(job.device)
         if not packs or packs[-1][-1].body is not job.body or room + size > limit:
             packs.append([])
             room = 0
@@ -107,17 +115,19 @@ def _size(job, x):
     return math.prod(x.shape[:2]) * getattr(job.whole, "width", 1)
 
 
-def _pass(pack, batches, noise=True):
+def _pass(pack, batches, amp, noise=True):
     "The losses of a pack of jobs."
-    told = fill_in([j.whole for j in pack], batches, [j.noise for j in pack] if noise else None)
-    return [mean_loss(r, x[m], j.batches.kind) for j, r, (_, x, m) in zip(pack, told, batches)]
+    streams = [j.noise for j in pack] if noise else None
+    with amp: told = fill_in([j.whole for j in pack], batches, streams)
+    return [mean_loss(r, chosen(x, m), j.batches.kind)
+            for j, r, (_, x, m) in zip(pack, told, batches)]
 
 # %% ../../nbs/sessions/training.ipynb #37808d87
 def _step(jobs, k, how):
     "The k-th batch of every job that has one."
     for pack in _packs(jobs, lambda j: j.train[:how.batch]):
         batches = [j.draw(k, how.ratio) for j in pack]
-        losses = _pass(pack, batches)
+        losses = _pass(pack, batches, how.amp)
         torch.stack(losses).sum().backward()
         for j, loss, (*_, m) in zip(pack, losses, batches):
             j.losses.append((loss.detach(), int(m.sum())))
@@ -133,13 +143,14 @@ def _epoch(jobs, how):
     "One epoch of every job, and what each says of its validation trials."
     for j in jobs:
         j.whole.training, j.losses = True, []   # its own flag: other threads share the body
-        j.todo = torch.randperm(len(j.train), generator=j.generator).split(how.batch)
+        order = torch.randperm(len(j.train), generator=j.generator)
+        j.todo = order.to(j.device, non_blocking=True).split(how.batch)
     for k in range(max(j.steps for j in jobs)):
         _step([j for j in jobs if k < j.steps], k, how)
     for j in jobs: j.whole.training = False
     with torch.no_grad():
-        told = [_pass(pack, [(j.batches.name, j.valid, j.held) for j in pack], noise=False)
-                for pack in _packs(jobs, lambda j: j.valid)]
+        told = [_pass(p, [(j.batches.name, j.valid, j.held) for j in p], how.amp, noise=False)
+                for p in _packs(jobs, lambda j: j.valid)]
         told = torch.stack([loss for losses in told for loss in losses]).tolist()
     for j, loss in zip(jobs, told): j.told = loss
 
@@ -225,6 +236,7 @@ def fine_tune_many(
     schedule=None,              # None: the paper's, over the whole run of each session
     start: str = "mean",        # stitchers begin at the mean rates; "usual": as PyTorch does
     train_token: bool = True,   # False: the mean of the tokens the body was pretrained with
+    precision: str = "auto",    # bf16 on a GPU, or "float32"
     checkpoint=None,            # file to write to and to resume from
     save_seconds: float = 30.0, # how often, at most
     desc: str = "fine-tune",    # what the progress bar says
@@ -255,13 +267,18 @@ def _jobs(how):
         if len(v) not in (1, n) or not v:
             raise ParameterError(f"{name} does not fit the rest", expected=f"1 or {n}",
                                  found=len(v))
-    curves = {}
+    device, curves = device_of(given["body"][0]), {}
+    how.precision = settled_precision(how.precision, device)
+    how.amp = autocast(how.precision, device)
+    given["sessions"] = [s._replace(train=s.train.to(device), valid=s.valid.to(device))
+                         for s in given["sessions"]]          # each once, for all its jobs
     return [_Job(*(v[i % len(v)] for v in given.values()), how, curves) for i in range(n)]
 
 
 def _settings(jobs, how):
     "What must be the same for a run to be continued."
-    names = "epochs lr weight_decay batch ratio clip patience schedule start train_token".split()
+    names = ("epochs lr weight_decay batch ratio clip patience schedule start train_token "
+             "precision").split()
     bodies = {id(j.body): [fingerprint(p) for p in j.body.shared_parameters()] for j in jobs}
     return configuration(
         jobs[0].model, {f"{i} {j.name}": (j.train, j.valid) for i, j in enumerate(jobs)},

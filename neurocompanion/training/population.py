@@ -46,18 +46,24 @@ class _Stack:
     valid: Tensor | None = None  # the same for validation
     valid_sizes: np.ndarray | None = None
 
+    def at(self, keep):
+        "Numbers of rows, where the stack is."
+        keep = torch.as_tensor(keep, dtype=torch.long)
+        return keep.to(self.weights.device, non_blocking=True)
+
     def rows(self, keep):
         "The stack of some rows, as a copy."
-        def take(v):
+        def take(v, at=self.at(keep)):
             if isinstance(v, dict): return {k: take(b) for k, b in v.items()}
-            return v if v is None else v[keep]
+            return v.index_select(0, at) if isinstance(v, Tensor) else v if v is None else v[keep]
         return _Stack(**{f.name: take(getattr(self, f.name)) for f in fields(self)})
 
     def put(self, keep, part):
         "Write back what training has changed in some rows."
-        for name in ("weights", "mean", "square", "taken", "rate"):
-            getattr(self, name)[keep] = getattr(part, name)
-        for k, v in part.buffers.items(): self.buffers[k][keep] = v
+        at = self.at(keep)
+        for name in ("weights", "mean", "square"):
+            getattr(self, name).index_copy_(0, at, getattr(part, name))
+        for k, v in part.buffers.items(): self.buffers[k].index_copy_(0, at, v)
 
 # %% ../../nbs/training/population.ipynb #9277bd40
 def _make_members(make, seeds):
@@ -98,15 +104,29 @@ def _flatten(models):
     return models[0], layout, torch.cat([v.reshape(len(v), -1) for v in trained.values()], 1), fixed
 
 # %% ../../nbs/training/population.ipynb #6e559f3a
+_BETAS = 0.9, 0.999
+
+
+def _factors(stack, plan, curves, decoupled, eps=1e-8):
+    "What Adam multiplies with in each step of an epoch, row by row; the steps count as taken."
+    found, rate, taken = [], stack.rate.copy(), stack.taken.copy()
+    for rows, *_ in plan:
+        r = slice(None) if rows is None else rows
+        rate[r] = stack.lr[r] * (1 if curves is None else curves[stack.curve[r], taken[r]])
+        taken[r] += 1
+        roots, decay = np.sqrt(1 - _BETAS[1] ** taken[r]), stack.decay[r]
+        found.append(np.stack([1 - rate[r] * decay if decoupled else decay, eps * roots,
+                               -rate[r] * roots / (1 - _BETAS[0] ** taken[r])]))
+    stack.rate, stack.taken, w = rate, taken, stack.weights
+    moved = torch.as_tensor(np.hstack(found)).to(w.device, w.dtype, non_blocking=True)
+    return moved[:, :, None].split([v.shape[1] for v in found], 1)             # 3 row 1
+
+
 @torch.no_grad()
-def _adam(part, g, factor, *, decoupled, clip, betas=(0.9, 0.999), eps=1e-8):
+def _adam(part, g, factors, *, decoupled, clip):
     "One step of Adam or AdamW on every row, each at its own rate."
+    betas, (decay, eps, step) = _BETAS, factors
     if clip: g = g * (clip / (g.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
-    part.rate, part.taken = part.lr * factor, part.taken + 1
-    decay = 1 - part.rate * part.decay if decoupled else part.decay
-    root = np.sqrt(1 - betas[1] ** part.taken)
-    numbers = np.stack([decay, eps * root, -part.rate * root / (1 - betas[0] ** part.taken)])
-    decay, eps, step = torch.as_tensor(numbers).to(g)[:, :, None]  # row 1
     if decoupled: part.weights.mul_(decay)
     else: g = g.addcmul(part.weights, decay)
     part.mean.lerp_(g, 1 - betas[0])
@@ -194,7 +214,8 @@ def _pick(data, index):
 
 def _counts(counted, length, device):
     "Which entries of a filled batch count  # row sample"
-    return None if counted is None else (torch.arange(length) < counted[:, None]).to(device)
+    if counted is None: return None
+    return (torch.arange(length) < counted[:, None]).to(device, non_blocking=True)
 
 # %% ../../nbs/training/population.ipynb #3be3bde3
 class Stacked(Step):
@@ -232,6 +253,7 @@ class Stacked(Step):
     def keep(self, members):
         "Copy rows to the best weights of their members."
         rows, places = self.rows(members), self.rows(members, self.members)
+        rows, places = self.stack.at(rows), self.stack.at(places)
         self.best[0][places] = self.stack.weights[rows]
         for k, v in self.stack.buffers.items(): self.best[1][k][places] = v[rows]
 
@@ -247,8 +269,9 @@ def _batches(self):
     if not whole:
         draw = [torch.randperm(n, generator=m.generator)
                 for m, n in zip(self.now, stack.sizes.tolist())]
-        order = order.gather(1, pad_sequence(draw, batch_first=True).to(order.device))
-    steps = ((rows, _pick(self.data, (order if rows is None else order[rows])
+        draw = pad_sequence(draw, batch_first=True).to(order.device, non_blocking=True)
+        order = order.gather(1, draw)
+    steps = ((rows, _pick(self.data, (order if rows is None else order[stack.at(rows)])
                           [:, start:start + n]), _counts(counted, n, order.device), False)
              for rows, start, n, counted in plan)
     self.cache = list(steps) if whole else None
@@ -259,16 +282,16 @@ def _epoch(self, members):
     "One step after the other; the mean training loss of each row."
     if len(members) < len(self.now): self.only(members)
     self.lossof.train()
-    stack = self.stack
+    stack, batches = self.stack, _batches(self)
+    factors = _factors(stack, self.plan, self.curves, self.update["decoupled"])
     total, count = torch.zeros(2, len(members), device=self.device)
-    for rows, batch, counted, shared in _batches(self):
+    for (rows, batch, counted, shared), now in zip(batches, factors):
         part = stack if rows is None else stack.rows(rows)
         mean, weight, params = _losses(self.lossof, self.layout, part, batch, counted, shared)
         g = torch.autograd.grad(mean.sum(), params, allow_unused=True, materialize_grads=True)
-        factor = 1 if self.curves is None else self.curves[part.curve, part.taken]
-        _adam(part, torch.cat([v.reshape(len(v), -1) for v in g], 1), factor, **self.update)
+        _adam(part, torch.cat([v.reshape(len(v), -1) for v in g], 1), now, **self.update)
         if rows is not None: stack.put(rows, part)
-        at = ... if rows is None else rows
+        at = ... if rows is None else stack.at(rows)
         total[at] += mean.detach() * weight
         count[at] += weight
     self.train_loss = (total / count).cpu().numpy().astype(float)
@@ -280,16 +303,17 @@ def _validate(self):
     "Validation loss of each row, in evaluation mode."
     self.lossof.eval()
     stack, same, size = self.stack, self.same[1], max(self.batch or 0, 1024)
-    total, count = np.zeros(len(self.now)), np.zeros(len(self.now))
+    (total, count), found = np.zeros((2, len(self.now))), []
     for rows, start, n, counted in _plan(stack.valid_sizes, size, self.fill[1]):
         part = stack if rows is None else stack.rows(rows)
         batch = tuple(x[start:start + n] for x in self.valid) if same else _pick(
             self.valid, part.valid[:, start:start + n])
         mask = _counts(counted, n, part.weights.device)
         mean, weight, _ = _losses(self.lossof, self.layout, part, batch, mask, same)
-        at = ... if rows is None else rows
-        total[at] += (mean * weight).cpu().numpy()
-        count[at] += weight.cpu().numpy() if isinstance(weight, Tensor) else weight
+        each = weight if isinstance(weight, Tensor) else torch.full_like(mean, weight)
+        found.append((... if rows is None else rows, mean * weight, each))
+    for at, *sums in found:                                    # looked at when all is under way
+        for to, v in zip((total, count), sums): to[at] += v.cpu().numpy()
     with np.errstate(invalid="ignore"): return total / count
 
 
@@ -327,7 +351,8 @@ def _around(self, members):
 
 def _finish(self, members):
     "A member that has had no good epoch has nothing to give."
-    self.best[0][[not m.best_epoch for m in members]] = math.nan
+    never = self.stack.at([r for r, m in enumerate(members) if not m.best_epoch])
+    self.best[0].index_fill_(0, never, math.nan)
 
 # %% ../../nbs/training/population.ipynb #659d209b
 _MOVING = "weights", "mean", "square", "buffers", "taken", "rate", "lr"

@@ -59,10 +59,10 @@ def place(
         raise ParameterError(f"the tensors of {name} disagree on the number of samples",
                              expected="the same number, at least 1",
                              found=" and ".join(str(len(x)) for x in data))
-    return tuple(x.to(device) for x in data) if _fits(data, device) else data
+    return tuple(x.to(device) for x in data) if fits(data, device) else data
 
 # %% ../../nbs/training/steps.ipynb #1919352b
-def _fits(data, device):
+def fits(data, device) -> bool:
     "Whether the tensors leave half of a GPU's free memory to the model."
     if torch.device(device).type != "cuda": return True
     return 2 * sum(x.nbytes for x in data) <= torch.cuda.mem_get_info(device)[0]
@@ -109,7 +109,7 @@ def count_steps(data, size: int = 64) -> int:
 # %% ../../nbs/training/steps.ipynb #c1954280
 def _cut(data, size, order, skip, device):
     "Batches from tensors in memory."
-    if order is not None: order = order.to(data[0].device)
+    if order is not None: order = order.to(data[0].device, non_blocking=True)
     for i in range(skip * size, len(data[0]), size):
         rows = None if order is None else order[i : i + size]
         yield tuple((x[i : i + size] if rows is None else x.index_select(0, rows)).to(device)

@@ -13,6 +13,7 @@ from ..core import ParameterError, RecordingError, one_of
 from ..recordings import standard
 from ..recordings.write import result
 from ..training.estimators import Estimator, compared, recordings_of, verdict
+from ..training.steps import device_of
 from . import data as wd
 from . import training as tr
 from .models import GNN, MLP
@@ -140,7 +141,8 @@ def _decision(self, worm):
     if self.model == "svm": return self.machine.predict(worm.x.reshape(len(worm.x), -1)), None
     import torch
     with torch.no_grad():
-        p = self.network_(torch.as_tensor(worm.x)[None])[0].softmax(-1).numpy()
+        x = torch.as_tensor(worm.x).to(device_of(self.network_))
+        p = self.network_(x[None])[0].softmax(-1).cpu().numpy()
     return p.argmax(-1), p
 
 

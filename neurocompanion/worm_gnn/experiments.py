@@ -17,6 +17,7 @@ from ..recordings.worm import connectome as wiring
 from ..recordings.worm.simulate_pool import write_pool
 from ..sweeps import paper
 from ..training.metrics import interval
+from ..training.steps import device_of
 from . import data as wd, training as tr
 from .models import (GNN, LAYERS, MLP, PRESETS, RNN, SCALING, LayerGNN,
                                             NodeMLP)
@@ -269,7 +270,8 @@ def _inferred(made, own, parts, scaling):
         for i, m in enumerate(made.members):
             model, (view, _) = made.model(i), tr.as_seen(m, w, worm, parts, scaling)
             model.look = None
-            with torch.no_grad(): a = model.infer(torch.as_tensor(view.x)[None])[0]
+            x = torch.as_tensor(view.x).to(device_of(model))
+            with torch.no_grad(): a = model.infer(x[None])[0].cpu()
             each.append((a if a.ndim == 2 else a.mean(0)).numpy())
         found.append(each)
     return np.array(found)

@@ -8,6 +8,7 @@ __all__ = ['RECIPE', 'Member', 'cross_validation', 'cut', 'state_loss', 'Trained
            'trajectory_loss', 'train_trajectories', 'own_history', 'evaluate_trajectories']
 
 # %% ../../nbs/worm_gnn/training.ipynb #63bddd7a
+import math
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -135,8 +136,8 @@ def train_states(
     scaling: str = "whole",     # of the features, see `data.scaled`; or "as given"
     edge_scaling: str | None = None,  # of what static edges are inferred from; None: the same
     decay: float = 0.0,         # weight decay; the paper's text has none
-    group: int | None = None,   # worms in one stack; None: what a cache can bear
-    device=None,                # where to train; None: where the models are
+    group: int | None = None,   # worms in one stack; None: what a cache, or a GPU, can bear
+    device=None,                # where to train; None: the best there is
     checkpoint=None,            # folder to write to and, if there is something in it, resume from
     **how,                      # of its files: save_seconds and resume, as for `fit`
 ) -> Trained:
@@ -150,9 +151,10 @@ def train_states(
         raise ParameterError("a member has no known state to train or to validate on",
                              found=tuple(m), expected="known states in every fold",
                              fix="Use fewer folds, or shuffled ones")
-    return _train(make, state_loss, parts, members, cuts, group or _bearable(model, parts[0]),
-                  checkpoint, epochs=epochs, lr=lr, patience=patience, weight_decay=decay,
-                  device=device, **how)
+    device = device or core.default_device()
+    group = group or _bearable(device, model, parts[0].x, parts[0].context.shape[1])
+    return _train(make, state_loss, parts, members, cuts, group, checkpoint, epochs=epochs, lr=lr,
+                  patience=patience, weight_decay=decay, device=device, **how)
 
 # %% ../../nbs/worm_gnn/training.ipynb #e5ec1a6c
 def _own_statistics(model):
@@ -160,12 +162,19 @@ def _own_statistics(model):
     return any(isinstance(m, Norm) and m.kind == "worm" for m in model.modules())
 
 
-def _bearable(model, sample, bytes=16e6):
-    "How many members with one worm keep the activity of a layer within so many bytes."
-    steps, nodes, hidden = sample.x.shape[1], sample.x.shape[2], model.read.head.in_features
-    rows = {"static": sample.context.shape[1] * nodes, "dynamic": steps * nodes ** 2,
-            "chunk": steps * nodes}.get(getattr(model, "edges", None), steps)
-    return int(np.clip(bytes / (4 * hidden * max(rows, steps)), 1, 50))
+def _bearable(device, model, x, look=1):  # sample … node feature
+    "How many worms of one member each keep a layer in the cache, or all of them in a GPU's memory."
+    steps, nodes, kind = math.prod(x.shape[1:-2]), x.shape[-2], getattr(model, "edges", None)
+    hidden = model.read.head.in_features if model.read else model.second.shape[-1]
+    rows = {"static": look * nodes, "dynamic": steps * nodes ** 2, "chunk": steps * nodes}
+    device, bytes, most = torch.device(device), 16e6, 50
+    if device.type != "cpu": bytes, most = _memory(device) / 20, 10_000       # twenty such layers
+    return int(np.clip(bytes / (4 * hidden * max(rows.get(kind, steps), steps)), 1, most))
+
+
+def _memory(device):
+    "Bytes of a device."
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8e9
 
 # %% ../../nbs/worm_gnn/training.ipynb #d5b4ab08
 def _rows(member, cuts):
@@ -201,7 +210,7 @@ def train_alone(
 ) -> nn.Module:                     # with its best weights
     "The same network by `fit`, one member, nothing stacked."
     core.set_seed(member.number)
-    model, at = make(), _rows(member, cuts)
+    model, at = make().to(core.default_device()), _rows(member, cuts)
     train, valid = (tuple(v[at] for v in _samples(worms, cuts, role, model, scaling, whole))
                     for role, whole in (("train", False), ("validation", _own_statistics(model))))
     how = RECIPE | dict(batch=len(at), lr=lr)
@@ -388,6 +397,8 @@ def train_trajectories(
     parts = [_window_samples(worms, cuts, role, n, burn_in, scaling, kind)
              for role, n in zip(("train", "validation"), steps)]
     wrapped = lambda: Sampled(make(), ramp, burn_in)
+    device = device or core.default_device()
+    if torch.device(device).type != "cpu": group = group or _bearable(device, model, parts[0][0])
     return _train(wrapped, trajectory_loss, parts, members, cuts, group or 5, checkpoint,
                   epochs=epochs, lr=lr, patience=patience, device=device, **how)
 
@@ -417,7 +428,7 @@ def own_history(x):  # windows that begin at the start  # window time n f
     weights = torch.linalg.lstsq(with_one(x[:, 0]), targets).solution
 
     def foretell(start):
-        found = with_one(torch.as_tensor(start).double()) @ weights
+        found = with_one(torch.as_tensor(start).cpu().double()) @ weights
         return found.view(*start.shape[:2], steps, features).transpose(1, 2).to(start)
 
     return foretell

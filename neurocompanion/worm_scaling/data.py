@@ -226,11 +226,12 @@ class Windows:
     def __iter__(self):
         n = len(self.start)
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
+        order = order.to(self.values.device, non_blocking=True)
         return (self.gather(rows) for rows in order.split(self.batch))
 
     def gather(self, rows):
         "The windows with these numbers, and their masks."
-        rows = rows.to(self.values.device)
+        rows = rows.to(self.values.device, non_blocking=True)
         at = self.start[rows][:, None] + torch.arange(self.length + 1, device=rows.device)
         found = self.values.index_select(0, at.flatten()).view(*at.shape, -1)  # b t n
         return found, self.masks[self.worm[rows]]

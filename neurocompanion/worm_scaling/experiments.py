@@ -57,7 +57,8 @@ class Steady:
         need, n = self.steps * w.batch, len(w.start)
         rows = torch.cat([torch.randperm(n, generator=self.generator)
                           for _ in range(-(-need // n))])
-        return (w.gather(r) for r in rows[:need].split(w.batch))
+        rows = rows[:need].to(w.values.device, non_blocking=True)
+        return (w.gather(r) for r in rows.split(w.batch))
 
 # %% ../../nbs/worm_scaling/experiments.ipynb #5d0e9c77
 class Trained(NamedTuple):

@@ -232,3 +232,36 @@ def test_a_search_is_reported_with_the_weights_it_names():
         assert torch.equal(a, b)
     free = me.population(data, replace(s, kind="random"))
     assert free.trained.best == free.search.table.best.min()
+
+
+TINY = dict(generator=4, encoder=3, ic=2, factors=2, samples=2, batch=64, epochs=2)
+KNOWN = dict(trials=16, units=6, steps=6)
+AWAY = dict(
+    overfitting=KNOWN | dict(examples=1), accuracy=KNOWN | dict(latents=2), uncertainty=KNOWN,
+    search=KNOWN | dict(members=2, generations=2, controller=2, inputs=1),
+    decoding=dict(method="lfads"), psth=dict(method="lfads"), selection={},
+    continuous=dict(method="lfads"), calcium=dict(method="lfads"))
+
+
+@pytest.mark.parametrize("experiment", ex.EXPERIMENTS)
+def test_an_accelerator_finds_what_a_processor_finds(experiment):
+    import pretend                                # not where there is a GPU: it would be in the way
+    here = run(experiment, **TINY, **AWAY[experiment])
+    with pretend.accelerator() as waits: there = run(experiment, **TINY, **AWAY[experiment])
+    assert any(line.startswith("training.py") for line in waits) and len(here) == len(there)
+    for a, b in zip(here, there):
+        words, numbers = ({k for k, v in a.items() if isinstance(v, (str, dict)) == kind
+                           and "seconds" not in k and k != "verdict"} for kind in (True, False))
+        assert all(a[k] == b[k] for k in words)
+        assert {k: b[k] for k in numbers} == pytest.approx({k: a[k] for k in numbers}, rel=2e-3,
+                                                           abs=1e-3, nan_ok=True)
+
+
+def test_autolfads_on_an_accelerator_finds_out_how_much_it_can_train():
+    import pretend
+    from neurocompanion.autolfads.estimators import AutoLFADS
+    x = np.random.default_rng(0).poisson(0.5, (16, 8, 5)).astype(np.float32)
+    with pretend.accelerator():
+        a = AutoLFADS(2, 0.02, bin_size=0.02, generator=4, factors=2, samples=2).fit(x)
+        assert a.rates()["rate"].shape == x.shape and np.isfinite(a.score())
+    assert a.network_.readout.weight.device.type == "pretend"

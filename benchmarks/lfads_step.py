@@ -16,12 +16,13 @@ machine disturbs less. GFLOP/s count products only, beside what one large produc
 With `--device`, ways to train on it: ours as a stack of one and of many, recorded as a CUDA graph
 and not; plain PyTorch; and, as a bound, PyTorch's own recurrent layers (cuDNN's on a GPU) in a
 network of the same sizes, whose generator and controller run freely instead of in turn. It runs on
-the CPU too (`--device cpu`), where nothing is recorded. "x plain" is how much faster a member is.
+the CPU too (`--device cpu`), where nothing is recorded. "x plain": how much faster a member trains.
 """
 
 import argparse
 import math
 import os
+from functools import partial
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -217,25 +218,26 @@ def ways_on(name, device, members):
               for n in members for recorded in ((False, True) if cuda else (False,))]]
 
 
-def rows(device="cuda", shapes=tuple(SHAPES), members=(1, 20), repeats=5, steps=4):
-    "One dict for each shape and way: seconds of a step and member, and ratios."
+def rows(device="cuda", quick=False, shapes=("lorenz",), members=(1, 20), repeats=3, steps=4):
+    "One dict for each shape and way: seconds of a step and of a member's share, and ratios."
+    if quick: shapes, members, repeats, steps = ("laptop",), (1, 2), 1, 1
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+    def several(step):
+        for _ in range(steps): step()
+        wait()
+
+    found = []
     for name in shapes:
         ways = ways_on(name, device, members)
-
-        def several(step):
-            def run():
-                for _ in range(steps): step()
-                wait()
-            return run
-
         with tensor_cores(device):
-            for _, _, step in ways: [step() for _ in range(3)]        # recorded by now
-            times = [wall / steps for wall, _ in measure([several(w[2]) for w in ways], repeats)]
+            for _, _, step in ways: [step() for _ in range(3)]         # recorded by now
+            times = [wall / steps for wall, _ in measure(
+                [partial(several, step) for _, _, step in ways], repeats)]
         for (way, n, _), t in zip(ways, times):
-            yield dict(shape=name, device=str(device), way=way, members=n, seconds=t,
-                       seconds_a_member=t / n, times_plain=times[0] / (t / n),
-                       of_layers=times[1] / (t / n))
+            found.append(dict(shape=name, way=way, members=n, seconds=t, seconds_a_member=t / n,
+                              times_plain=times[0] * n / t, times_layers=times[1] * n / t))
+    return found
 
 
 if __name__ == "__main__":
@@ -249,9 +251,10 @@ if __name__ == "__main__":
     core.keep_memory()
     if asked.device:
         print(f"PyTorch {torch.__version__}; {asked.device}")
-        for r in rows(asked.device, asked.shapes, asked.members, asked.repeats):
-            print("{shape:8} {way:15} {members:3} member(s): {seconds:.4f} s a step; a member "
-                  "{times_plain:.1f} x plain, {of_layers:.2f} x layers".format(**r), flush=True)
+        for name in asked.shapes:
+            for r in rows(asked.device, False, [name], asked.members, asked.repeats):
+                print("{shape:8} {way:15} {members:3} member(s): {seconds:.4f} s a step; a member "
+                      "{times_plain:.1f} x plain, {times_layers:.2f} x layers".format(**r))
         raise SystemExit
     lib = lfads.compiled()
     print(f"PyTorch {torch.__version__}; loops: {lib.way if lib else 'torch'}")

@@ -315,7 +315,7 @@ def ray(
             for worker in here: ray.kill(worker.actor)
 
 # %% ../../nbs/autolfads/pbt_engines.ipynb #90efc214
-def room(engine: str) -> int:   # processes, serial or ray
+def room(engine: str) -> int:   # processes, serial, stacked or ray
     "How many members an engine trains at a time."
     if engine != "ray": return cores() if engine == "processes" else 1
     with cluster() as ray: return int(ray.cluster_resources()["CPU"])

@@ -125,7 +125,8 @@ def _records(device): return device.type == "cuda"
 
 def _first(self, given):
     "A call before the recording."
-    self.beside, here = self.beside or torch.cuda.Stream(), torch.cuda.current_stream()
+    here = torch.cuda.current_stream(self.device)
+    self.beside = self.beside or torch.cuda.Stream(self.device)
     self.beside.wait_stream(here)
     with torch.cuda.stream(self.beside):
         out = self.f(*(x.to(self.device, non_blocking=True) for x in given))
@@ -136,7 +137,8 @@ def _first(self, given):
 def _record(self, given):
     "The graph, and where it reads and writes; nothing is computed yet."
     inputs, graph = [torch.empty_like(x, device=self.device) for x in given], torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=self.pool): outputs = self.f(*inputs)
+    with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool):
+        outputs = self.f(*inputs)
     self.pool = self.pool or graph.pool()
     return graph, inputs, outputs
 

@@ -227,6 +227,7 @@ def test_a_population_of_networks(spikes, tmp_path):
     (dict(epochs=0), "epochs is out of range"), (dict(batch=0), "batch is out of range"),
     (dict(hyper={"lr": -1}), "lr is out of range"),
     (dict(smoothing=0), "smoothing is out of range"), (dict(rampe=3), "no such setting"),
+    (dict(optimiser="sgd"), "no such optimiser"),
     (dict(hyper=Hyper(dropout=1.0)), "dropout is out of range")])
 def test_bad_arguments_are_named(spikes, call, words):
     args = dict(sizes=SMALL, epochs=1) | HOW | call

@@ -49,7 +49,6 @@ class Away(torch.Tensor):
 
     def __reduce_ex__(self, protocol): return self.here.__reduce_ex__(protocol)   # in a file: bare
     def tolist(self): return self.cpu().tolist()
-    def __reduce_ex__(self, protocol): return self.cpu().__reduce_ex__(protocol)   # into a file
     def numpy(self): raise TypeError("a tensor of the accelerator is no array: .cpu() comes first")
 
 

@@ -1,11 +1,13 @@
 "The volumetric network: reference values, published sizes, what moves an output, bad input."
+import json, os, subprocess, sys
+
 import numpy as np
 import pytest
 import torch
 
 from neurocompanion.core import ParameterError, RecordingError, home
 from neurocompanion.zebrafish.models import (
-    UNet3D, flops, hl_gauss, hl_loss, load_reference, receptive_field)
+    UNet3D, flops, hl_gauss, hl_loss, load_reference, receptive_field, step_bytes)
 
 GOLDEN = home() / "tests" / "data" / "unet3d_golden.npz"
 SMALL = dict(width=8, groups=4, super_width=4)
@@ -64,7 +66,7 @@ def test_samples_do_not_mix_and_leads_belong_to_them():
         assert (net(x, 1) - whole)[1:].abs().max() > 1e-3
 
 
-def test_a_step_in_bf16_with_blocks_computed_again():
+def test_a_step_in_bf16_with_blocks_computed_again(monkeypatch):
     "As on a GPU: features last, dropout, gradients that are those of a plain step."
     x = torch.randn(2, 2, 8, 8, 2)
 
@@ -82,6 +84,56 @@ def test_a_step_in_bf16_with_blocks_computed_again():
         torch.testing.assert_close(gradients(False, *how), plain, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(gradients(True, True), rough)
     assert (rough - plain).norm() < 0.05 * plain.norm() and not torch.equal(rough, plain)
+    monkeypatch.setenv("NEUROCOMPANION_FAST", "no")          # norms by PyTorch, in full precision
+    assert (rough - gradients(True, False)).norm() < 0.05 * plain.norm()
+
+
+# ---- memory
+STEP = """
+import json, sys
+from functools import partial
+import torch
+from neurocompanion.zebrafish.models import UNet3D
+
+half, how, size = json.loads(sys.argv[1])
+net = UNet3D(4, **how)
+net.conv_out.forward = partial(torch.nn.Conv3d.forward, net.conv_out)     # as on a GPU
+if half: net.to(memory_format=torch.channels_last_3d)
+optimiser = torch.optim.AdamW(net.parameters())
+
+def step(*size):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        said = net(torch.randn(1, 4, *size), 3)[:, 0].float()
+    (said - torch.randn_like(said)).abs().mean().backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+def memory(what):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(v.split()[1]) * 1024 for v in lines if v.startswith(what))
+
+step(8, 8, 4)
+before = memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")                # the peak is counted anew
+step(*size)
+print(memory("VmHWM") - before)
+"""
+NET = dict(width=32, groups=4, super_width=8, resample=((2, 2, 1), (2, 2, 2)))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+@pytest.mark.parametrize("half, how, size", [
+    (False, {}, (128, 96, 24)),                                # about 1 GiB
+    (True, {}, (64, 48, 24)),
+    pytest.param(False, dict(save_memory=True), (128, 96, 24), marks=pytest.mark.slow)])
+def test_the_memory_of_a_step_is_as_computed(half, how, size):
+    "What the processor's convolutions need beside is a part of the difference."
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", STEP, json.dumps((half, NET | how, size))],
+                          env=env, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-2000:]
+    said = step_bytes(UNet3D(4, **NET, **how), size, "bf16" if half else "float32")["most"]
+    assert 0.95 < int(done.stdout) / said < 1.25, (int(done.stdout) / 2**20, said / 2**20)
 
 
 @pytest.mark.gpu

@@ -66,7 +66,7 @@ def _linear(s, steps, begin, end, start, stop):
     return ramp(s, begin * steps, end * steps, start, stop)
 
 # %% ../../nbs/training/schedules.ipynb #d672240c
-def _scaled(optimiser, steps, shape, **settings):
+def _scaled(optimiser, steps, shape, relaid=False, **settings):
     "A scheduler whose factor is `shape(step, steps)`."
     settings = dict(steps=steps, **settings)
     return LambdaLR(optimiser, functools.partial(_clamped, shape=shape, settings=settings))
@@ -89,16 +89,19 @@ def _check_fractions(**fractions):
 def depends_on_length(schedule) -> bool:
     "Whether a schedule is stretched over the run, so that a longer run is another run."
     still = schedule in (None, "constant", "plateau")
-    return not (still or getattr(schedule, "func", None) is _plateau)
+    relaid = getattr(schedule, "keywords", {}).get("relaid")
+    return not (still or relaid or getattr(schedule, "func", None) is _plateau)
 
 # %% ../../nbs/training/schedules.ipynb #3789e6fc
 def cosine(
     warmup: float = 0.0,  # fraction of the run in which the rate rises from near 0
     final: float = 0.0,   # factor at the end
+    relaid: bool = False, # a run may go on for longer; the curve is then that of the new length
 ):
     "Rise in a straight line, then fall along half a cosine."
     _check_fractions(warmup=warmup)
-    return functools.partial(_scaled, shape=_cosine, warmup=warmup, final=final)
+    more = {"relaid": True} if relaid else {}
+    return functools.partial(_scaled, shape=_cosine, warmup=warmup, final=final, **more)
 
 
 def one_cycle(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 
 from ..core import ParameterError, TrainingError
-from ..fast.norm import norm_swish, wanted
+from ..fast.norm import casting, norm_swish, wanted
 from ..recordings.video.reader import View
 from .models import UNet3D, hl_loss, scale_and_shift
 from .training import CellMeans, asked_of, frame_of, trace_mae
@@ -121,9 +121,7 @@ def _inside(x, axes):
 # %% ../../nbs/zebrafish/sharding.ipynb #1254e1a0
 def halved(x: Tensor) -> Tensor:
     "As a convolution takes it where autocast is on: what is exchanged is half as large."
-    kind = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(kind): return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return x.to(torch.get_autocast_dtype(x.device.type)) if casting(x) else x
 
 
 class HaloConv(nn.Module):

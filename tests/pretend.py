@@ -21,6 +21,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 torch.ones((), requires_grad=True).backward()    # autograd begins before there is a device: it
 _setup_privateuseone_for_python_backend("pretend")   # starts no thread for it, forks stay possible
+torch.pretend.get_amp_supported_dtype = lambda: [torch.bfloat16]   # checkpoints ask for it
 PLACE = torch.device("pretend", 0)
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim",
          "unique_consecutive", "bincount", "histc"}

@@ -143,6 +143,30 @@ def test_a_gpu_says_the_same():
     assert (found - y).abs().max() < 1e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("half, save", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("rise", [0, 1])
+def test_gradients_on_a_gpu_are_those_of_the_cpu(half, save, rise, monkeypatch):
+    "Features last; in full precision without TF32, and in bf16 under autocast."
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    x, lead = torch.randn(2, 4, 12, 10, 6), torch.tensor([1, 7])
+
+    def gradients(device):
+        torch.manual_seed(0)
+        net = UNet3D(4, width=32, groups=4, super_width=16, resample=2, super_resolve=rise,
+                     save_memory=save).to(device)
+        if device == "cuda": net.to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            said = net(x.to(device), lead.to(device))
+        said.float().square().mean().backward()
+        grads = torch.cat([p.grad.flatten() for p in net.parameters()])
+        return said.detach().float().cpu(), grads.cpu()
+
+    for a, b in zip(gradients("cuda"), gradients("cpu")):
+        assert (a - b).norm() < (0.03 if half else 1e-4) * b.norm()
+
+
 def test_published_field_of_view_equal_cost_and_sizes_that_cannot_be():
     assert receptive_field(UNet3D(resample=0, **SMALL)) == (21, 21, 21)
     one, two = (receptive_field(UNet3D(resample=n, **SMALL)) for n in (2, 4))

@@ -1,12 +1,13 @@
 "Volumetric training: losses, samples, a wave that space foretells; and a volume in parts."
-import itertools, os, socket, subprocess, sys
+import itertools, os, subprocess, sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
+import pretend
 import pytest
 import torch
 
-from neurocompanion.recordings.video.simulate import fish
-from neurocompanion.recordings.standard import save
 from neurocompanion.zebrafish import distributed, sharding, training
 from neurocompanion.zebrafish.models import UNet3D
 
@@ -109,81 +110,6 @@ def test_a_part_reads_its_own_chunks(tmp_path):
         Counted.asked.clear()
 
 
-# ---- processes that torchrun starts
-@pytest.fixture(scope="module")
-def small_fish(tmp_path_factory):
-    film = fish(8, shape=(2, 16, 16), radius=2.5, voxel_size=(3, 1.5, 1.5), dtype="float32",
-                conditions={"dark": (60, 0)})
-    return save(film, tmp_path_factory.mktemp("fish") / "fish.nc")
-
-
-NET = "--context 2 --width 4 --groups 2 --super-width 4 --resample 1 --horizon 2 --lr 1e-3".split()
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
-            "neurocompanion.zebrafish.distributed"]
-COPIES = ["-c", """
-import os, sys
-import torch._dynamo
-from torch.multiprocessing import start_processes
-from neurocompanion.zebrafish import distributed
-
-def one(rank):
-    "What torchrun would say, and its command; without importing everything again."
-    os.environ.update(RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    sys.exit(distributed.main(args))
-
-port, *args = sys.argv[1:]
-start_processes(one, nprocs=4, start_method="fork" if sys.platform == "linux" else "spawn")
-"""]
-
-
-def weights(path): return torch.load(path, weights_only=True)
-
-
-def both(start, video, folder, how, shards=""):
-    "How far weights differ after steps in processes together and in one; what those said."
-    done = subprocess.run([sys.executable, *start, "--video", str(video), *NET, "--device", "cpu",
-                           *how.split(), *shards.split(), "--out", str(folder / "many.pt"),
-                           "--checkpoint", str(folder / "fish.pt")], capture_output=True, text=True,
-                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = ["--video", str(video), *NET, *how.split(), "--out", str(folder / "one.pt")]
-    assert distributed.main(alone) == 0
-    many, one = weights(folder / "many.pt"), weights(folder / "one.pt")
-    return torch.cat([(many[k] - one[k]).abs().flatten() for k in one]), done.stdout
-
-
-def test_two_processes_equal_one(small_fish, tmp_path):
-    "With dropout, and a checkpoint that one process can read."
-    how = "--steps 4 --epochs 2 --batch 2 --dropout 0.2"
-    off, said = both(TORCHRUN, small_fish, tmp_path, how)
-    assert "2 processes" in said
-    assert off.quantile(0.9) < 1e-5     # Adam may turn a weight whose gradient is only rounding
-    kept = ["--checkpoint", str(tmp_path / "fish.pt"), "--out", str(tmp_path / "again.pt")]
-    assert distributed.main(["--video", str(small_fish), *NET, *how.split(), *kept]) == 0
-    many = weights(tmp_path / "many.pt")
-    for name, w in weights(tmp_path / "again.pt").items(): assert torch.equal(w, many[name])
-
-
-def test_two_groups_of_two_equal_one(small_fish, tmp_path):
-    "Each group has a sample of its own, in two parts, and forecasts a finer frame."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])                                          # a free one
-    off, said = both([*COPIES, port], small_fish, tmp_path,
-                     "--steps 2 --batch 2 --super-resolve 1", "--shards 2x1")
-    assert "4 processes, frames in 2x1 parts" in said and off.max() < 1e-5
-
-
-def test_what_does_not_fit_is_told(small_fish, capsys):
-    for args, says in [(["--shards", "2x2"], "4 processes for 2x2 parts"),
-                       (["--shards", "2"], "such as 2x1"), (["--batch", "0"], "multiple of the 1"),
-                       (["--horizon", "60"], "no window fits")]:
-        assert distributed.main(["--video", str(small_fish), *NET, *args]) == 2
-        assert says in capsys.readouterr().err
-
-
 def test_parts_work_in_half_precision():
     "As on a GPU: convolutions in bf16, norms and losses in full precision."
     cells, model = torch.randint(0, 4, (2, 8, 8)), UNet3D(2, resample=((1, 2, 2),), **SMALL)
@@ -195,3 +121,140 @@ def test_parts_work_in_half_precision():
     rough.backward()
     assert rough.dtype == torch.float32 and abs(rough - whole) < 0.02 * whole
     assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
+
+
+HALO = """
+import os, sys
+import torch, torch.distributed as dist, torch.nn.functional as F
+from torch.multiprocessing import start_processes
+from neurocompanion.zebrafish import sharding
+
+def one(rank):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=4)
+    sent, swap = [], sharding._swap
+    sharding._swap = lambda grid, axis, *ends: sent.extend(ends) or swap(grid, axis, *ends)
+    whole = torch.randn(1, 3, 2, 8, 6, generator=torch.Generator().manual_seed(0))
+    grids = [sharding.Grid((2, 2), (3, 4), r) for r in range(4)]
+    part = grids[rank].cut(whole).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sharding._Halo.apply(sharding.halved(part), grids[rank])
+    along = [torch.randint(-9, 9, got.shape, generator=torch.Generator().manual_seed(r)).bfloat16()
+             for r in range(4)]
+    got.backward(along[rank])
+    there, back = F.pad(whole.bfloat16(), (1, 1, 1, 1)), torch.zeros(1, 3, 2, 10, 8)
+    for r, grid in enumerate(grids):
+        (a, b), (c, d) = grid.box(whole.shape[3:])
+        if r == rank: assert torch.equal(got, there[..., a:b + 2, c:d + 2])
+        back[..., a:b + 2, c:d + 2] += along[r]
+    assert torch.equal(part.grad, grids[rank].cut(back[..., 1:-1, 1:-1]))
+    assert {v.dtype for v in sent} == {torch.bfloat16}     # there and back, half the bytes
+
+if __name__ == "__main__":
+    start_processes(one, nprocs=4, start_method="fork" if sys.platform == "linux" else "spawn")
+"""
+
+
+def test_halos_are_exchanged_in_half_precision(tmp_path):
+    "As of the whole frame in bf16; gradients come home in bf16 as well."
+    (tmp_path / "halo.py").write_text(HALO)
+    done = subprocess.run([sys.executable, tmp_path / "halo.py", tmp_path / "meet"], timeout=120,
+                          capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# ---- on a GPU
+def run(loss, steps=4, **how):
+    "Rows of a short training, and a forecast."
+    rng = np.random.default_rng(0)
+    cells, video = rng.choice([0, 1, 2, 3], (2, 8, 8)), rng.random((60, 2, 8, 8), np.float32)
+    torch.manual_seed(0)
+    net = UNet3D(2, resample=((1, 2, 2),), **SMALL, **how)
+    some = lambda **more: training.Samples(video, np.arange(40), 2, 3, batch=2, steps=steps, **more)
+    fitted = training.train_video(net, some(whole=net.embedding == 0), some(still=True), epochs=1,
+                                  cells=None if loss == "voxel" else cells, lr=1e-3)
+    said = training.video_forecast(net, video, cells, 3, batch=2)([0, 5])
+    return np.array([fitted.rows[0]["train_loss"], fitted.best_loss]), said
+
+
+@pytest.mark.parametrize("loss, how", [
+    ("trace", dict(residual=True)), ("voxel", dict(super_resolve=0, dropout=0.3)),
+    ("histogram", dict(outputs=32)), ("median", dict(outputs=32, median=True)),
+    ("direct", dict(outputs=3, embedding=0))])
+def test_no_step_waits_for_the_device(loss, how):
+    here = run(loss, **how)
+    with pretend.accelerator() as waits: there = run(loss, **how)
+    few = sum(waits.values())
+    with pretend.accelerator() as waits: run(loss, steps=12, **how)
+    assert sum(waits.values()) == few, waits                  # those of the beginning and the end
+    for a, b in zip(here, there): np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    "Streams that note what happens on them."
+    log, on = [], []
+
+    @contextmanager
+    def stream(which):
+        on.append(which)
+        yield
+        on.pop()
+
+    class Batch:
+        def __init__(self, i): self.i = i
+        def to(self, device, non_blocking):
+            log.append(("copy", self.i, on[-1:], non_blocking))
+            return self
+
+        def record_stream(self, which): log.append(("kept", self.i, which))
+
+    def event():
+        n = sum(v[0] == "event" for v in log)
+        log.append(("event", n))
+        return SimpleNamespace(synchronize=lambda: log.append(("waited", n)))
+
+    now = SimpleNamespace(wait_stream=lambda other: log.append(("after", other)),
+                          record_event=event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return log, Batch, now
+
+
+def test_batches_reach_a_gpu_while_it_computes(streams):
+    "Each on a stream of its own; the host waits only for the step before the last."
+    log, batch, now = streams
+    batches = [(batch(k),) for k in range(5)]
+    for i, (got,) in enumerate(training.onto(batches, torch.device("cuda"))):
+        assert got.i == i
+        own = log[-3:] if i < 2 else log[-4:]
+        want = [("copy", i, ["side"], True), ("after", "side"), ("kept", i, now)]
+        assert own == ([] if i < 2 else [("waited", i - 2)]) + want
+        log.append(("used", i))
+
+
+def test_only_for_a_gpu_is_memory_pinned(monkeypatch):
+    asked, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory: asked.append(pin_memory) or
+                        empty(*size))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: asked.append("lead") or x)
+    video = np.arange(40.0).reshape(20, 1, 1, 2)
+    read = lambda where: training.Samples(video, [3], 2, 4, device=where).read(np.array([[3, 2]]))
+    for where, pinned in ("cpu", [False, False]), ("cuda", [True, "lead", True]):
+        x, lead, y = read(where)
+        assert asked == pinned and asked.clear() is None
+        assert x.tolist() == video[None, 3:5].tolist() and y.tolist() == video[None, 6].tolist()
+        assert x.dtype == torch.float32 and lead.tolist() == [2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss, how", [("trace", dict(residual=True)),
+                                       ("histogram", dict(outputs=32))])
+def test_a_gpu_trains_alike(loss, how, monkeypatch):
+    "In half precision, from pinned memory."
+    there = run(loss, steps=30, **how)
+    monkeypatch.setenv("NEUROCOMPANION_DEVICE", "cpu")
+    here = run(loss, steps=30, **how)
+    for a, b in zip(here, there): np.testing.assert_allclose(a, b, rtol=0.05, atol=0.02)

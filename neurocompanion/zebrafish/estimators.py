@@ -22,7 +22,8 @@ from ..training.forecasting import parted
 from ..training.traces import TraceEstimator
 from .data import extract_traces
 from .fish import Fish, baseline
-from .methods import trained, unet
+from .methods import trained
+from .models import UNet3D
 from .setting import Setting
 from .traces import LinearTraces, TimeMix, TSMixer, TiDE
 from .training import frame_of, train_traces, video_forecast
@@ -190,6 +191,7 @@ def _fit(self, film, y=None):
     s = self._setting(fish.video.shape[1])
     if not self.steps: s = replace(s, **self._affordable(s, fish))
     self.network_, rows = trained(s, fish, self.residual)
+    self.sizes_ = self.network_.sizes
     self.valid_loss_ = float(min(r["valid_loss"] for r in rows))
     self.interval_ = float(np.median(np.diff(ds["time"])))
     self.cells_, self.columns_ = fish.cells.astype(np.int32), [columns]
@@ -278,8 +280,7 @@ def _predict(self, past, steps=None, recording=0):   # as `frames`
 
 def _build(self):
     "The network, from its weights."
-    weights = self.network_
-    self.network_ = unet(self._setting(self.cells_.shape[0]), self.residual)
+    weights, self.network_ = self.network_, UNet3D(**self.sizes_)
     self.network_.load_state_dict(weights)
     self.network_.eval()
 

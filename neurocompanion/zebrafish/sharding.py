@@ -277,10 +277,15 @@ def part_loss(cells=None, histogram: bool = False, group=None) -> Callable:
     return voxels if means is None else histograms if histogram else traces
 
 # %% ../../nbs/zebrafish/sharding.ipynb #faef7bb3
-def part_of(array, grid: Grid, multiple=(1, 1)) -> View:  # … z y x; may lie on disk
+def part_of(
+    array,              # may lie on disk  # … z y x
+    grid: Grid,
+    multiple=(1, 1),    # as for `Grid.cut`
+    where=None,         # the file, for messages
+) -> View:
     "This process's part of an array, cut along y and x as by `Grid.cut`, read when sliced."
     box = [None] * (len(array.shape) - 2)
-    return View(array, box=[*box, *grid.box(array.shape[-2:], multiple)])
+    return View(array, box=[*box, *grid.box(array.shape[-2:], multiple)], where=where)
 
 # %% ../../nbs/zebrafish/sharding.ipynb #94dec598
 def compare(

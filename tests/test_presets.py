@@ -39,7 +39,27 @@ LETTER = {   # what the papers say of each parameter
         (dict(batch=100), "100 for maze and random target"),
         (dict(ramp=80), "ramped over the first 80 epochs for most runs"),
         (dict(epochs=1000, generations=20), "each generation of PBT consisted of 50 epochs"),
-        (dict(samples=50), "firing rates were inferred 50 times")]}
+        (dict(samples=50), "firing rates were inferred 50 times")],
+    "zebrafish": [
+        (dict(data="zapbench"), "we evaluate the best-performing architectures on ZAPBench"),
+        (dict(coarser=4), "we thus downsample the input by a factor of 4 in XY using averaging"),
+        (dict(fine=True), "we use the full resolution ZAPBench targets and segmentation"),
+        (dict(horizon=32, context=4, longest=256), "H = 32, short (C = 4) or long (C = 256)"),
+        (dict(loss="trace"), "optimizing the trace-based MAE"),
+        (dict(width=128, groups=16), "fixed feature size F = 128, group normalization, 16 groups"),
+        (dict(super_width=32), "during super-resolution upsampling F' = 32"),
+        (dict(resample=4, flat=1), "the first uses a factor 2 in XY, the following ones equally"),
+        (dict(blocks="1,2,3"), "one down; three at the lowest resolution, two for all higher"),
+        (dict(dropout=0.0), "a dropout rate of 0.1 for long-context models with C = 256"),
+        (dict(steps=250_000), "every model for 250k to 500k steps"),
+        (dict(batch=1, lr=1e-4), "a batch size of 1, an initial learning rate of 10^-4"),
+        (dict(clip=0.0), "no clipping is told of; the code has none"),
+        (dict(checks=250, most=500), "the code: every 1000 steps, 500 validation windows"),
+        (dict(before=800_000, tune_lr=1e-7), "for 800k steps; best with the lowest learning rate"),
+        (dict(trace_batch=8, trace_lr=1e-3, patience=20), "the benchmark's code, all trace models"),
+        (dict(trace_epochs=1000), "the code: until patience, which is far from 250 000 steps"),
+        (dict(hidden=256, tide=128), "the code: mlp_dim 256 for C = 4; TiDE's hiddens of 128"),
+        (dict(released=True), "the code, where the text is silent")]}
 
 
 @pytest.mark.parametrize("paper", LETTER)
@@ -57,6 +77,20 @@ def test_what_a_preset_leaves_to_a_default_is_the_papers_too():
     assert LR["value"] == 1e-3 and RECIPE["optimiser"] == "adam" and RECIPE["batch"] is None
     kind = setting_of("autolfads")(**setting_of("autolfads").presets["paper_faithful"])
     assert kind.epochs / kind.generations == 50 and kind.training["ramp"] == 80
+
+
+def test_the_network_of_the_film_is_the_one_of_figure_3():
+    from neurocompanion.zebrafish.methods import resampling, unet
+    from neurocompanion.zebrafish.models import receptive_field
+    s = setting_of("zebrafish")(**setting_of("zebrafish").presets["paper_faithful"])
+    assert resampling(s) == ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert sum(p.numel() for p in unet(s).parameters()) == 14_546_305      # as in the code
+    assert all(n >= 16 * 4 * 4 for n in receptive_field(unet(s))[1:])      # 256, 1024 when fine
+    runs = expand("zebrafish/long", "paper")
+    assert {(r["context"], r["resample"], r["dropout"], r["hidden"]) for r in runs} == {
+        (256, 0, 0.1, 128)}
+    dropout = {(r["context"], r["dropout"]) for r in expand("zebrafish/context", "paper")}
+    assert dropout == {(1, 0), (4, 0), (16, 0), (64, 0), (256, 0.1)}
 
 
 def test_a_protocol_that_leaks_nothing_has_another_name():

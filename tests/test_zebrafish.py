@@ -1,5 +1,6 @@
 "Experiments of the volumetric paper: what is trained on, what is scored, what is said of mistakes."
-from dataclasses import replace
+import warnings
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ import torch
 from neurocompanion.core import NeurocompanionError, home
 from neurocompanion.recordings.video.simulate_fish import benchmark_fish
 from neurocompanion.recordings.standard import save as save_recording
-from neurocompanion.sweeps.paper import names
+from neurocompanion.recordings.video.simulate_fish import zapbench_folder
+from neurocompanion.sweeps.paper import names, uses
 from neurocompanion.sweeps.sweep import expand, load
+from neurocompanion.training.rehearsal import Rehearsal, part_of
 from neurocompanion.zebrafish import experiments as ex
 from neurocompanion.zebrafish import fish as fs
 from neurocompanion.zebrafish import methods as me
@@ -156,6 +159,55 @@ def test_tiny_sweeps_run(name):
     p = expand(f"zebrafish/{name}", "tiny")[-1]
     rows = pd.DataFrame(ex.run(**p))
     assert len(rows) and not set(rows) & set(names(Setting))
+
+
+# ---- the paper's own sizes
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    "A cache for this module."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("NEUROCOMPANION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (
+    home() / "nbs/zebrafish/sweeps").glob("*.yaml")))
+def test_a_run_of_every_paper_grid_goes_the_whole_way_in_small(name, cache):
+    s = Setting(**expand(f"zebrafish/{name}", "paper")[-1])
+    asked = {k: v for k, v in {**asdict(s), **s.rehearsed(small=True)}.items()
+             if k in uses(Setting, s.experiment)}
+    with Rehearsal(most=1) as r, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)                # few windows: empty means
+        rows = pd.DataFrame(ex.EXPERIMENTS[s.experiment](Setting(**asked)))
+    trained = set(me.listed(s)) & {"linear", "tsmixer", "timemix", "tide"}
+    steps = s.trace_epochs * me.LOOK * len(trained) if s.experiment in ("forecast", "light_sheet",
+                                                                        "clusters", "cost") else 0
+    if s.experiment not in ("views", "clusters", "cost"):
+        steps += s.steps * len(set(me.listed(s)) & {*me.NETS})
+    if s.specimens: steps += s.before
+    assert len(rows) and r.spent[1] == steps                            # those of a whole run
+
+
+def test_a_rehearsal_takes_a_part_of_the_frame_and_counts_the_whole(cache, monkeypatch):
+    s = Setting(data=str(zapbench_folder(small=True)), coarser=4, fine=True, horizon=32,
+                longest=256, width=4, super_width=4, resample=1, batch=1)
+    fish = fs.load(s)
+    monkeypatch.setattr(me, "ROOM", me.step_bytes(me.unet(s), fish.video.shape[1:])["most"] // 3)
+    assert me.portion(s, fish) == (fish, 1)
+    done = []
+    with Rehearsal(lambda: (1.0 * len(done),)) as r:
+        part, many = me.portion(s, fish)
+        with part_of(many): done += [0] * 3
+    assert r.memory > 3 * me.ROOM - 3 and r.spent[0] == pytest.approx(3 * many)
+    assert part.video.shape == (7879, 4, 6, 6) and many == pytest.approx(14 * 8 / 36)
+    assert part.target.shape[1:] == part.cells.shape == (4, 24, 24)
+    np.testing.assert_array_equal(part.video[3], fish.video[3][:, 4:10, 1:7])
+    there = np.unique(part.cells[part.cells > 0])
+    whole = [n for n in there if (part.cells == n).sum() == (fish.cells == n).sum()]
+    at = np.searchsorted(there, whole)
+    here = np.stack([part.target[:12][:, part.cells == n].mean(1) for n in whole], 1)
+    assert len(whole) > 2
+    np.testing.assert_allclose(part.trace[:12, at], here, atol=1e-5)
 
 
 def test_the_real_recordings(mirror):

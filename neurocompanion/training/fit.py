@@ -204,7 +204,7 @@ def _check_settings(how):
         v = how[name]
         need(v is None or isinstance(v, numbers.Real) and 0 < v < math.inf, name,
              "a number above 0, or None", v)
-    for name in "weight_decay", "diverge", "save_seconds":
+    for name in "weight_decay", "diverge", "save_seconds", "gain":
         v = how[name]
         need(v is None and name == "weight_decay" or v is not None and v >= 0 and
              (v > 0 or name != "diverge"), name, "a number, at least 0", v)
@@ -228,7 +228,7 @@ def _step(how):
 def _settings(how):
     "What must be the same for a run to be continued."
     names = ("loss", "batch", "lr", "optimiser", "weight_decay", "schedule", "clip", "patience",
-             "keep", "precision", "shuffle", "seed", "valid_loss", "on_epoch", "on_step",
+             "gain", "keep", "precision", "shuffle", "seed", "valid_loss", "on_epoch", "on_step",
              *["epochs"] * depends_on_length(how["schedule"]))
     return configuration(how["model"], {k: how[k] for k in ("train", "valid")},
                          **{k: how[k] for k in names})
@@ -261,6 +261,7 @@ def fit(
     schedule=None,                       # "plateau", "cosine", `one_cycle(…)`, …; None: constant
     clip: float | None = None,           # largest norm of the gradient
     patience: int | None = None,         # stop after so many epochs without improvement
+    gain: float = 0.0,                   # by which the loss must fall to count as one
     keep: str = "best",                  # weights to end with, or "last"; without `valid` the last
     precision: str = "float32",          # "bf16" needs a GPU; "auto": bf16 on a GPU
     shuffle: bool = True,                # tensors: a new order every epoch
@@ -281,5 +282,6 @@ def fit(
     step = _step(how)
     settings = _settings(how) if checkpoint else {}
     train_members([state := _start(step, how)], step, settings=settings, **{
-        k: how[k] for k in ("epochs", "patience", "checkpoint", "save_seconds", "resume", "desc")})
+        k: how[k] for k in ("epochs", "patience", "gain", "checkpoint", "save_seconds", "resume",
+                            "desc")})
     return Fit(state.history, state.best_epoch, state.best_loss, state.stopped, state.step)

@@ -41,12 +41,14 @@ class Member:
     loss: float = math.nan          # what it was judged by after the last epoch
     best_loss: float = math.inf     # the lowest of these
     best_epoch: int = 0             # the epoch it was reached in; 0: none yet
+    mark: float = math.inf          # the loss from which on patience counts
+    marked: int = 0                 # the epoch it was reached in
     weights: dict | None = None     # a copy of the best weights
     stopped: str = ""               # "epochs", "patience", "diverged", "interrupted"; "": goes on
     history: list = field(default_factory=list)  # one dict per epoch
 
-    moves = ("epoch", "step", "rate", "loss", "best_loss", "best_epoch", "weights", "stopped",
-             "history")             # what a checkpoint holds of it, beside model and optimiser
+    moves = ("epoch", "step", "rate", "loss", "best_loss", "best_epoch", "mark", "marked",
+             "weights", "stopped", "history")  # what a checkpoint holds beside model and optimiser
 
 # %% ../../nbs/training/members.ipynb #18678f83
 class Step:
@@ -92,18 +94,20 @@ def copied(new: dict, old: dict | None = None) -> dict:
     return old
 
 # %% ../../nbs/training/members.ipynb #eae18e26
-def judge(members: list, found: list, patience: int | None = None) -> list:
+def judge(members: list, found: list, patience: int | None = None, gain: float = 0.0) -> list:
     "Note how each has done, by its row and loss, and why it stops; those better than ever before."
     better = []
     for m, (row, loss) in zip(members, found):
         m.loss = loss
         m.history.append(row)
-        if not math.isfinite(loss): m.stopped = "diverged"
-        elif loss < m.best_loss:
+        if not math.isfinite(loss):
+            m.stopped = "diverged"
+            continue
+        if loss < m.best_loss:
             m.best_loss, m.best_epoch = loss, m.epoch
             better.append(m)
-        elif patience and m.epoch - m.best_epoch >= patience:
-            m.stopped = "patience"
+        if loss < m.mark - gain: m.mark, m.marked = loss, m.epoch
+        elif patience and m.epoch - m.marked >= patience: m.stopped = "patience"
     return better
 
 # %% ../../nbs/training/members.ipynb #ff6033f5
@@ -223,6 +227,7 @@ def train(
     *,
     epochs: int,                  # at most, of each
     patience: int | None = None,  # one stops after so many epochs without improvement
+    gain: float = 0.0,            # by which the loss must fall to count as one
     keep: str = "best",           # weights that are kept, or "last"
     checkpoint: str | Path | None = None,  # file to write to and, if it is there, resume from
     settings: dict | None = None, # what must be the same for that
@@ -287,7 +292,7 @@ def _close(going, step, how):
     for m in going: m.epoch += 1
     found = step.judge(going)
     core.trim_memory()
-    better = judge(going, found, how.patience)
+    better = judge(going, found, how.patience, how.gain)
     sound = [m for m in going if m.stopped != "diverged"]
     step.keep(better if how.keep == "best" else sound)
     step.adapt([m for m in sound if not m.stopped])

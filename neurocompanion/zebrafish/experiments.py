@@ -14,10 +14,11 @@ import torch
 
 from ..core import ParameterError
 from ..sweeps import paper
+from ..training.rehearsal import needs, paced, part_of
 from . import fish as fs
 from .data import by_lead, coarser_video, mean_error
 from .methods import (
-    NETS, asked_windows, by_cell, forecaster, judged, listed, samples, unet)
+    NETS, asked_windows, by_cell, forecaster, judged, listed, portion, samples, unet)
 from .models import flops, receptive_field
 from .setting import Setting
 from .training import frame_of, trace_mae
@@ -26,8 +27,10 @@ from .views import views
 # %% ../../nbs/zebrafish/experiments.ipynb #a4cf07af
 def _scored(name, s, fish, others=()):
     "A model's rows, and what it took."
-    forecast, about, history, model = forecaster(name, s, fish, others)
-    test, valid = judged(forecast, s, fish), judged(forecast, s, fish, "valid")
+    fish, size = portion(s, fish) if name in NETS else (fish, 1.0)
+    with part_of(size):
+        forecast, about, history, model = forecaster(name, s, fish, others)
+        test, valid = judged(forecast, s, fish), judged(forecast, s, fish, "valid")
     grand = dict(model=name, test=mean_error(test), valid=mean_error(valid), **about)
     return test, grand, history, model
 
@@ -50,10 +53,12 @@ def forecast(s: Setting) -> list:
 # %% ../../nbs/zebrafish/experiments.ipynb #ec63852e
 def network(s: Setting) -> list:  # a row of the network, one for each look and each lead time
     "One network: what it takes, how its training went, what it is worth."
-    fish, others = fs.load(s), tuple(fs.load(s, i) for i in range(1, s.specimens + 1))
+    fish, more = fs.load(s), paced(range(1, s.specimens + 1), "specimen")
+    others = tuple(fs.load(s, i) for i in more)
     if s.models not in NETS: raise ParameterError("one network at a time", found=repr(s.models),
                                                   expected=" or ".join(NETS))
     test, grand, history, _ = _scored(s.models, s, fish, others)
+    needs(s.specimens * fish.video.nbytes)
     net, size = unet(s), fish.video.shape[1:]
     far = dict(zip(("sees_z", "sees_y", "sees_x"), receptive_field(net)))
     rows = [dict(what="model", **grand, flops=flops(net, size), **far)]
@@ -67,10 +72,12 @@ def cost(s: Setting) -> list:  # a row for each model
     fish, rows = fs.load(s), []
     for name in listed(s):
         if name in NETS:
-            net, (train, _) = unet(s, name == "unet_residual"), samples(s, fish, s.steps)
+            net, (part, size) = unet(s, name == "unet_residual"), portion(s, fish)
+            with part_of(size):
+                each = _seconds(net, samples(s, part, s.steps)[0], part.cells)
             rows.append(dict(what="cost", model=name, flops=flops(net, fish.video.shape[1:]),
                              parameters=sum(p.numel() for p in net.parameters()),
-                             step_seconds=_seconds(net, train, fish.cells)))
+                             step_seconds=each))
             continue
         _, about, history, _ = forecaster(name, s, fish)
         steps = max(1, history[-1]["step"]) if history else 0
@@ -83,12 +90,12 @@ def _seconds(net, train, cells, few=5):
     "The median time of a training step, without reading."
     batch, loss = next(iter(train)), trace_mae(cells)
     times = []
-    for _ in range(few + 1):
+    for _ in paced(range(few + 1), "repetition"):
         begun = time.perf_counter()
         net.zero_grad()
         loss(net, *batch).backward()
         times.append(time.perf_counter() - begun)
-    return float(np.median(times[1:]))
+    return float(np.median(times[1:] or times))
 
 # %% ../../nbs/zebrafish/experiments.ipynb #527229dc
 def light_sheet(s: Setting) -> list:  # as `forecast`, and rows of a strip

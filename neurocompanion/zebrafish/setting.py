@@ -91,6 +91,18 @@ class Setting(Recording):
 
     shown = {**dict.fromkeys((*NETWORKS, *BENCHMARKS), "test where what == 'model' by model"),
              "views": "test by strength", "cost": "flops by model"}
+    alike = ("lr", "tune_lr", "trace_lr", "clip", "dropout", "masked", "with_valid", "wave",
+             "data_seed", "subject")    # of one cost, about
+
+    def rehearsed(self, small):
+        "A folder as large as the public recording in its place, or simulated fish."
+        from neurocompanion.recordings.video.simulate_fish import zapbench_folder
+        few = dict(width=8, super_width=8, groups=4, hidden=16, tide=16)
+        if self.data == "zapbench": new = dict(data=str(zapbench_folder(small)))
+        else: few, new = few | dict(length=0.12, cells=30, side=32), {}
+        if self.data == "real": new = dict(data="auto")
+        elif not new: few |= dict(horizon=4, longest=32, context=16)
+        return new | {k: min(v, getattr(self, k)) for k, v in few.items() if small}
 
     def own(self): return {"fine": True} if self.experiment == "resolution" else {}
 
@@ -102,3 +114,11 @@ class Setting(Recording):
             "there are too few resamplings", found=self.resample, expected=f"{self.flat} or more")
         if self.coarser & (self.coarser - 1): raise ParameterError(
             "the film cannot be made so much coarser", found=self.coarser, expected="1, 2, 4, …")
+
+# %% ../../nbs/zebrafish/setting.ipynb #c08c87ca
+Setting.presets = {"paper_faithful": dict(
+    data="zapbench", coarser=4, fine=True, context=4, horizon=32, longest=256, loss="trace",
+    width=128, super_width=32, resample=4, flat=1, blocks="1,2,3", groups=16, dropout=0.0,
+    steps=250_000, batch=1, lr=1e-4, clip=0.0, checks=250, most=500, before=800_000, tune_lr=1e-7,
+    trace_epochs=1000, trace_batch=8, trace_lr=1e-3, patience=20, hidden=256, tide=128,
+    released=True)}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core import ParameterError, default_device
 from ..recordings.video.film import Ahead
 from ..training.fit import Fit, fit
+from ..training.rehearsal import paced
 from ..training.schedules import cosine
 from ..training.steps import autocast, device_of
 from .data import HORIZON, cut
@@ -212,9 +213,10 @@ def video_forecast(
     @torch.no_grad()
     def forecast(starts):
         leads, out = torch.arange(1, horizon + 1, device=device).split(batch), []
-        for x, in onto(Ahead(read, list(starts)), device):
+        for x, in paced(onto(Ahead(read, list(starts)), device), "window", len(starts)):
             with autocast("auto", device):
-                many = [frame_of(model, x.expand(len(h), *x.shape[1:]), h) for h in leads]
+                many = [frame_of(model, x.expand(len(h), *x.shape[1:]), h)
+                        for h in paced(leads, "lead time")]
                 out.append(torch.cat([means(y) for y in many]))
         return torch.stack(out).cpu().numpy()
     return forecast

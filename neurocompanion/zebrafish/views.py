@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core import ParameterError
+from ..training.rehearsal import paced
 from . import fish as fs
 from .fish import Fish
 from .data import centres, mean_error
@@ -77,7 +78,8 @@ def views(s: Setting) -> list:  # a row for each view and context
     while context <= s.context:
         at = replace(s, context=context)
         found = products(long, at)
-        rows += [_view(fish, at, found, sees, mean) for sees in far for mean in (False, True)]
+        each = [(sees, mean) for sees in far for mean in (False, True)]
+        rows += [_view(fish, at, found, *which) for which in paced(each, "view")]
         context *= 4
     return rows
 

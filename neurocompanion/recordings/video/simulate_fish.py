@@ -6,7 +6,7 @@
 __all__ = ['FRAMES', 'PERIOD', 'FULL', 'SMALL', 'SHOWN', 'nine_conditions', 'benchmark_fish', 'zapbench_folder']
 
 # %% ../../../nbs/recordings/video/simulate_fish.ipynb #d56fb4b1
-import shutil
+import os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,12 @@ def benchmark_fish(
 
 # %% ../../../nbs/recordings/video/simulate_fish.ipynb #500bb83a
 FULL = dict(shape=(2048, 1328, 72), cells=71_721, pitch=24)    # x y z; voxels between cells
-SMALL = dict(shape=(64, 64, 8), cells=60, pitch=8)
-SHOWN = 12                                                     # frames that are not empty
+SMALL = dict(shape=(32, 64, 4), cells=28, pitch=8)
+SHOWN = 12                                                     # frames on the disk
 
 
 def zapbench_folder(small: bool = False) -> Path:
-    "A folder like the public bucket, as large, and nearly empty; written once."
+    "A folder like the public bucket, as large to who reads it; written once."
     from filelock import FileLock
     size = SMALL if small else FULL
     name = "x".join(map(str, (*size["shape"], size["cells"])))
@@ -111,12 +111,15 @@ def _write_films(folder, shape, cells, pitch):
     "Masks, and the first frames, at three resolutions; a slab of planes along x after the other."
     T, levels = sum(FRAMES.values()), [(1, 1), (2, 2), (4, 4)]
     bright = np.pad(open_zapbench("traces", folder)[:SHOWN], ((0, 0), (1, 0)))
-    masks = _array(folder, "cells", shape, (128, 166, 72), "uint32")
+    masks = _array(folder, "cells", shape, (512, 332, 72), "uint32")
     films = [_array(folder, f"video/s{i}", (shape[0] // f, shape[1] // f, shape[2], T),
-                    (128, 166, 72, 1)) for i, (f, _) in enumerate(levels)]
+                    (512 // f, 332, 72, 1), config={"write_empty_chunks": True})
+             for i, (f, _) in enumerate(levels)]
     for a in range(0, shape[0], 512):
         here = masks[a:a + 512] = _grid(np.arange(a, min(a + 512, shape[0])), shape, cells, pitch)
         for t in range(SHOWN):
             frame = bright[t][here]
             for film, f in zip(films, levels):
                 film[a // f[0]:(a + len(here)) // f[0], ..., t] = coarser_video(frame, (*f, 1))
+    for chunks in (folder / ZAPBENCH_PARTS["video/s0"][0]).parent.glob("s?/c/*/*/*"):
+        for t in range(SHOWN, T): os.link(chunks / str(t % SHOWN), chunks / str(t))

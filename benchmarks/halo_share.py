@@ -1,6 +1,6 @@
 """What it costs to hold a volume in four parts.
 
-    python benchmarks/halo_share.py [--size 4 64 64] [--width 16] [--repeats 3]
+    python benchmarks/halo_share.py [--size 4 64 64] [--width 16] [--repeats 3] [--half]
 
 First, that it is exact: forecast, trace loss and gradients of four processes against one. Then four
 gloo processes on this machine, 2 × 2 parts along y and x, each with one thread, take training steps
@@ -11,6 +11,7 @@ fewer cores than processes.
 Printed: the halo's share of the voxels that a convolution reads at each resolution, as computed and
 as counted in bytes, megabytes a process sends in a step for halos, the number of sums over all
 processes, and the share of a step's time in both. Medians over steps of the mean over processes.
+With --half steps are taken in bf16, as on a GPU: halos have half the bytes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from torch.multiprocessing import start_processes
 
 from neurocompanion.zebrafish import sharding
 from neurocompanion.zebrafish.models import UNet3D
+from turns import row
 
 PARTS = (2, 2)
 
@@ -56,7 +58,7 @@ def sent(grid, axis, lower, upper):
                if grid.beside(axis, step) is not None)
 
 
-def steps(rank, folder, size, how, repeats):
+def steps(rank, folder, size, how, repeats, half):
     "Training steps of one process."
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
@@ -74,7 +76,8 @@ def steps(rank, folder, size, how, repeats):
         dist.barrier()
         start = time.perf_counter()
         net.zero_grad()
-        loss(net, x, 3, y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half): value = loss(net, x, 3, y)
+        value.backward()
         whole = time.perf_counter() - start
         seen.append([whole, *swap.taken(), *everywhere.taken()])
     made = torch.tensor(seen[1:], dtype=torch.double)
@@ -94,18 +97,32 @@ def halo_share(side, parts, factors):
     return made
 
 
-def report(size, how, repeats):
+def measured(size, how, repeats, half=False):
+    "Of each step, means over processes: seconds, and what went into halos and sums."
+    with tempfile.TemporaryDirectory() as folder:
+        start_processes(steps, (folder, size, how, repeats, half), 4,
+                        start_method="fork" if sys.platform == "linux" else "spawn")
+        return list(zip(*torch.load(f"{folder}/seen.pt", weights_only=True).tolist()))
+
+
+def report(size, how, repeats, half):
     net = UNet3D(**how)
     share = halo_share(size[1:], PARTS, [f[1:] for f in net.resample])
     print("halo per voxel held, by resolution: " + ", ".join(f"{s:.1%}" for s in share))
-    with tempfile.TemporaryDirectory() as folder:
-        start_processes(steps, (folder, size, how, repeats), 4,
-                        start_method="fork" if sys.platform == "linux" else "spawn")
-        seen = torch.load(f"{folder}/seen.pt", weights_only=True).tolist()
-    whole, swaps, exchanges, octets, sums, calls, more = map(statistics.median, zip(*seen))
+    seen = measured(size, how, repeats, half)
+    whole, swaps, exchanges, octets, sums, calls, more = map(statistics.median, seen)
     print(f"step {whole:.2f} s; a process sends {octets / 1e6:.2f} MB in {exchanges:.0f} halos, "
           f"{swaps / whole:.0%} of the time; {calls:.0f} sums over all of {more / 1e3:.1f} kB, "
           f"{sums / whole:.0%} of the time", flush=True)
+
+
+def rows(quick=False, device="cpu"):
+    "What a process sends in a step, in full and in half precision."
+    how = dict(context=4, width=16, groups=4, resample=((1, 2, 2),) * 4)
+    full, half = (measured((2, 32, 32) if quick else (4, 64, 64), how, 1 if quick else 3, h)[3]
+                  for h in (False, True))
+    yield row("sharding", "halos sent in a step, bf16, 4 processes", "MB", [v / 1e6 for v in half],
+              [v / 1e6 for v in full], "float32", threads=1)
 
 
 if __name__ == "__main__":
@@ -113,6 +130,7 @@ if __name__ == "__main__":
     ask.add_argument("--size", nargs=3, type=int, default=[4, 64, 64], help="voxels z y x")
     ask.add_argument("--width", nargs="+", type=int, default=[16, 128])
     ask.add_argument("--repeats", type=int, default=3)
+    ask.add_argument("--half", action="store_true", help="in bf16")
     asked = ask.parse_args()
     flat = ((1, 2, 2),) * 2
     made = sharding.compare(PARTS, (2, 16, 16), context=4, width=16, groups=4, resample=flat)
@@ -122,4 +140,4 @@ if __name__ == "__main__":
         how = dict(context=4, width=width, groups=4, resample=((1, 2, 2),) * 4)
         print(f"{tuple(asked.size)} voxels in 2 x 2 parts, {width} features, one thread each, "
               f"{os.cpu_count()} cores")
-        report(asked.size, how, asked.repeats)
+        report(asked.size, how, asked.repeats, asked.half)

@@ -1,6 +1,6 @@
 """Whether frames come from the disk as fast as the volumetric network takes them.
 
-    python benchmarks/video_loader.py [--shape 120 8 48 48] [--threads 1] [--repeats 3]
+    python benchmarks/video_loader.py [--shape 120 8 48 48] [--threads 1] [--device cpu]
 
 A film of ΔF/F (float32 noise, chunks of one frame by 64 × 64 voxels, Zarr's usual compression) is
 written to a temporary folder. Per network, three things take turns in one process: the loader alone
@@ -8,15 +8,15 @@ written to a temporary folder. Per network, three things take turns in one proce
 a batch in memory), and both together, where the loader reads while the network computes. The system
 keeps the file in memory, so this is the cost of finding, unpacking and copying.
 
-Printed: frames a second of each (five to a sample), and which part of the steps together is spent
-waiting for frames. Medians. The loader must be at least as fast as the network takes frames.
+Told: frames a second of each (five to a sample), and of steps that read beside those from memory.
+Medians. The loader must be at least as fast as the network takes frames.
 """
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
+from unittest.mock import patch
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -27,6 +27,7 @@ from neurocompanion import core
 from neurocompanion.recordings.video.reader import open_video
 from neurocompanion.zebrafish.models import UNet3D
 from neurocompanion.zebrafish.training import Samples, voxel_mae
+from turns import finish, row, tell
 
 NETS = {"128 features, 4 resamplings": dict(width=128, resample=((1, 2, 2),) + ((2, 2, 2),) * 3),
         "16 features, 2 resamplings": dict(width=16, groups=4, resample=((1, 2, 2), (2, 2, 2)))}
@@ -63,31 +64,42 @@ def load(film, n):
 
 
 def both(film, step, n):
-    "Seconds a step, and the share of them spent waiting for frames."
+    "Seconds a step while frames are read."
     stream = iter(Samples(film, np.arange(film.shape[0] - C - H), C, H, steps=n))
-    waited = worked = 0.0
     next(stream)                                      # the first one is always waited for
-    for _ in range(n - 1):
-        a = time.perf_counter()
-        batch = next(stream)
-        b = time.perf_counter()
-        step(*batch)
-        waited, worked = waited + b - a, worked + time.perf_counter() - b
-    return (waited + worked) / (n - 1), waited / (waited + worked)
+    start = time.perf_counter()
+    for batch in stream: step(*batch)
+    finish()
+    return (time.perf_counter() - start) / (n - 1)
 
 
-def compare(name, film, repeats):
+def rows(quick=False, device="cpu", shape=None, repeats=None):
+    "For each network: how fast frames come, beside how fast it takes them, and alone together."
+    shape, repeats = shape or ((60, 4, 32, 32) if quick else (120, 8, 48, 48)), repeats or (
+        1 if quick else 3)
+    with tempfile.TemporaryDirectory() as folder, patch.dict(
+            os.environ, NEUROCOMPANION_DEVICE=str(device)):
+        film = written(folder, tuple(shape))
+        for name in list(NETS)[1:] if quick else NETS:
+            yield from compare(name, film, device, repeats)
+
+
+def compare(name, film, device, repeats):
+    "The rows of one network."
     torch.manual_seed(0)
-    step, seen = step_of(UNet3D(C, **NETS[name])), []
+    step, seen = step_of(UNet3D(C, **NETS[name]).to(device)), []
     for _ in range(repeats + 1):
         loading, batch = load(film, 40)
         start = time.perf_counter()
         step(*batch)
-        seen.append((loading, time.perf_counter() - start, *both(film, step, 3)))
-    loading, network, together, waiting = (statistics.median(v) for v in zip(*seen[1:]))
-    print(f"{name}: loader {5 / loading:.0f} frames/s, network takes {5 / network:.1f} frames/s "
-          f"({network / loading:.1f} x); together {5 / together:.1f} frames/s, {waiting:.1%} of "
-          f"the time waiting", flush=True)
+        finish()
+        seen.append((loading, time.perf_counter() - start, both(film, step, 3)))
+    loading, network, together = ([5 / t for t in v] for v in zip(*seen[1:]))
+    how = dict(higher=True, threads=torch.get_num_threads(), device=device)
+    yield row("film", f"frames from the disk, for {name}", "frames/s", loading, network,
+              "the network takes", aim=("ratio", 1), **how)
+    yield row("film", f"frames in training while they are read, {name}", "frames/s", together,
+              network, "from memory", **how)
 
 
 if __name__ == "__main__":
@@ -95,10 +107,8 @@ if __name__ == "__main__":
     ask.add_argument("--shape", nargs=4, type=int, default=[120, 8, 48, 48], help="t z y x")
     ask.add_argument("--threads", type=int, default=1)
     ask.add_argument("--repeats", type=int, default=3)
+    ask.add_argument("--device", default="cpu")
     asked = ask.parse_args()
     core.keep_memory()
     torch.set_num_threads(asked.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        film = written(folder, tuple(asked.shape))
-        print(f"{film.shape} float32, {asked.threads} thread(s) of PyTorch, 2 of the loader")
-        for name in NETS: compare(name, film, asked.repeats)
+    for r in rows(False, asked.device, asked.shape, asked.repeats): print(tell(r), flush=True)

@@ -87,6 +87,7 @@ def cluster(**options):   # of `ray.init`
 def _ray(jobs, workers, spec, gpus=0, **options):
     "Run jobs on a Ray cluster, at most `workers` at a time, or as many as it has room for."
     ours = {k: v for k, v in os.environ.items() if k.startswith("NEUROCOMPANION_")}
+    if not gpus: ours["CUDA_VISIBLE_DEVICES"] = ""  # Ray alone would show them all
     with cluster(**options) as ray:
         start = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_elsewhere).remote
         todo, running = list(jobs), {}

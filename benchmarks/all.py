@@ -2,8 +2,8 @@
 
     python benchmarks/all.py [--quick] [--only NAME ...] [--device cuda] [--out FOLDER]
 
-Each script here that has a function `rows` runs in a process of its own; one that fails or takes
-longer than --limit seconds is named at the end, and the others go on. The table goes to
+Each script here that has a function `for_table` runs in a process of its own; one that fails or
+takes longer than --limit seconds is named at the end, and the others go on. The table goes to
 FOLDER/benchmarks.csv, where it comes from to benchmarks.json (day, machine, versions, how busy the
 machine was with other things), and what was measured at each size to growth.csv. Without --out
 that folder is nbs/tables, which the page "How fast it is" shows, but only of a whole run.
@@ -37,8 +37,8 @@ POINTS = ("quantity", "size", "turn", "seconds", "mib")
 
 
 def names(folder=HERE):
-    "The scripts with a function `rows`."
-    has = lambda p: any(isinstance(n, ast.FunctionDef) and n.name == "rows"
+    "The scripts with a function `for_table`."
+    has = lambda p: any(isinstance(n, ast.FunctionDef) and n.name == "for_table"
                         for n in ast.parse(p.read_text("utf-8")).body)
     return sorted(p.stem for p in folder.glob("*.py") if has(p))
 
@@ -47,7 +47,7 @@ def work(path, quick, device, into):
     "In a process of its own: the rows of one script, each written as soon as it is there."
     sys.path.insert(0, str(path.parent))
     with open(into, "a", encoding="utf-8") as out:
-        for r in importlib.import_module(path.stem).rows(quick, device):
+        for r in importlib.import_module(path.stem).for_table(device, quick):
             print(json.dumps(r | {"benchmark": path.stem}), file=out, flush=True)
             print(f"  {turns.tell(r)}", flush=True)
 

@@ -88,7 +88,7 @@ def compare(name, turns):
                   clock="processor")
 
 
-def rows(quick=False, device="cpu", steps=STEPS, turns=None):
+def for_table(device="cpu", quick=False, steps=STEPS, turns=None):
     torch.set_num_threads(1)
     core.keep_memory()
     for name in steps: yield from compare(name, turns or (3 if quick else 15))
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     ask.add_argument("steps", nargs="*", default=list(STEPS), help=", ".join(STEPS))
     ask.add_argument("--turns", type=int, default=15)
     asked = ask.parse_args()
-    for r in rows(steps=asked.steps, turns=asked.turns): print(tell(r), flush=True)
+    for r in for_table(steps=asked.steps, turns=asked.turns): print(tell(r), flush=True)

@@ -62,7 +62,7 @@ def timed(job, out, wait):
 def beside(copy, ours): return copy, "a copy of the file, s", [c / o for c, o in zip(copy, ours)]
 
 
-def rows(quick=False, device="cpu", pages=None, turns=None, folder=None):
+def for_table(device="cpu", quick=False, pages=None, turns=None, folder=None):
     from neurocompanion.recordings.video.convert import convert_film
     pages, turns = pages or (60 if quick else 300), turns or (1 if quick else 5)
     cells = np.zeros((512, 512), np.int32)
@@ -91,5 +91,5 @@ if __name__ == "__main__":
     ask.add_argument("--turns", type=int, default=5)
     ask.add_argument("--folder", help="on the disk that is meant; else the one of temporary files")
     asked = ask.parse_args()
-    for r in rows(pages=asked.pages, turns=asked.turns, folder=asked.folder):
+    for r in for_table(pages=asked.pages, turns=asked.turns, folder=asked.folder):
         print(tell(r), flush=True)

@@ -10,8 +10,9 @@ PyTorch's own layers: it walks through time step by step, autograd walks back, d
 whose times at the same shapes, on two quiet cores, are printed beside. Ours runs with compiled
 loops, where there is a compiler, and without. "laptop" is a network of the laptop sweeps' size.
 
-Medians over alternating runs: seconds of wall time, and of processor time, which other work on the
-machine disturbs less. GFLOP/s count products only, beside what one large product reaches here.
+Medians over alternating runs: seconds of the processor on one thread, which other work on the
+machine disturbs less, and of the clock on more. GFLOP/s count products only, beside what one large
+product reaches here.
 
 With `--device`, ways to train on it: ours as a stack of one and of many, recorded as a CUDA graph
 and not; plain PyTorch; and, as a bound, PyTorch's own recurrent layers (cuDNN's on a GPU) in a
@@ -35,7 +36,7 @@ from neurocompanion.autolfads import cells, models
 from neurocompanion.autolfads.stacked import Stack, adam_numbers, numbers
 from neurocompanion.fast import lfads
 from neurocompanion.fast.graph import tensor_cores
-from turns import measure
+from turns import by_clock, measure, product, row, runs, tell
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
     "lorenz": (128, 100, 60, 0.505, 0.629),
@@ -123,14 +124,8 @@ def gigaflops(s, batch, steps, neurons):
     return 2 * batch * steps * (3 * (encoders + chain) - data) / 1e9
 
 
-def peak():
-    "GFLOP/s of a large product."
-    a, b = torch.randn(2, 1500, 1500)
-    [(wall, _)] = measure([lambda: a @ b], 5)
-    return 2 * 1500**3 / 1e9 / wall
-
-
 def compare(name, threads, repeats):
+    "Ours with compiled loops, beside plain PyTorch and beside its own loops in PyTorch."
     batch, steps, neurons, *public = SHAPES[name]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -140,13 +135,25 @@ def compare(name, threads, repeats):
     for loss in ours_of, not_compiled(ours_of), lambda m: plain_loss(m, x, x, HYPER):
         model = models.LFADS(neurons, steps, **sizes)
         ways.append(train_step(loss, model, torch.optim.AdamW(model.parameters(), HYPER.lr)))
-    (ours, our_cpu), (torchs, _), (plain, plain_cpu) = measure(ways, repeats)
-    flop, theirs = gigaflops(sizes, batch, steps, neurons), dict(zip((2, 1), public)).get(threads)
-    beside = f"; public {theirs:.3f} s, {theirs / ours:.1f} x" if theirs else ""
-    print(f"{name:8} {threads} thread(s): {ours:.3f} s a batch ({our_cpu:.3f} s of processor), "
-          f"not compiled {torchs:.3f}: {torchs / ours:.1f} x; plain {plain:.3f} ({plain_cpu:.3f}): "
-          f"{plain / ours:.1f} x ({plain_cpu / our_cpu:.1f} x){beside}; {flop / ours:.0f} GFLOP/s "
-          f"of {peak():.0f}", flush=True)
+    multiply, gigaflop = product()
+    clock = "processor" if threads == 1 else "wall"
+    ours, torchs, plain, large = by_clock(runs([*ways, multiply], repeats), clock)
+    theirs, flop = dict(zip((2, 1), public)).get(threads), gigaflops(sizes, batch, steps, neurons)
+    best = [gigaflop / t for t in large]
+    how = dict(threads=threads, clock=clock)
+    title = f"LFADS, a training step, {name}"
+    yield row("autolfads", title, "s", ours, plain, "plain PyTorch, step by step", **how,
+              peer=(theirs, "lfads-torch", "two quiet cores") if theirs else (),
+              limit=(best, "a large product, GFLOP/s", [flop / t / b for t, b in zip(ours, best)]))
+    yield row("autolfads", title, "s", ours, torchs, "our loops, not compiled", **how)
+
+
+def for_table(device="cpu", quick=False, shapes=SHAPES, threads=(1, 2), repeats=5):
+    if device != "cpu": raise ValueError("ways to train on a device are in `rows`")
+    core.keep_memory()
+    if quick: shapes, threads, repeats = ("laptop",), (1,), 2
+    for n in threads:
+        for name in shapes: yield from compare(name, n, repeats)
 
 
 # ---- on a device
@@ -192,7 +199,7 @@ def stack_step(name, members, device, recorded=True):
     x, sizes = counts(name, device), SMALL if name == "laptop" else SIZES
     model = models.LFADS(x.shape[2], x.shape[1], **sizes).to(device)
     stack = Stack(model, members, (x, x, None), frozenset(), decoupled=True)
-    for row in stack.weights: row.copy_(torch.cat([p.detach().flatten() for p in
+    for own in stack.weights: own.copy_(torch.cat([p.detach().flatten() for p in
                                                    model.parameters()]))
     if not recorded: stack.step.warm = math.inf
     streams, at = [torch.Generator().manual_seed(i) for i in range(members)], [0]
@@ -256,7 +263,5 @@ if __name__ == "__main__":
                 print("{shape:8} {way:15} {members:3} member(s): {seconds:.4f} s a step; a member "
                       "{times_plain:.1f} x plain, {times_layers:.2f} x layers".format(**r))
         raise SystemExit
-    lib = lfads.compiled()
-    print(f"PyTorch {torch.__version__}; loops: {lib.way if lib else 'torch'}")
-    for threads in asked.threads:
-        for name in asked.shapes: compare(name, threads, asked.repeats)
+    for r in for_table(shapes=asked.shapes, threads=asked.threads, repeats=asked.repeats):
+        print(tell(r), flush=True)

@@ -19,7 +19,7 @@ from neurocompanion.autolfads.training import maker  # noqa: E402
 from turns import row, tell  # noqa: E402
 
 
-def rows(quick=False, device="cpu", members=None, workers=None, generations=None, epochs=None):
+def for_table(device="cpu", quick=False, members=None, workers=None, generations=None, epochs=None):
     torch.set_num_threads(1)
     sizes = dict(ic_encoder=64, ic=64, generator=64, factors=20)
     members = members or (4 if quick else 8)
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     ask.add_argument("--workers", type=int, default=None, help="processes; one a core")
     ask.add_argument("--generations", type=int, default=3)
     ask.add_argument("--epochs", type=int, default=5, help="of a generation")
-    for r in rows(**vars(ask.parse_args())): print(tell(r))
+    for r in for_table(**vars(ask.parse_args())): print(tell(r))

@@ -63,7 +63,7 @@ def growth(read, path, small):
 def named(other): return (other[0], "mat73") if other else ()
 
 
-def rows(quick=False, device="cpu", path=None):
+def for_table(device="cpu", quick=False, path=None):
     mirror, turns = core.mirror_dir(), 2 if quick else 9
     kato = [] if path or not mirror else sorted(mirror.glob("kato2015/WT_NoStim.mat"))
     both = [read_worms, with_mat73] if find_spec("mat73") else [read_worms]
@@ -84,4 +84,4 @@ def rows(quick=False, device="cpu", path=None):
 
 
 if __name__ == "__main__":
-    for r in rows(path=Path(sys.argv[1]) if len(sys.argv) > 1 else None): print(tell(r))
+    for r in for_table(path=Path(sys.argv[1]) if len(sys.argv) > 1 else None): print(tell(r))

@@ -47,7 +47,7 @@ def _matlab5(raw):
         at += 8 + size
 
 
-def rows(quick=False, device="cpu", worms=None, turns=None, folder=None):
+def for_table(device="cpu", quick=False, worms=None, turns=None, folder=None):
     worms, turns = worms or (0.02 if quick else 1.0), turns or (1 if quick else 3)
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_pool(folder or Path(temporary), worms=worms)
@@ -67,4 +67,4 @@ if __name__ == "__main__":
     ask.add_argument("--worms", type=float, default=1.0, help="share of the pool's worms")
     ask.add_argument("--turns", type=int, default=3)
     ask.add_argument("--folder", type=Path, help="where the pool is kept")
-    for r in rows(**vars(ask.parse_args())): print(tell(r), flush=True)
+    for r in for_table(**vars(ask.parse_args())): print(tell(r), flush=True)

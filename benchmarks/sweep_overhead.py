@@ -57,7 +57,7 @@ def by_command(folder, k):
     return time.time() - start
 
 
-def rows(quick=False, device="cpu"):
+def for_table(device="cpu", quick=False):
     commands, runs = (1, 4) if quick else (5, 40)
     with tempfile.TemporaryDirectory() as place:
         folder = toy(Path(place) / "toy")
@@ -71,4 +71,4 @@ def rows(quick=False, device="cpu"):
               "the papermill command")
 
 
-if __name__ == "__main__": alone(rows, __doc__)
+if __name__ == "__main__": alone(for_table, __doc__)

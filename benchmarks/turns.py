@@ -1,8 +1,9 @@
 """Ways to do one thing, timed in turns, and the row that says what came of it.
 
-A benchmark is a script here with a function `rows(quick=False, device="cpu")` that yields rows,
-each made by `row` from the numbers of all turns. Called alone it tells each row as a sentence;
-`all.py` runs every such script, each in a process of its own, and gathers the rows in one table.
+A benchmark is a script here with a function `for_table(device="cpu", quick=False)` that yields
+rows, each made by `row` from the numbers of all turns. Called alone it tells each row as a
+sentence; `all.py` runs every such script, each in a process of its own, and gathers the rows in
+one table.
 """
 
 import argparse
@@ -21,7 +22,8 @@ COLUMNS = {
     "device": "where it ran",
     "clock": "wall, or processor: seconds that others' work on the machine does not count in",
     "turns": "runs of each way, one after the other in turn; one more to warm up is left out",
-    "ours": "median", "ours_low": "lowest", "ours_high": "highest",
+    "ours": "median", "ours_low": "lowest, of exponents the low end of a 95 % interval",
+    "ours_high": "highest, or the high end",
     "plain": "the alternative named in plain_name: median", "plain_low": "lowest",
     "plain_high": "highest", "plain_name": "what one would write or use instead",
     "ratio": "how many times as good as plain ours is, turn by turn: median",
@@ -63,10 +65,11 @@ def by_clock(seen, clock):
 
 
 def product(n=2048, device="cpu", dtype=None):
-    "One large product of matrices, as a way to time, and its operations in GFLOP."
+    "One large product of matrices by the faster of PyTorch's libraries, as a way to time; GFLOP."
     import torch
+    from neurocompanion.fast.linear import linear
     a = torch.randn(n, n, device=device, dtype=dtype)
-    return lambda: a @ a, 2 * n**3 / 1e9
+    return lambda: linear(a, a), 2 * n**3 / 1e9
 
 
 def apart(f, *args):
@@ -131,10 +134,10 @@ def between(r, name):
 
 def tell(r):
     "A row as a sentence."
-    unit, clock = r["unit"], " of processor" * (r["clock"] == "processor")
+    unit, clock = r["unit"], r["clock"] == "processor" and r["unit"] in ("s", "ms")
     where = f", {r['device']}" * (r["device"] != "cpu")
     if r["threads"]: where += f", {r['threads']} thread" + "s" * (r["threads"] > 1)
-    said = [f"{r['what']}{where}: {between(r, 'ours')} {unit}{clock}"]
+    said = [f"{r['what']}{where}: {between(r, 'ours')} {unit}{' of processor' * clock}"]
     if r["plain"] is not None:
         said += [f"{r['plain_name']} {between(r, 'plain')}: {between(r, 'ratio')} x"]
     if r["peer"] is not None:
@@ -145,10 +148,10 @@ def tell(r):
     return "; ".join(said)
 
 
-def alone(rows, about):
+def alone(for_table, about):
     "The command line of a script that has no options of its own."
     ask = argparse.ArgumentParser(description=about.splitlines()[0])
     ask.add_argument("--quick", action="store_true", help="small sizes, few turns")
     ask.add_argument("--device", default="cpu")
     asked = ask.parse_args()
-    for r in rows(asked.quick, asked.device): print(tell(r), flush=True)
+    for r in for_table(asked.device, asked.quick): print(tell(r), flush=True)

@@ -98,7 +98,7 @@ def work(job, folder, limit):
     with open(f"{folder}/{job}", "w") as f: f.write(f"{most} {what}")
 
 
-def rows(quick=False, device="cpu", limit=None):
+def for_table(device="cpu", quick=False, limit=None):
     limit, times = (limit or (64 if quick else 96)) << 20, 3 if quick else 10
     more = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}        # threads reserve no memory
     with tempfile.TemporaryDirectory() as folder:
@@ -119,4 +119,4 @@ if __name__ == "__main__":
     ask.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     asked = ask.parse_args()
     if asked.work: sys.exit(work(*asked.work[:2], int(asked.work[2])))
-    for r in rows(limit=asked.limit): print(tell(r), flush=True)
+    for r in for_table(limit=asked.limit): print(tell(r), flush=True)

@@ -116,12 +116,12 @@ def report(size, how, repeats, half):
           f"{sums / whole:.0%} of the time", flush=True)
 
 
-def rows(quick=False, device="cpu"):
+def for_table(device="cpu", quick=False):
     "What a process sends in a step, in full and in half precision."
     how = dict(context=4, width=16, groups=4, resample=((1, 2, 2),) * 4)
     full, half = (measured((2, 32, 32) if quick else (4, 64, 64), how, 1 if quick else 3, h)[3]
                   for h in (False, True))
-    yield row("sharding", "halos sent in a step, bf16, 4 processes", "MB", [v / 1e6 for v in half],
+    yield row("zebrafish", "halos sent in a step, bf16, 4 processes", "MB", [v / 1e6 for v in half],
               [v / 1e6 for v in full], "float32", threads=1)
 
 

@@ -91,8 +91,8 @@ def on_processor(name, side, threads, repeats):
     ours, bare = rates(gflop, seen[0]), [sum(n * t for n, t in zip(parts.values(), turn))
                                          for turn in zip(*seen[2:])]
     best = rates(3 * 2 * 27 * 128**2 * side[0] * side[1] * side[2] / 1e9, seen[1])
-    return row("U-Net", f"{name}, {' x '.join(map(str, side))} voxels", "GFLOP/s", ours,
-               rates(gflop, bare), "its convolutions alone", higher=True, threads=threads,
+    return row("zebrafish", f"U-Net {name}, a step, {' x '.join(map(str, side))} voxels", "GFLOP/s",
+               ours, rates(gflop, bare), "its convolutions alone", higher=True, threads=threads,
                clock=clock, limit=(best, "the best convolution's GFLOP/s",
                                    [a / b for a, b in zip(ours, best)]))
 
@@ -108,15 +108,15 @@ def on_gpu(name, side, device, repeats, steps=5):
     seen = by_clock(runs([partial(many, f) for f in (step, partial(step, False), multiply)],
                          repeats), "wall")
     ours, plain, best = (rates(n * steps, t) for n, t in zip((gflop, gflop, amount), seen))
-    what = f"{name}, {' x '.join(map(str, side))} voxels, bf16"
-    yield row("U-Net", what, "GFLOP/s", ours, plain, "PyTorch's norms", higher=True, device=device,
-              limit=(best, "a product of bf16 matrices, GFLOP/s",
+    what = f"U-Net {name}, a step, {' x '.join(map(str, side))} voxels, bf16"
+    yield row("zebrafish", what, "GFLOP/s", ours, plain, "PyTorch's norms", higher=True,
+              device=device, limit=(best, "a product of bf16 matrices, GFLOP/s",
                      [a / b for a, b in zip(ours, best)]), aim=("share", 0.5))
-    yield row("U-Net", f"{what}, memory", "GiB", [most / 2**30],
+    yield row("zebrafish", f"{what}, memory", "GiB", [most / 2**30],
               [step_bytes(net, side, "bf16")["most"] / 2**30], "as computed", device=device)
 
 
-def rows(quick=False, device="cpu", nets=tuple(NETS), side=None, threads=None, repeats=None):
+def for_table(device="cpu", quick=False, nets=tuple(NETS), side=None, threads=None, repeats=None):
     "A row for each network, and number of threads."
     gpu = torch.device(device).type == "cuda"
     side = side or ((16, 16, 8) if quick else (64, 64, 16) if gpu else (32, 32, 16))
@@ -132,7 +132,7 @@ def rows(quick=False, device="cpu", nets=tuple(NETS), side=None, threads=None, r
 def on_device(device="cuda", quick=False):
     "What `accelerator.py` keeps of it."
     names = dict(what="what", ours="value", unit="unit", ratio="times_plain", share="share")
-    return [{new: r[old] for old, new in names.items()} for r in rows(quick, device)]
+    return [{new: r[old] for old, new in names.items()} for r in for_table(device, quick)]
 
 
 if __name__ == "__main__":
@@ -145,5 +145,5 @@ if __name__ == "__main__":
     asked = ask.parse_args()
     core.keep_memory()
     print(f"PyTorch {torch.__version__}, noise in place of frames, batches of one")
-    for r in rows(False, asked.device, asked.nets, asked.side and tuple(asked.side), asked.threads,
-                  asked.repeats): print(tell(r), flush=True)
+    for r in for_table(asked.device, False, asked.nets, asked.side and tuple(asked.side),
+                       asked.threads, asked.repeats): print(tell(r), flush=True)

@@ -73,8 +73,10 @@ def both(film, step, n):
     return (time.perf_counter() - start) / (n - 1)
 
 
-def rows(quick=False, device="cpu", shape=None, repeats=None):
+def for_table(device="cpu", quick=False, shape=None, threads=1, repeats=None):
     "For each network: how fast frames come, beside how fast it takes them, and alone together."
+    core.keep_memory()
+    torch.set_num_threads(threads)
     shape, repeats = shape or ((60, 4, 32, 32) if quick else (120, 8, 48, 48)), repeats or (
         1 if quick else 3)
     with tempfile.TemporaryDirectory() as folder, patch.dict(
@@ -96,9 +98,9 @@ def compare(name, film, device, repeats):
         seen.append((loading, time.perf_counter() - start, both(film, step, 3)))
     loading, network, together = ([5 / t for t in v] for v in zip(*seen[1:]))
     how = dict(higher=True, threads=torch.get_num_threads(), device=device)
-    yield row("film", f"frames from the disk, for {name}", "frames/s", loading, network,
+    yield row("zebrafish", f"frames from the disk, for {name}", "frames/s", loading, network,
               "the network takes", aim=("ratio", 1), **how)
-    yield row("film", f"frames in training while they are read, {name}", "frames/s", together,
+    yield row("zebrafish", f"frames in training while they are read, {name}", "frames/s", together,
               network, "from memory", **how)
 
 
@@ -108,7 +110,4 @@ if __name__ == "__main__":
     ask.add_argument("--threads", type=int, default=1)
     ask.add_argument("--repeats", type=int, default=3)
     ask.add_argument("--device", default="cpu")
-    asked = ask.parse_args()
-    core.keep_memory()
-    torch.set_num_threads(asked.threads)
-    for r in rows(False, asked.device, asked.shape, asked.repeats): print(tell(r), flush=True)
+    for r in for_table(**vars(ask.parse_args())): print(tell(r), flush=True)

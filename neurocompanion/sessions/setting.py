@@ -55,16 +55,6 @@ class Setting:
     seed: int = 0              # of training; random order: of the shuffle too
     out: str = ""              # folder of this run; empty: one under results/
 
-    alike = "held_out", "by", "split", "train_token"  # what hardly changes the cost of a run
-
-    def rehearsed(self, small):
-        "Simulated sessions, by default in the size of the paper's."
-        few = dict(sessions=3, trials=30, units=12, token=8, width=16, heads=2, layers=2,
-                   feedforward=32, ranked_by="0", sizes="1,all")
-        if small: return dict(data="simulated") | few
-        if self.source: return dict(data="simulated", sessions=22)
-        return dict(data="simulated", sessions=84, trials=400, units=1000)
-
     shown = {"ranking": "test by what, against", "scaling": "test by what, against, order, size"}
 
     def recordings(self):
@@ -76,3 +66,16 @@ Setting.presets = {"paper_faithful": dict(
     model="ndt", token=668, width=512, heads=8, layers=5, feedforward=1024, dropout=0.2,
     epochs=1000, tune_epochs=1000, lr=0.0001, decay=0.01, batch=16, ratio=0.3,
     held_trials=0, ranked_by="10,20,42")}
+
+# %% ../../nbs/sessions/setting.ipynb #470a02d4
+def _rehearsed(self, small):
+    "Simulated sessions, by default in the size of the paper's."
+    few = dict(sessions=3, trials=30, units=12, token=8, width=16, heads=2, layers=2,
+               feedforward=32, ranked_by="0", sizes="1,all")
+    if small: return dict(data="simulated") | few
+    if self.source: return dict(data="simulated", sessions=22)
+    return dict(data="simulated", sessions=84, trials=400, units=1000)
+
+
+Setting.rehearsed = _rehearsed
+Setting.alike = "held_out", "by", "split", "train_token"  # what hardly changes the cost of a run

@@ -91,19 +91,6 @@ class Setting(Recording):
 
     shown = {**dict.fromkeys((*NETWORKS, *BENCHMARKS), "test where what == 'model' by model"),
              "views": "test by strength", "cost": "flops by model"}
-    alike = ("lr", "tune_lr", "trace_lr", "clip", "dropout", "masked", "with_valid", "wave",
-             "data_seed", "subject")    # of one cost, about
-
-    def rehearsed(self, small):
-        "A folder as large as the public recording in its place, or simulated fish."
-        from neurocompanion.recordings.video.simulate_fish import zapbench_folder
-        few = dict(width=8, super_width=8, groups=4, hidden=16, tide=16)
-        if self.data == "zapbench": new = dict(data=str(zapbench_folder(small)))
-        else: few, new = few | dict(length=0.12, cells=30, side=32), {}
-        if self.data == "real": new = dict(data="auto")
-        elif not new: few |= dict(horizon=4, longest=32, context=16)
-        return new | {k: min(v, getattr(self, k)) for k, v in few.items() if small}
-
     def own(self): return {"fine": True} if self.experiment == "resolution" else {}
 
     def check(self):
@@ -122,3 +109,20 @@ Setting.presets = {"paper_faithful": dict(
     steps=250_000, batch=1, lr=1e-4, clip=0.0, checks=250, most=500, before=800_000, tune_lr=1e-7,
     trace_epochs=1000, trace_batch=8, trace_lr=1e-3, patience=20, hidden=256, tide=128,
     released=True)}
+
+# %% ../../nbs/zebrafish/setting.ipynb #25cd4b73
+def _rehearsed(self, small):
+    "A folder as large as the public recording in its place, or simulated fish."
+    from neurocompanion.recordings.video.simulate_fish import zapbench_folder
+    few = dict(width=8, super_width=8, groups=4, hidden=16, tide=16)
+    if self.data == "zapbench": new = dict(data=str(zapbench_folder(small)))
+    else: few, new = few | dict(length=0.12, cells=30, side=32), {}
+    if self.data == "real": new = dict(data="auto")
+    elif not new: few |= dict(horizon=4, longest=32, context=16)
+    return new | {k: min(v, getattr(self, k)) for k, v in few.items() if small}
+
+
+Setting.rehearsed = _rehearsed
+Setting.alike = (    # what hardly changes the cost of a run
+    "lr", "tune_lr", "trace_lr", "clip", "dropout", "masked", "with_valid", "wave", "data_seed",
+    "subject")

@@ -6,6 +6,10 @@ that depends on values, a copy that is not `non_blocking`. Numbers are those of 
 ones too, so that a training on it can be compared with one here to the last bit:
 
     with pretend.accelerator() as waits: train(…)      # `default_device()` is the pretended one
+
+What our code records as a CUDA graph is recorded here as well: each operation with the memory that
+it reads and writes, and only that is done again when the graph is replayed. A transfer, or a number
+that Python worked out when the graph was recorded, is as wrong here as there.
 """
 
 import os
@@ -18,6 +22,8 @@ import torch
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from neurocompanion.fast import graph
 
 torch.ones((), requires_grad=True).backward()    # autograd begins before there is a device: it
 _setup_privateuseone_for_python_backend("pretend")   # starts no thread for it, forks stay possible
@@ -56,7 +62,7 @@ class Away(torch.Tensor):
 class _Mode(TorchDispatchMode):
     "Sees what has no tensor among its arguments: new ones."
 
-    waits = Counter()
+    waits, graph = Counter(), None
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         return _computed(op, args, kwargs or {})
@@ -73,19 +79,27 @@ def _computed(op, args, kwargs):
     if away and left and name not in ("copy_", "_to_copy"):
         raise RuntimeError(f"{name}: a tensor {tuple(left[0].shape)} was left on the CPU")
     if _waits(name, args, kwargs, away, there): _Mode.waits[_line(name)] += 1
+    if _Mode.graph: _Mode.graph.allow(name, args, kwargs, away, there)
     if asked is not None: kwargs = kwargs | {"device": "cpu"}
     known = {id(v.here): v for v in away}                       # written in place: the same again
     args, kwargs = tree.tree_map_only(Away, lambda v: v.here, (args, kwargs))
+    if _Mode.graph and there: _Mode.graph.before(op, args, kwargs)
+    made = op(*args, **kwargs)
+    if _Mode.graph and there: _Mode.graph.nodes.append((op, args, kwargs, made))
     wrapped = lambda v: known.get(id(v)) if id(v) in known else Away(v) if there else v
-    return tree.tree_map_only(torch.Tensor, wrapped, op(*args, **kwargs))
+    return tree.tree_map_only(torch.Tensor, wrapped, made)
+
+
+def _crosses(name, args, there):
+    "Whether something goes from the CPU to the device, or back."
+    return name in ("copy_", "_to_copy") and isinstance(args[name == "copy_"], Away) != there
 
 
 def _waits(name, args, kwargs, away, there):
     "Whether the CPU cannot go on before the device has come to this."
     if name in ("copy_", "_to_copy"):
-        source = isinstance(args[name == "copy_"], Away)
         silent = kwargs.get("non_blocking") or name == "copy_" and args[2:] == (True,)
-        return source != there and not (there and silent)
+        return _crosses(name, args, there) and not (there and silent)
     if name.startswith("index"):                                # by a mask: how many are there?
         which = args[1] if isinstance(args[1], (list, tuple)) else []
         return any(isinstance(v, Away) and v.dtype == torch.bool for v in which)
@@ -118,10 +132,57 @@ def _recurrent(memory, x, start, weights, bias, layers, dropout, training, two_w
     return torch.stack(found, 1), h[None], *([c[None]] if memory else [])
 
 
+class Graph:
+    "What was asked for while it was recorded, to be asked for again."
+
+    def __init__(self): self.nodes, self.written = [], {}
+
+    def allow(self, name, args, kwargs, away, there):
+        if _crosses(name, args, there) or _waits(name, args, kwargs, away, there):
+            raise RuntimeError(f"a graph cannot hold this: {_line(name)}")
+
+    def before(self, op, args, kwargs):
+        "Nothing is computed while a graph is recorded: what is overwritten now comes back."
+        for a, v in [*zip(op._schema.arguments, args),
+                     *((a, kwargs[a.name]) for a in op._schema.arguments if a.name in kwargs)]:
+            if a.alias_info is None or not a.alias_info.is_write: continue
+            for x in tree.tree_leaves(v): self.written.setdefault(id(x), (x, x.clone()))
+
+    def replay(self):
+        for op, args, kwargs, made in self.nodes:
+            again = op(*args, **kwargs)
+            if any(r.alias_info for r in op._schema.returns): continue   # in place, or a view
+            for old, new in zip(*map(tree.tree_leaves, (made, again))):
+                if isinstance(old, torch.Tensor): old.copy_(new)
+
+
+@contextmanager
+def recording():
+    "Yields a graph of what is asked of the accelerator inside."
+    drawn, made = torch.get_rng_state(), Graph()
+    _Mode.graph = made
+    try: yield made
+    finally:
+        _Mode.graph = None
+        for x, before in reversed(made.written.values()): x.copy_(before)
+        torch.set_rng_state(drawn)
+
+
+def _record(self, given):
+    "As `Captured` records."
+    inputs = [torch.zeros_like(x, device=PLACE) for x in given]
+    with recording() as made: outputs = self.f(*inputs)
+    return made, inputs, outputs
+
+
 @contextmanager
 def accelerator():
     "Whoever asks for the best device gets the pretended one; yields how often what has to wait."
     _Mode.waits = Counter()
     one = torch.autograd.set_multithreading_enabled(False)      # backward in the thread that asks
-    with one, _Mode(), mock.patch.dict(os.environ, {"NEUROCOMPANION_DEVICE": PLACE.type}):
+    first = lambda self, given: self.f(*(x.to(PLACE, non_blocking=True) for x in given))
+    ours = {"_records": lambda device: device.type == PLACE.type}
+    with one, _Mode(), mock.patch.dict(os.environ, {"NEUROCOMPANION_DEVICE": PLACE.type}), \
+            mock.patch.multiple(graph, **ours), \
+            mock.patch.multiple(graph.Captured, _first=first, _record=_record):
         yield _Mode.waits

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .. import core
 from ..core import ParameterError, TrainingError, is_whole, need, need_whole
+from ..fast.graph import Captured
 from .checkpoints import configuration
 from .members import Member, Step, seeded, train
 from .schedules import depends_on_length, learning_rates, make_schedule
@@ -238,7 +239,14 @@ class Stacked(Step):
                             np.zeros(n, int), how.lr, how.lr.copy(), how.weight_decay, curve,
                             buffers, *subsets, *held)
         self.best = weights.clone(), {k: v.clone() for k, v in buffers.items()}
-        self.plan = self.cache = None                # of an epoch of these rows
+        self.fresh()
+
+    def fresh(self):
+        "Nothing is known yet of the rows that there are."
+        self.plan = self.cache = None                # of an epoch
+        self.sums = torch.zeros(2, len(self.stack.weights), device=self.device)
+        take = lambda factors, *given: _take(self, self.stack, ..., factors, given)
+        self.take = Captured(take, self.device)      # on a GPU a step of all rows is one graph
 
     def rows(self, members, among=None):
         "Where some members stand in the stack, or among others."
@@ -247,8 +255,8 @@ class Stacked(Step):
 
     def only(self, members):
         "These go on: the others leave the stack, and cost nothing from here on."
-        self.stack = self.stack.rows(self.rows(members))
-        self.now, self.plan, self.cache = members, None, None
+        self.stack, self.now = self.stack.rows(self.rows(members)), members
+        self.fresh()
 
     def keep(self, members):
         "Copy rows to the best weights of their members."
@@ -259,11 +267,12 @@ class Stacked(Step):
 
 # %% ../../nbs/training/population.ipynb #0c102898
 def _batches(self):
-    "The steps of an epoch: rows, batches, which entries count, whether all rows share them."
+    "The steps of an epoch: rows, batches, which entries count."
     stack = self.stack
     plan = self.plan = self.plan or _plan(stack.sizes, self.batch, self.fill[0])
     whole = self.batch is None or stack.sizes.max() <= self.batch
-    if whole and self.same[0]: return [(None, self.data, None, True)]
+    self.shared = whole and self.same[0]                       # all rows have the same batch
+    if self.shared: return [(None, self.data, None)]
     if whole and self.cache: return self.cache
     order = stack.subsets
     if not whole:
@@ -272,7 +281,7 @@ def _batches(self):
         draw = pad_sequence(draw, batch_first=True).to(order.device, non_blocking=True)
         order = order.gather(1, draw)
     steps = ((rows, _pick(self.data, (order if rows is None else order[stack.at(rows)])
-                          [:, start:start + n]), _counts(counted, n, order.device), False)
+                          [:, start:start + n]), _counts(counted, n, order.device))
              for rows, start, n, counted in plan)
     self.cache = list(steps) if whole else None
     return self.cache or steps
@@ -284,18 +293,26 @@ def _epoch(self, members):
     self.lossof.train()
     stack, batches = self.stack, _batches(self)
     factors = _factors(stack, self.plan, self.curves, self.update["decoupled"])
-    total, count = torch.zeros(2, len(members), device=self.device)
-    for (rows, batch, counted, shared), now in zip(batches, factors):
-        part = stack if rows is None else stack.rows(rows)
-        mean, weight, params = _losses(self.lossof, self.layout, part, batch, counted, shared)
-        g = torch.autograd.grad(mean.sum(), params, allow_unused=True, materialize_grads=True)
-        _adam(part, torch.cat([v.reshape(len(v), -1) for v in g], 1), now, **self.update)
-        if rows is not None: stack.put(rows, part)
-        at = ... if rows is None else stack.at(rows)
-        total[at] += mean.detach() * weight
-        count[at] += weight
-    self.train_loss = (total / count).cpu().numpy().astype(float)
+    self.sums.zero_()
+    for (rows, batch, counted), now in zip(batches, factors):
+        given = batch if counted is None else (*batch, counted)
+        if rows is None: self.take(now, *given)
+        else:
+            part = stack.rows(rows)
+            _take(self, part, stack.at(rows), now, given)
+            stack.put(rows, part)
+    self.train_loss = (self.sums[0] / self.sums[1]).cpu().numpy().astype(float)
     return ()
+
+
+def _take(self, part, at, factors, given):
+    "A step of some rows: loss, gradient and Adam, and the sums behind the mean loss."
+    batch, counted = given[:len(self.data)], (*given, None)[len(self.data)]
+    mean, weight, params = _losses(self.lossof, self.layout, part, batch, counted, self.shared)
+    g = torch.autograd.grad(mean.sum(), params, allow_unused=True, materialize_grads=True)
+    _adam(part, torch.cat([v.reshape(len(v), -1) for v in g], 1), factors, **self.update)
+    self.sums[0, at] += mean.detach() * weight
+    self.sums[1, at] += weight
 
 # %% ../../nbs/training/population.ipynb #359d3d82
 @torch.no_grad()

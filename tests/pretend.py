@@ -181,7 +181,8 @@ def accelerator():
     _Mode.waits = Counter()
     one = torch.autograd.set_multithreading_enabled(False)      # backward in the thread that asks
     first = lambda self, given: self.f(*(x.to(PLACE, non_blocking=True) for x in given))
-    ours = {"_records": lambda device: device.type == PLACE.type}
+    ours = {"_records": lambda device: device.type == PLACE.type,
+            "recording": lambda device: _Mode.graph is not None}
     with one, _Mode(), mock.patch.dict(os.environ, {"NEUROCOMPANION_DEVICE": PLACE.type}), \
             mock.patch.multiple(graph, **ours), \
             mock.patch.multiple(graph.Captured, _first=first, _record=_record):

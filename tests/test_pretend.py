@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from neurocompanion.core import default_device
+from neurocompanion.fast.graph import Captured
 
 
 def test_numbers_are_those_of_the_cpu():
@@ -89,3 +90,55 @@ def test_no_thread_is_left_that_forbids_forks():
         except RuntimeError: os._exit(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def descent(device, rate=None):
+    "Steps of gradient descent as a recorded function; what each says."
+    torch.manual_seed(0)
+    model, sums, done = nn.Linear(3, 2).to(device), torch.zeros(2, device=device), [0]
+    params = list(model.parameters())
+
+    def step(x, lr):
+        done[0] += 1
+        loss = (model(x) - x[:, :2]).square().mean()
+        with torch.no_grad():
+            for p, g in zip(params, torch.autograd.grad(loss, params)):
+                p.sub_(g * (lr if rate is None else rate(done[0])))
+            sums[0] += loss
+        return loss.detach()
+
+    run, said = Captured(step, device), []
+    for i in range(6):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(i))
+        said.append(run(x, torch.full((), 0.1 + i / 10)).item())
+    return said, sums.cpu(), done[0]
+
+
+def test_a_graph_is_replayed():
+    here, total, calls = descent(torch.device("cpu"))
+    with accelerator(): there, there_total, recorded = descent(PLACE)
+    assert there == here and torch.equal(total, there_total)
+    assert calls == 6 and recorded == 3                          # two to warm up, one to record
+
+
+def test_a_graph_knows_no_python():
+    "A number that Python works out stays what it was when the graph was recorded."
+    rate = lambda n: 0.1 * n
+    here = descent(torch.device("cpu"), rate)[0]
+    with accelerator(): there = descent(PLACE, rate)[0]
+    assert there[:4] == here[:4] and there[4:] != here[4:]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x + torch.ones(3).to(PLACE, non_blocking=True),
+                                   lambda x: x * x.sum().item(), lambda x: x[x > 0]])
+def test_what_a_graph_cannot_hold(wrong):
+    with accelerator(), pytest.raises(RuntimeError, match="a graph cannot hold this"):
+        run = Captured(wrong, PLACE)
+        for _ in range(3): run(torch.ones(3))
+
+
+def test_random_numbers_of_a_graph_are_new_each_time():
+    with accelerator():
+        run = Captured(lambda x: x + torch.rand(3, device=PLACE), PLACE)
+        told = [run(torch.zeros(3)).tolist() for _ in range(6)]
+    assert len({tuple(t) for t in told}) == 6

@@ -45,7 +45,8 @@ def scale(rate: float | Rate) -> float | Tensor: return in_numbers(rate).scale
 def _drawn(shape, rate, device, generator):
     "A mask; one key of the generator decides."
     n = math.prod(shape)
-    key = generator.key() if isinstance(generator, Tape) else sent(draw_key(generator), device)
+    if isinstance(generator, Tape): key = generator.key()
+    else: key = sent(draw_key(generator, device), device)
     counters = torch.arange(-(-n // 2), dtype=torch.int32, device=device)
     halves = mixed(counters, key.to(torch.int32)).view(torch.int16)
     return (halves[..., :n] >= in_numbers(rate).limit).view(shape)

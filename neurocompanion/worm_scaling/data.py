@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['smooth', 'alpha_for', 'smooth_in_time', 'seconds', 'average', 'normalise', 'derivative', 'standardise', 'starts',
-           'split', 'window_starts', 'windows', 'steps_covered', 'stack', 'Windows', 'mixed', 'of_source',
+           'split', 'window_starts', 'windows', 'steps_covered', 'stack', 'Windows', 'joined', 'mixed', 'of_source',
            'composition', 'validation']
 
 # %% ../../nbs/worm_scaling/data.ipynb #4da5d70a
+import copy
 from collections import Counter
 import numpy as np
 import torch
@@ -232,9 +233,13 @@ class Windows:
     def gather(self, rows):
         "The windows with these numbers, and their masks."
         rows = rows.to(self.values.device, non_blocking=True)
-        at = self.start[rows][:, None] + torch.arange(self.length + 1, device=rows.device)
+        return self.look_up(self.start[rows], self.worm[rows])
+
+    def look_up(self, start, worm):
+        "Windows by their first steps, and the masks of worms."
+        at = start[:, None] + torch.arange(self.length + 1, device=start.device)
         found = self.values.index_select(0, at.flatten()).view(*at.shape, -1)  # b t n
-        return found, self.masks[self.worm[rows]]
+        return found, self.masks[worm]
 
 # %% ../../nbs/worm_scaling/data.ipynb #1fb8bd34
 def _half_of(ds, part, n, length):
@@ -265,6 +270,18 @@ def _to_device(self, device):
 
 
 Windows.from_arrays, Windows.to = _from_arrays, _to_device
+
+
+def joined(several: list) -> Windows:
+    "The windows of all, in the order of `several`."
+    made = copy.copy(several[0])
+    steps, worms = (np.cumsum([0, *(len(getattr(w, k)) for w in several)])
+                    for k in ("values", "masks"))
+    made.values, made.masks = (torch.cat([getattr(w, k) for w in several])
+                               for k in ("values", "masks"))
+    made.start = torch.cat([w.start + int(n) for w, n in zip(several, steps)])
+    made.worm = torch.cat([w.worm + int(n) for w, n in zip(several, worms)])
+    return made
 
 # %% ../../nbs/worm_scaling/data.ipynb #56d40a72
 def mixed(pool: list, size: int, seed: int = 0) -> list:

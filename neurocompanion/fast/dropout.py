@@ -6,13 +6,14 @@
 __all__ = ['mixed', 'Rate', 'in_numbers', 'scale', 'kept', 'drop', 'Dropout']
 
 # %% ../../nbs/fast/dropout.ipynb #b820f13c
-import math
+import functools, math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .graph import Tape, draw_key, sent
+from .. import fast
+from .graph import Tape, draw_key, sent, stacking
 
 # %% ../../nbs/fast/dropout.ipynb #b7ceb8e8
 def mixed(
@@ -20,10 +21,31 @@ def mixed(
     keys: Tensor,      # int32, two of them  # … 2
 ) -> Tensor:           # int32, 32 random bits each  # … counters
     "Random bits, by integer arithmetic alone; products are modulo 2^32."
+    if counters.is_cuda and fast.on() and not stacking() and (at_once := _kernel()):
+        return at_once(counters, keys[..., :1], keys[..., 1:])
     z = counters ^ keys[..., :1]
     fold = lambda z, n: z.bitwise_xor_((z >> n).bitwise_and_(2**(32 - n) - 1))   # no sign comes in
     z = fold(z, 16).mul_(0x7feb352d).add_(keys[..., 1:])
     return fold(fold(z, 15).mul_(0x846ca68b - 2**32), 16)
+
+# %% ../../nbs/fast/dropout.ipynb #27324315
+_CODE = """template <typename T> T mixed(T counter, T first, T second) {
+    unsigned z = (unsigned) counter ^ (unsigned) first;
+    z = (z ^ z >> 16) * 0x7feb352du + (unsigned) second;
+    z = (z ^ z >> 15) * 0x846ca68bu;
+    return (T) (z ^ z >> 16);
+}"""
+
+
+@functools.cache
+def _kernel():
+    "`mixed` as one operation of a GPU, or None."
+    counters, keys = torch.arange(2**10, dtype=torch.int32), torch.tensor([-77, 12345]).int()
+    try:
+        made = torch.cuda.jiterator._create_jit_fn(_CODE)
+        found = made(*(x.cuda() for x in (counters, keys[:1], keys[1:]))).cpu()
+    except (AssertionError, AttributeError, RuntimeError): return None
+    return made if torch.equal(found, mixed(counters, keys)) else None
 
 # %% ../../nbs/fast/dropout.ipynb #f6356ba3
 class Rate(NamedTuple):
@@ -51,6 +73,15 @@ def _drawn(shape, rate, device, generator):
     halves = mixed(counters, key.to(torch.int32)).view(torch.int16)
     return (halves[..., :n] >= in_numbers(rate).limit).view(shape)
 
+
+def _side_by_side(shapes, rate, device, streams):
+    "Masks of many streams; a GPU is asked once."
+    sizes = [math.prod(shape) for shape in shapes]
+    keys = sent(torch.stack([draw_key(g) for g, *_ in streams]), device).to(torch.int32)
+    counters = torch.arange(-(-max(sizes) // 2), dtype=torch.int32, device=device)
+    found = mixed(counters, keys).view(torch.int16) >= in_numbers(rate).limit      # stream …
+    return [row[:n].view(shape) for row, n, shape in zip(found, sizes, shapes)]
+
 # %% ../../nbs/fast/dropout.ipynb #3e25d923
 def kept(
     shape: tuple,      # of the activations, the samples first
@@ -61,7 +92,9 @@ def kept(
 ) -> Tensor:           # True = kept; False where a part is shorter than the batch
     "Which activations dropout keeps."
     if not streams: return _drawn(tuple(shape), rate, device, generator)
-    parts = [_drawn((*own, *shape[len(own):]), rate, device, g) for g, *own in streams]
+    own = [(*own, *shape[len(own):]) for _, *own in streams]
+    if torch.device(device).type != "cpu": parts = _side_by_side(own, rate, device, streams)
+    else: parts = [_drawn(part, rate, device, g) for part, (g, *_) in zip(own, streams)]
     if all(p.shape[1:] == shape[1:] for p in parts): return torch.cat(parts)
     out, at = torch.zeros(shape, dtype=torch.bool, device=device), 0
     for p in parts:

@@ -126,7 +126,7 @@ def test_the_best_weights_are_those_of_the_lowest_smoothed_score(spikes):
 
 def test_rate_decay_and_patience(spikes):
     m = Member.new(spikes, SMALL, {"lr": 1e-2}, 0, **{**HOW, "decay": 0.5, "wait": 2})
-    m.best_loss = -1.0                                        # nothing is an improvement any more
+    m.best_loss = m.mark = -1.0                               # nothing is an improvement any more
     m.run(6)
     assert [r["lr"] for r in m.history] == [1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3]
     m.settings = m.settings._replace(lr_stop=1e-3)
@@ -135,7 +135,7 @@ def test_rate_decay_and_patience(spikes):
     m.update({"lr": 1e-2})                               # as a search does every generation
     assert m.factor < 0.1
     m = Member.new(spikes, SMALL, {}, 0, **{**HOW, "patience": 3})
-    m.best_loss = -1.0
+    m.best_loss = m.mark = -1.0
     assert len(m.run(50)) == 3 and m.stopped == "patience"
 
 

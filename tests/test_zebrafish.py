@@ -101,9 +101,10 @@ def test_every_resolution_forecasts_the_fine_film(coarser, resample):
     assert out.shape[2:] == fish.target.shape[1:]
 
 
-def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
-    import zarr
-    rng, top, T = np.random.default_rng(0), tmp_path / "zapbench", 7879
+def public(top, T):
+    "A tiny bucket of three cells, of which the second is cut off, in T frames."
+    zarr = pytest.importorskip("zarr")
+    rng = np.random.default_rng(0)
     cells = np.zeros((8, 64, 2), np.uint32)                         # x y z
     cells[2:4, 10:14], cells[5:7, 30:34] = 1, 3
     film = rng.random((8, 64, 2, T), np.float32)
@@ -112,6 +113,11 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
                          "df_over_f_xyz_chunked/s1": half, "traces": rng.random((T, 3), np.float32),
                          "stimuli_features": np.zeros((T, 26), np.float32)}.items():
         zarr.save_array(str(top / place), array)
+
+
+def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
+    top, T = tmp_path / "zapbench", 7879
+    public(top, T)
     monkeypatch.setenv("NEUROCOMPANION_MIRROR", str(tmp_path))
     monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
     s = Setting(data="zapbench", coarser=2, fine=True, horizon=32, longest=256)
@@ -128,6 +134,15 @@ def test_the_public_layout_is_read_where_it_lies(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.trace, coarse.trace)
     np.testing.assert_allclose(coarse.trace, fs.extract_traces(
         coarse.video[:], coarse.cells), atol=1e-6)
+
+
+def test_a_recording_of_another_length_has_no_conditions(tmp_path, monkeypatch):
+    public(tmp_path / "other", 400)
+    monkeypatch.setenv("NEUROCOMPANION_CACHE", str(tmp_path / "cache"))
+    s = Setting(data=str(tmp_path / "other"), coarser=1, horizon=8, trace_epochs=1, models="linear")
+    fish = fs.load(s)
+    assert fish.splits == fs.undivided(400) and not fish.condition.any()
+    assert {r["condition"] for r in ex.forecast(s) if r["what"] == "lead"} == {"all"}
 
 
 def test_a_film_of_ones_own(tmp_path):

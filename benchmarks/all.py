@@ -18,7 +18,6 @@ import csv
 import importlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -76,26 +75,6 @@ def run(path, quick, device, limit):
 def only_words(name, part, what):
     "A row that says something and measures nothing."
     return dict.fromkeys(turns.COLUMNS) | dict(benchmark=name, part=part, what=what)
-
-
-def machine():
-    "What this machine says that it is."
-    told = {}
-    try: text = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n")[0]
-    except OSError: text = ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        told[key.strip()] = value.strip()
-    from neurocompanion import core
-    about = [told.get("model name") or platform.processor() or platform.machine()]
-    if "cpu family" in told: about += [f"family {told['cpu family']}, model {told['model']}"]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(
-        os, "sysconf") else 0
-    import torch
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return dict(processor=", ".join(about), capability=torch.backends.cpu.get_cpu_capability(),
-                cores=core.cores(), memory_gib=round(memory), accelerator=card,
-                system=f"{platform.system()} {platform.release().split('-')[0]}")
 
 
 def busy():
@@ -164,8 +143,10 @@ def main(asked):
             more.append(only_words(name, "failed", why))
             print(f"  failed: {why}", flush=True)
         rows += more
+    import torch
     from neurocompanion import core
-    about = dict(date=time.strftime("%Y-%m-%d", time.localtime(began)), machine=machine(),
+    about = dict(date=time.strftime("%Y-%m-%d", time.localtime(began)),
+                 machine=core.machine() | {"capability": torch.backends.cpu.get_cpu_capability()},
                  load=round(load, 2), quiet=calm, quick=asked.quick, device=asked.device,
                  seconds=took, failed=failed, versions=core.versions(), **core.git_revision(),
                  columns=turns.COLUMNS)

@@ -6,10 +6,10 @@
 __all__ = ['NeurocompanionError', 'RecordingError', 'SourceError', 'TrainingError', 'SweepError', 'ParameterError', 'need',
            'is_whole', 'need_whole', 'need_same', 'guess', 'one_of', 'extra', 'home', 'results_dir', 'cache_dir',
            'mirror_dir', 'atomic_path', 'sha256', 'files_below', 'checksum', 'set_seed', 'default_device', 'cores',
-           'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'run_record']
+           'keep_memory', 'trim_memory', 'quiet', 'progress', 'git_revision', 'versions', 'machine', 'run_record']
 
 # %% ../nbs/core.ipynb #22b9d003
-import ctypes, difflib, errno, hashlib, os, random, subprocess, sys, time
+import ctypes, difflib, errno, hashlib, os, platform, random, subprocess, sys, time
 from collections.abc import Hashable
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -305,6 +305,23 @@ def versions() -> dict:
         try: found[name] = version(name)
         except PackageNotFoundError: pass
     return found
+
+# %% ../nbs/core.ipynb #94c212ca
+def machine() -> dict:
+    "What this machine says that it is, beside numbers that were measured on it."
+    told, torch = {}, sys.modules.get("torch")
+    try: text = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n")[0]
+    except OSError: text = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        told[key.strip()] = value.strip()
+    about = [told.get("model name") or platform.processor() or platform.machine()]
+    if "cpu family" in told: about += [f"family {told['cpu family']}, model {told['model']}"]
+    try: memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError): memory = 0
+    card = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
+    return dict(processor=", ".join(about), cores=cores(), memory_gib=round(memory),
+                accelerator=card, system=f"{platform.system()} {platform.release().split('-')[0]}")
 
 # %% ../nbs/core.ipynb #dca1ae01
 def run_record(

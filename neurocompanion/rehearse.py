@@ -7,13 +7,14 @@ __all__ = ['RATES', 'WHOLE', 'counter', 'Cost', 'stands_in', 'one', 'kinds', 'lo
            'gpu_seconds', 'apart', 'rehearse', 'summary', 'write']
 
 # %% ../nbs/rehearse.ipynb #4d4054ca
-import json, math, os, resource, subprocess, sys, tempfile
+import json, math, os, resource, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from .core import SweepError, atomic_path, cores
+from .core import (
+    SweepError, atomic_path, cores, git_revision, machine, versions)
 from .sweeps.paper import experiments_of, setting_of, uses
 from .sweeps.sweep import canonical, expand, load
 from .sweeps.warm import ending
@@ -280,3 +281,6 @@ def write(table, path: str | Path):
     both = pd.concat([old[~old["sweep"].isin(table["sweep"])], table]) if len(old) else table
     with atomic_path(path) as tmp:
         both.sort_values("sweep", kind="stable").to_csv(tmp, index=False, float_format="%.4g")
+    about = dict(date=time.strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
+                 rates=RATES, **git_revision())
+    with atomic_path(path.with_suffix(".json")) as tmp: tmp.write_text(json.dumps(about, indent=1))

@@ -53,10 +53,10 @@ def test_a_session_holds_the_counts_of_its_recording():
     s = from_recording(ds, seed=3)
     x = np.empty(ds.spikes.shape)
     for r, part in zip(s.rows, (s.train, s.valid, s.test)): x[r] = part
-    assert (x == ds.spikes.values).all() and s.train.dtype == torch.float32
+    assert (x == ds.spikes.values).all() and s.train.dtype == torch.uint8
     assert s.units == tuple("abcdef") and s.bin_size == 0.02 and s.report == ()
     assert s.facts["trials"] == 40 and s.facts["units"] == 6
-    assert s.facts["rate"] == pytest.approx(float(s.train.mean()) / 0.02)
+    assert s.facts["rate"] == pytest.approx(float(s.train.float().mean()) / 0.02)
     wide = from_recording(ds, seed=3, bin_ms=60)
     assert torch.equal(wide.test, s.test.reshape(4, 10, 3, 6).sum(2))
     part = from_recording(ds, seed=3, window=(0.1, 0.3))
@@ -119,7 +119,7 @@ def test_worms_are_scaled_by_training_alone():
     ds = worms(1, seed=2, duration=700, frame_rate=3, neurons=45)[0]
     s = from_recording(ds)
     assert s.kind == "traces" and np.isnan(s.facts["rate"]) and s.bin_size == 1
-    assert s.train.mean((0, 1)).abs().max() < 1e-4
+    assert s.train.float().mean((0, 1)).abs().max() < 1e-4
     other, start = ds.copy(deep=True), int(s.rows[2][0])
     t = np.floor(ds.time.values + 1e-6).astype(int)
     other["trace"][(t >= start) & (t < start + 20)] += 7
@@ -284,7 +284,7 @@ def test_real_pools(mirror, source, sessions, animals):
         assert all(torch.isfinite(x).all() and len(x) for x in (s.train, s.valid, s.test))
         if s.kind == "spikes":
             least = USUAL[source]["min_rate"]
-            assert (s.train.mean((0, 1)) / s.bin_size >= least * 0.999).all()
+            assert (s.train.float().mean((0, 1)) / s.bin_size >= least * 0.999).all()
     assert all(len(hold_out(p, s, "subject")) < sessions for s in p)
     assert len(held(source)) >= (2 if source == "worms" else sessions)
     if source == "steinmetz":

@@ -45,8 +45,8 @@ class Mean(nn.Module):
         "Learn a session's mean rates; a unit that never fired counts half a spike."
         x, own = session.train, self.stitcher(session.name)
         self.check(x, session.name)
-        mean = x.mean((0, 1)) if not self.per_bin else F.pad(x.mean(0), (0, 0, 0, self.bins -
-                                                             x.shape[1]))
+        mean = x.mean(0 if self.per_bin else (0, 1), dtype=torch.float32)
+        if self.per_bin: mean = F.pad(mean, (0, 0, 0, self.bins - x.shape[1]))
         own.mean.copy_(mean.clamp(min=0.5 / len(x) / (1 if self.per_bin else x.shape[1])))
         return self
 
@@ -78,7 +78,7 @@ class Smoothing(Mean):
 
     def forward(self, spikes, session, mask=None):
         mean, own = super().forward(spikes, session).exp(), self.stitcher(session)
-        mask = check_mask(mask, spikes, session)
+        mask, spikes = check_mask(mask, spikes, session), spikes.to(mean.dtype)
         seen = torch.ones_like(spikes[..., :1]) if mask is None else (~mask)[..., None].to(spikes)
         t = torch.arange(spikes.shape[1], device=spikes.device)
         kernel = (-(t[:, None] - t) / own.tau).exp().tril()    # t s

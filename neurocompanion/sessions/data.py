@@ -22,7 +22,7 @@ from ..recordings.standard import check
 class Session(NamedTuple):
     "The trials of one recording, in three parts."
     name: str             # who it is: the animal and the file
-    train: torch.Tensor   # trial time unit
+    train: torch.Tensor   # trial time unit; counts are bytes
     valid: torch.Tensor   # trial time unit
     test: torch.Tensor    # trial time unit
     bin_size: float       # seconds
@@ -217,7 +217,7 @@ def _facts(ds, kind, unit, train, bin_size, trials):
         kind=kind, subject=animal(ds), source=ds.attrs["source"], trials=trials,
         units=train.shape[2], recorded=ds.sizes[unit], bins=train.shape[1],
         quality=_good(ds, unit), areas=tuple(area),
-        rate=float(train.mean()) / bin_size if kind == "spikes" else float("nan"),
+        rate=float(train.float().mean()) / bin_size if kind == "spikes" else float("nan"),
         fingerprint=hashlib.sha256(np.ascontiguousarray(main).tobytes()).hexdigest()[:16])
     known = {k: ds.attrs[k] for k in ("distance", "sha256") if k in ds.attrs}
     if "frequency" in ds: known["frequency"] = tuple(ds["frequency"].values.tolist())
@@ -291,8 +291,15 @@ def _scaled(x, train, size, kind, name, min_rate, units, names):
         f"no {kind.unit} is left", where=name, expected=f"one with {least:g} {what} in training",
         found=f"at most {active.max():.3g} {what}", fix="Lower min_rate, or leave it out")
     x = x[..., keep]
-    if kind.main == "trace": x = (x - seen[..., keep].mean((0, 1))) / np.sqrt(active[keep])
+    if kind.main == "spikes": return _bytes(x), keep, report
+    x = (x - seen[..., keep].mean((0, 1))) / np.sqrt(active[keep])
     return np.ascontiguousarray(x, np.float32), keep, report
+
+
+def _bytes(x):
+    "Counts in a byte each, where they are such: a fourth of the memory."
+    small = x.astype(np.uint8)
+    return small if (small == x).all() else np.ascontiguousarray(x, np.float32)
 
 # %% ../../nbs/sessions/data.ipynb #0cd5b137
 def from_recording(

@@ -15,6 +15,7 @@ from .selection import (  # noqa: F401, `rank_sessions` for who imports it
 from .setting import Setting
 from .similarity import similarities
 from ..sweeps import paper
+from ..training.rehearsal import paced
 
 # %% ../../nbs/sessions/experiments.ipynb #da59214f
 def shelf():
@@ -69,8 +70,8 @@ def _scores(s, held, rest, lab):
     words = paper.words_of(s.ranked_by)
     if odd := [w for w in words if not w.isdigit()]: raise ParameterError(
         "a ranking needs seeds", found=repr(odd[0]), expected="whole numbers with commas between")
-    each = [tuned_scores(s, held, [[x] for x in rest], int(w), lab) for w in words]
-    return {x.name: sum(t["valid"] for t in told) / len(words)
+    each = [tuned_scores(s, held, [[x] for x in rest], int(w), lab) for w in paced(words, "seed")]
+    return {x.name: sum(t["valid"] for t in told) / len(each)
             for x, *told in zip(rest, *each)}
 
 

@@ -234,7 +234,8 @@ def _add_session(self, name: str,          # who it is
 def _encode(self, spikes, session, mask=None):  # b t n -> b t k
     if mask is not None:
         spikes = spikes.masked_fill(mask.to(spikes.device, non_blocking=True)[..., None], 0)
-    return _look_up(self, session).encode(spikes)
+    own = _look_up(self, session).encode
+    return own(spikes.to(own.weight.dtype) if spikes.dtype == torch.uint8 else spikes)
 
 
 def _decode(self, h, session): return _look_up(self, session).decode(h)   # … d -> … n

@@ -78,13 +78,16 @@ def simulated(
     farthest: float = 1.0,    # octaves
     seed: int = 0,            # of the sessions
     kind: str = "spikes",     # or traces: worms
+    each=None,                # takes one recording after the other; what it gives is returned
     **world,                  # arguments of `simulate_spikes.ladder`, or of `simulate.worms`
 ) -> list:                    # recordings
     "Recordings for a simulated pool; that at distance 0 is the first."
     n = within("sessions", sessions, 1, whole=True)
-    if kind == "traces": return simulate.worms(n + 1, seed=seed, **world)
+    if kind == "traces":
+        made = simulate.worms(n + 1, seed=seed, **world)
+        return [each(ds) for ds in made] if each else made
     d = generator(seed, "distances").permutation(np.arange(1, n + 1) / n)
-    return simulate_spikes.ladder([0.0, *(farthest * d).tolist()], seed=seed, **world)
+    return simulate_spikes.ladder([0.0, *(farthest * d).tolist()], seed=seed, each=each, **world)
 
 # %% ../../nbs/sessions/pools.ipynb #ce283c0d
 def pool(
@@ -113,8 +116,8 @@ def _simulated(source, n, data_seed, world, seed, how):
     one_of("source", source, ("", "simulated", *GROUPS))
     world = {"kind": "traces", "duration": 900.0} | world if worms else world
     usual = {} if worms else {"bin_ms": 0.0}
-    return [from_recording(ds, seed=seed, **(usual | how))
-            for ds in simulated(n or 24, seed=data_seed, **world)]
+    return simulated(n or 24, seed=data_seed, **world,
+                     each=lambda ds: from_recording(ds, seed=seed, **(usual | how)))
 
 # %% ../../nbs/sessions/pools.ipynb #dbc8b0f4
 def hold_out(pool: list, held: Session, by: str = "session") -> list:

@@ -98,7 +98,7 @@ def begin_at(start: str, model: nn.Module, session: Session):
     "The bias of the way out: each unit's log mean rate (\"mean\"), or the \"usual\" draw."
     one_of("start", start, ("mean", "usual"))
     if start == "usual" or session.train.shape[2] != len(session.units): return
-    mean = session.train.mean((0, 1))
+    mean = session.train.mean((0, 1), dtype=torch.float32)
     if session.kind == "spikes": mean = (mean + 1 / session.train[..., 0].numel()).log()
     model.stitcher(session.name).decode.bias.copy_(mean)
 

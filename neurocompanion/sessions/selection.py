@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from .. import core
 from ..core import ParameterError
+from ..recordings.spikes.simulate import LADDER
 from . import pools
 from .baselines import Mean, Smoothing
 from .data import Session, fewer, from_recording
@@ -25,14 +26,16 @@ from ..sweeps.paper import names
 from ..sweeps.sweep import code_version
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
+from ..training.rehearsal import paced, rehearsing
 from ..training.steps import device_of
 
 # %% ../../nbs/sessions/selection.ipynb #598e6b86
 @functools.lru_cache(2)
-def _pool(data, source, sessions, split, data_seed, trials, units, bin_ms):
+def _pool(data, source, sessions, split, data_seed, trials, units, steps, bin_ms):
     "The sessions of a pool; read once for many runs."
     how = {"bin_ms": bin_ms} if bin_ms >= 0 else {}
-    world = {"trials": trials} if trials and source != "worms" else {}
+    asked = dict(trials=trials, units=units and max(units, LADDER["units"]), steps=steps)
+    world = {k: v for k, v in asked.items() if v and source != "worms"}
     source = "" if source == "ladder" else source
     return pools.pool(data, source, sessions=sessions, seed=split, data_seed=data_seed,
                       world=world, units=units, **how)
@@ -140,7 +143,7 @@ def read_out(
     hidden = hide(x.shape[:2], ratio, draw)
     end = (torch.arange(x.shape[1]) >= x.shape[1] - n).expand(session.valid.shape[:2])
     h, z = features(x, hidden), features(session.valid, end)
-    mean, level = h.mean(0), x.mean((0, 1))
+    mean, level = h.mean(0), x.mean((0, 1), dtype=torch.float32)
     h = (h - mean).double()
     gram = h.T @ h + ridge * len(h) * h.var(0).mean() * torch.eye(h.shape[1], dtype=h.dtype)
     w = torch.linalg.solve(gram, h.T @ (x[hidden] - level).double())
@@ -177,12 +180,20 @@ def tuned_scores(
     found = {k: shelf.take(k, ".json", _read_json) for k in keys}
     todo = [(k, g) for k, g in zip(keys, groups) if found[k] is None]
     random.Random(os.getpid()).shuffle(todo)     # processes that share a shelf share the work
-    for i in range(0, len(todo), TOGETHER):
-        part = dict(todo[i:i + TOGETHER])
-        bodies = [pretrained(s, g, seed, shelf)[0] for g in part.values()]
-        for k, told in zip(part, _tuned(s, held, bodies, seed)):
+    for part in _parts(todo):
+        bodies = [pretrained(s, g, seed, shelf)[0] for _, g in part]
+        for (k, _), told in zip(part, _tuned(s, held, bodies, seed)):
             found[k] = shelf.put(k, ".json", told, _write_json)
-    return [found[k] for k in keys]
+    left = told if rehearsing() and todo else None           # as if all were worth the same
+    return [left if found[k] is None else found[k] for k in keys]
+
+
+def _parts(todo):
+    "Fine-tunes that go together; in a rehearsal the first of those that cost the same."
+    alike = rehearsing() and len({len(g) for _, g in todo}) == 1
+    most = 2 if alike else TOGETHER
+    parts = [todo[i:i + most] for i in range(0, len(todo), most)]
+    return paced(parts, "bodies") if alike else parts
 
 
 def _tuned(s, held, bodies, seed):
@@ -195,7 +206,8 @@ def _tuned(s, held, bodies, seed):
     for t in done:
         if t.stopped == "diverged": raise diverged(f"epoch {len(t.rows)}", "none", t.session)
     return [_measured(t.model, held, s) | dict(readout=read_out(
-        b, held, seed, ratio=s.ratio, last=s.last), seconds=each) for t, b in zip(done, bodies)]
+        b, held, seed, ratio=s.ratio, last=s.last), seconds=each)
+        for t, b in paced(zip(done, bodies), "score", len(done))]
 
 # %% ../../nbs/sessions/selection.ipynb #e0151fef
 def baselines(s: Setting, held: Session, seed: int, shelf: Shelf) -> list:

@@ -30,7 +30,8 @@ class Setting:
     split: int = 0             # seed of the parts
     data_seed: int = 0         # of what is simulated
     trials: int = parameter(0, least=0)  # of a simulated session; 0: as usual
-    units: int = parameter(0, least=0)  # the most active ones; 0: all
+    units: int = parameter(0, least=0)  # the most active ones; 0: all; simulated: 40 or more
+    steps: int = parameter(0, least=0)  # bins of a simulated trial; 0: as usual
     bin_ms: float = -1.0       # width of a bin; below 0: the source's own
     held_trials: int = parameter(0, least=0)  # trials the one held out trains on; 0: all
     model: str = parameter("linear", words=MODELS)  # the paper: ndt
@@ -74,7 +75,7 @@ def _rehearsed(self, small):
                feedforward=32, ranked_by="0", sizes="1,all")
     if small: return dict(data="simulated") | few
     if self.source: return dict(data="simulated", sessions=22)
-    return dict(data="simulated", sessions=84, trials=400, units=1000)
+    return dict(data="simulated", sessions=84, trials=400, units=1000, steps=150)
 
 
 Setting.rehearsed = _rehearsed

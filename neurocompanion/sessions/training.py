@@ -27,6 +27,7 @@ from .pretraining import (
 from ..training.checkpoints import configuration, fingerprint
 from ..training.fit import Fit
 from ..training.members import Member, Step, train
+from ..training.rehearsal import part_of, rehearsing, took
 from ..training.schedules import learning_rates, make_optimiser
 from ..training.steps import autocast, device_of, settled_precision
 
@@ -139,14 +140,18 @@ def _step(jobs, k, how):
         j.step += 1
 
 
-def _epoch(jobs, how):
-    "One epoch of every job, and what each says of its validation trials."
+def _epoch(jobs, how, steps):
+    "So many steps of an epoch of every job."
     for j in jobs:
         j.whole.training, j.losses = True, []   # its own flag: other threads share the body
         order = torch.randperm(len(j.train), generator=j.generator)
         j.todo = order.to(j.device, non_blocking=True).split(how.batch)
-    for k in range(max(j.steps for j in jobs)):
+    for k in range(min(steps, max(j.steps for j in jobs))):
         _step([j for j in jobs if k < j.steps], k, how)
+
+
+def _listen(jobs, how):
+    "What each says of its validation trials."
     for j in jobs: j.whole.training = False
     with torch.no_grad():
         told = [_pass(p, [(j.batches.name, j.valid, j.held) for j in p], how.amp, noise=False)
@@ -195,7 +200,11 @@ class Packed(Step):
         with _frozen({id(j.body): j.body for j in jobs}.values()), _crew(jobs) as self.run: yield
 
     def epoch(self, jobs):
-        self.run(lambda part: _epoch(part, self.how), jobs)
+        n = max(j.steps for j in jobs)
+        few = min(n, 2) if rehearsing() else n
+        with part_of(n / few): self.run(lambda part: _epoch(part, self.how, few), jobs)
+        took(sum(max(j.steps - few, 0) for j in jobs))
+        self.run(lambda part: _listen(part, self.how), jobs)
         return ()
 
     def judge(self, jobs):

@@ -92,6 +92,7 @@ def sessions(
     drift: float|list = 0.0,   # change of the log rates, at distance one
     frequency=(0.5, 1.0, 2.0),  # of the reference, Hz: one plane each
     decay: float = 0.8,        # of the latents, seconds
+    each=None,                 # takes one recording after the other; what it gives is returned
 ) -> list:                     # a recording for each distance
     "Simulate sessions whose dynamics lie at known distances from a reference."
     return _sessions(dict(locals()), _session)
@@ -104,6 +105,7 @@ def _sessions(p, one, rise=0):
     p["distance"] = np.ravel(p["distance"]).tolist()
     limits = {"distance": {}, "trials": dict(low=1, whole=True), "units": dict(low=1, whole=True),
               "rate": dict(above=True), "gain": {}, "noise": {}, "drift": {}}
+    take = p.pop("each") or (lambda ds: ds)
     own = {k: each(k, p[k], n, **kw) for k, kw in limits.items()}
     for k in ("conditions", "steps"): within(k, p[k], 1, whole=True)
     for k in ("bin_size", "decay"): within(k, p[k], above=True)
@@ -111,7 +113,7 @@ def _sessions(p, one, rise=0):
     p["frequency"] = [within("frequency", float(f), high=highest, above=True)
                       for f in np.ravel(p["frequency"])]
     kicks = generator(p["task"], "task").standard_normal((p["conditions"], 2 * planes))
-    return [one(s, kicks, p | {"session": s} | {k: v[s] for k, v in own.items()})
+    return [take(one(s, kicks, p | {"session": s} | {k: v[s] for k, v in own.items()}))
             for s in range(n)]
 
 # %% ../../../nbs/recordings/spikes/simulate.ipynb #7c143c88

@@ -126,12 +126,13 @@ def benchmark(item, how):
     import pandas as pd
     file, function = item["benchmark"].split(":")
     module = sys.modules["__main__"] if file == "accelerator" else importlib.import_module(file)
-    rows = [dict(benchmark=item["benchmark"], device=how.card) | row
+    rows = [row | dict(benchmark=item["benchmark"], device=how.card)
             for row in getattr(module, function)(how.device, quick=how.rehearse)]
     path = how.out / "benchmarks.csv"
     old = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     pd.concat([old, pd.DataFrame(rows)]).to_csv(path, index=False)
-    for row in rows: how.log(*(f"{k} {_short(v)}" for k, v in row.items() if k != "device"))
+    for row in rows: how.log(*(f"{k} {_short(v)}" for k, v in row.items()
+                               if k != "device" and v is not None))
     return True
 
 

@@ -36,7 +36,7 @@ from neurocompanion.autolfads import cells, models
 from neurocompanion.autolfads.stacked import Stack, adam_numbers, numbers
 from neurocompanion.fast import lfads
 from neurocompanion.fast.graph import tensor_cores
-from turns import by_clock, measure, product, row, runs, tell
+from turns import by_clock, product, row, runs, tell
 
 SHAPES = {  # batch, steps, neurons; the public implementation at 2 threads and 1 thread, seconds
     "lorenz": (128, 100, 60, 0.505, 0.629),
@@ -148,14 +148,6 @@ def compare(name, threads, repeats):
     yield row("autolfads", title, "s", ours, torchs, "our loops, not compiled", **how)
 
 
-def for_table(device="cpu", quick=False, shapes=SHAPES, threads=(1, 2), repeats=5):
-    if device != "cpu": raise ValueError("ways to train on a device are in `rows`")
-    core.keep_memory()
-    if quick: shapes, threads, repeats = ("laptop",), (1,), 2
-    for n in threads:
-        for name in shapes: yield from compare(name, n, repeats)
-
-
 # ---- on a device
 class Layers(nn.Module):
     "Layers of PyTorch of an LFADS' sizes: what its steps in time would cost if they were fused."
@@ -225,43 +217,39 @@ def ways_on(name, device, members):
               for n in members for recorded in ((False, True) if cuda else (False,))]]
 
 
-def rows(device="cuda", quick=False, shapes=("lorenz",), members=(1, 20), repeats=3, steps=4):
-    "One dict for each shape and way: seconds of a step and of a member's share, and ratios."
-    if quick: shapes, members, repeats, steps = ("laptop",), (1, 2), 1, 1
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-
+def on(device, shapes, members, repeats, steps=4):
+    "A member's share of a step, every way, beside plain PyTorch and beside fused layers."
     def several(step):
         for _ in range(steps): step()
-        wait()
 
-    found = []
     for name in shapes:
         ways = ways_on(name, device, members)
         with tensor_cores(device):
             for _, _, step in ways: [step() for _ in range(3)]         # recorded by now
-            times = [wall / steps for wall, _ in measure(
-                [partial(several, step) for _, _, step in ways], repeats)]
-        for (way, n, _), t in zip(ways, times):
-            found.append(dict(shape=name, way=way, members=n, seconds=t, seconds_a_member=t / n,
-                              times_plain=times[0] * n / t, times_layers=times[1] * n / t))
-    return found
+            seen = by_clock(runs([partial(several, step) for *_, step in ways], repeats), "wall")
+        each = [[t / steps / n for t in times] for (_, n, _), times in zip(ways, seen)]
+        for (way, n, _), mine in zip(ways[1:], each[1:]):
+            aim = {"aim": ("ratio", 5)} if way == "stack recorded" and n > 1 else {}
+            title = f"LFADS, a training step, {name}: {way}" + f" of {n}, a member" * (n > 1)
+            yield row("autolfads", title, "s", mine, each[0], "plain PyTorch, step by step",
+                      device=device, limit=(each[1], "layers of its sizes, fused in time, s", [
+                          b / a for a, b in zip(mine, each[1])]), **aim)
+
+
+def for_table(device="cpu", quick=False, shapes=None, threads=(1, 2), repeats=5, members=(1, 20)):
+    core.keep_memory()
+    if quick: shapes, threads, repeats, members = ("laptop",), (1,), 2, (1, 2)
+    if device != "cpu": return (yield from on(device, shapes or ("lorenz",), members, repeats))
+    for n in threads:
+        for name in shapes or SHAPES: yield from compare(name, n, repeats)
 
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("shapes", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
+    ask.add_argument("shapes", nargs="*", help=", ".join(SHAPES))
+    ask.add_argument("--quick", action="store_true", help="small sizes, few turns")
     ask.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     ask.add_argument("--repeats", type=int, default=5)
-    ask.add_argument("--device", help="cuda or cpu: ways to train on it")
+    ask.add_argument("--device", default="cpu", help="cuda: ways to train on it")
     ask.add_argument("--members", nargs="+", type=int, default=[1, 20], help="of a stack")
-    asked = ask.parse_args()
-    core.keep_memory()
-    if asked.device:
-        print(f"PyTorch {torch.__version__}; {asked.device}")
-        for name in asked.shapes:
-            for r in rows(asked.device, False, [name], asked.members, asked.repeats):
-                print("{shape:8} {way:15} {members:3} member(s): {seconds:.4f} s a step; a member "
-                      "{times_plain:.1f} x plain, {times_layers:.2f} x layers".format(**r))
-        raise SystemExit
-    for r in for_table(shapes=asked.shapes, threads=asked.threads, repeats=asked.repeats):
-        print(tell(r), flush=True)
+    for r in for_table(**vars(ask.parse_args())): print(tell(r), flush=True)

@@ -1,6 +1,6 @@
 """Fine-tuning eight sessions on one frozen body: together, one after the other, and written out.
 
-    python benchmarks/ndt_finetune.py [tiny small paper] [--threads 1 2] [--repeats 3]
+    python benchmarks/ndt_finetune.py [--quick] [--device cuda]
 
 The three take turns in one process, on the same threads:
 
@@ -9,14 +9,11 @@ The three take turns in one process, on the same threads:
 - written out: the loop that one would write with PyTorch's own layers and optimiser, one session
   after the other, on a body whose parameters are frozen. It validates and keeps the best as well.
 
-Medians of wall seconds, and of processor seconds (which other work on the machine disturbs less),
-per epoch of all eight; set-up is subtracted.
+Seconds of an epoch of all eight; set-up is subtracted.
 """
 
-import argparse
 import copy
 import os
-import statistics
 import time
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
@@ -30,6 +27,7 @@ from neurocompanion.sessions.models import NDT, hide
 from neurocompanion.sessions.pretraining import paper_schedule
 from neurocompanion.sessions.training import fine_tune, fine_tune_many
 from neurocompanion.training.schedules import make_schedule
+from turns import alone, finish, row
 
 WIDTHS = {  # bins, trials, units of the first session (each has more), sizes, epochs
     "tiny": (50, 100, 30, dict(token=32, width=32, heads=2, layers=2, feedforward=64), 4),
@@ -46,66 +44,65 @@ def made_up(i, units, trials, bins):
     return Session(f"session {i}", *parts, 0.02, tuple(range(units)), {})
 
 
-def written_out(session, bins, sizes, epochs):
+def written_out(session, bins, sizes, epochs, device):
     "The loop that one would write."
     torch.manual_seed(0)
-    model = Written(session.train.shape[2], bins, **sizes)
+    model = Written(session.train.shape[2], bins, **sizes).to(device)
+    train, valid = session.train.to(device), session.valid.to(device)
     model.requires_grad_(False)
     own = [*model.encode.parameters(), *model.decode.parameters(), model.prefix]
     for p in own: p.requires_grad_(True)
     batches = -(-len(session.train) // 16)
     optimiser = torch.optim.AdamW(own, 1e-4, weight_decay=0.01)
     schedule = make_schedule(paper_schedule(), optimiser, epochs * batches)
-    held, best, kept = hide(session.valid.shape[:2]), float("inf"), None
+    held, best, kept = hide(valid.shape[:2]).to(device), float("inf"), None
     for _ in range(epochs):
         model.train()
-        for rows in torch.randperm(len(session.train)).split(16):
-            x = session.train[rows]
+        for rows in torch.randperm(len(train)).split(16):
+            x = train[rows.to(device)]
             optimiser.zero_grad()
-            model.loss(x, hide(x.shape[:2])).backward()
+            model.loss(x, hide(x.shape[:2]).to(device)).backward()
             nn.utils.clip_grad_norm_(own, 1.0)
             optimiser.step()
             schedule.step()
         model.eval()
-        with torch.no_grad(): loss = model.loss(session.valid, held).item()
+        with torch.no_grad(): loss = model.loss(valid, held).item()
         if loss < best: best, kept = loss, copy.deepcopy([p.detach() for p in own])
     return kept
 
 
-def seconds(ways, epochs, repeats):
-    "Medians of wall and processor seconds of an epoch; runs take turns, set-up subtracted."
-    seen = [[] for _ in ways]
+def times(ways, epochs, repeats):
+    "Seconds of an epoch, of every turn; set-up subtracted."
+    found = [[] for _ in ways]
     for _ in range(repeats + 1):                              # the first round warms up
-        for way, times in zip(ways, seen):
-            marks = [(time.perf_counter(), time.process_time())]
+        for way, t in zip(ways, found):
+            marks = [time.perf_counter()]
             for n in (1, 1 + epochs):
                 way(n)
-                marks.append((time.perf_counter(), time.process_time()))
-            times.append([(c - 2 * b + a) / epochs for a, b, c in zip(*marks)])
-    return [[statistics.median(t) for t in zip(*times[1:])] for times in seen]
+                finish()
+                marks.append(time.perf_counter())
+            t.append((marks[2] - 2 * marks[1] + marks[0]) / epochs)
+    return [t[1:] for t in found]
 
 
-def compare(name, threads, repeats):
+def compare(name, device, repeats):
     bins, trials, units, sizes, epochs = WIDTHS[name]
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     pool = [made_up(i, units + units // 10 * i, trials, bins) for i in range(8)]
-    body = NDT(bins, **sizes)
+    body = NDT(bins, **sizes).to(device)
     ways = [lambda n: fine_tune_many(body, pool, epochs=n),
             lambda n: [fine_tune(body, s, epochs=n) for s in pool],
-            lambda n: [written_out(s, bins, sizes, n) for s in pool]]
-    (t, cpu), (t_one, cpu_one), (t_plain, cpu_plain) = seconds(ways, epochs, repeats)
-    print(f"{name:6} {threads} thread(s): an epoch of eight together {t:.2f} s ({cpu:.2f} s of "
-          f"processor); one by one {t_one:.2f} s ({cpu_one:.2f}), {t_one / t:.2f} x "
-          f"({cpu_one / cpu:.2f} x); written out {t_plain:.2f} s ({cpu_plain:.2f}), "
-          f"{t_plain / t:.2f} x ({cpu_plain / cpu:.2f} x)", flush=True)
+            lambda n: [written_out(s, bins, sizes, n, device) for s in pool]]
+    together, single, plain = times(ways, epochs, repeats)
+    how = dict(threads=torch.get_num_threads(), device=device)
+    title = f"fine-tuning eight sessions, {name} sizes: an epoch"
+    yield row("sessions", title, "s", together, plain, "written out, one by one", **how)
+    yield row("sessions", title, "s", together, single, "`fine_tune`, one by one", **how)
 
 
-if __name__ == "__main__":
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("widths", nargs="*", default=list(WIDTHS), help="tiny, small, paper")
-    ask.add_argument("--threads", nargs="+", type=int, default=[2])
-    ask.add_argument("--repeats", type=int, default=3)
-    asked = ask.parse_args()
-    for threads in asked.threads:
-        for name in asked.widths: compare(name, threads, asked.repeats)
+def for_table(device="cpu", quick=False):
+    for name in ("tiny",) if quick else WIDTHS:
+        yield from compare(name, device, 1 if quick else 3)
+
+
+if __name__ == "__main__": alone(for_table, __doc__)

@@ -1,17 +1,15 @@
 """How fast a training step of the neural data transformer is, against the machine's matrix product.
 
-    python benchmarks/ndt_step.py [paper small] [--threads 1 2] [--repeats 5]
+    python benchmarks/ndt_step.py [--quick] [--device cuda]
 
 Three things take turns in one process, on the same threads: forward and backward of our model at
 the paper's sizes (16 trials of 150 bins, 1 015 units), the same network written out with PyTorch's
-own layers, and one large product, `torch.mm`, whose rate is the machine's. The products that a step
-needs are counted exactly; ours leaves out, in its last layer, the bins that do not enter the loss,
-and they are not counted either. Of attention only the pairs that may look at each other count.
-
-Printed: seconds of a step, GFLOP/s, and the share of the rate of `torch.mm`. Medians.
+own layers, and one large product, whose rate is the machine's. The products that a step needs are
+counted exactly; ours leaves out, in its last layer, the bins that do not enter the loss, and they
+are not counted either. Of attention only the pairs that may look at each other count. On a GPU all
+three compute in bf16, as training does.
 """
 
-import argparse
 import os
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
@@ -21,8 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from neurocompanion import core
-from neurocompanion.sessions.models import NDT, fill_in, hide, may_ask, poisson_nll
-from turns import measure
+from neurocompanion.sessions.models import NDT, chosen, fill_in, hide, may_ask
+from neurocompanion.sessions.pretraining import mean_loss
+from turns import alone, by_clock, product, row, runs
 
 SHAPES = {  # batch, bins, units, sizes of the model
     "paper": (16, 150, 1015, {}),
@@ -65,7 +64,7 @@ class Written(nn.Module):
 
     def forward(self, x, mask):
         x = self.encode(torch.where(mask[..., None], 0, x))
-        x = self.lower(F.softsign(self.lift(x))) + self.positions(torch.arange(x.shape[1]))
+        x = self.lower(F.softsign(self.lift(x))) + self.positions.weight[:x.shape[1]]
         x = self.drop(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1))
         for layer in self.layers: x = layer(x, self.ask)
         return self.decode(self.norm(x)[:, 2:])
@@ -94,40 +93,43 @@ def gigaflops(batch, bins, units, mask=None, *, token=668, width=512, heads=8, l
 
 
 def step(model, loss):
+    half = next(model.parameters()).is_cuda
+
     def run():
         model.zero_grad()
-        loss().backward()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half): said = loss()
+        said.backward()
     return run
 
 
-def compare(name, threads, repeats):
-    batch, bins, units, sizes = SHAPES[name]
-    torch.set_num_threads(threads)
+def compare(name, device, threads, repeats):
+    "Ours beside the network written out, and the best product."
+    (batch, bins, units, sizes), gpu = SHAPES[name], device != "cpu"
     torch.manual_seed(0)
-    x, mask = torch.poisson(torch.full((batch, bins, units), 0.1)), hide((batch, bins))
-    ours, plain = NDT(bins, **sizes), Written(units, bins, **sizes)
+    counts = torch.poisson(torch.full((batch, bins, units), 0.1))
+    mask, x = hide((batch, bins)), counts.to(device)
+    there = mask.to(device)
+    ours, plain = NDT(bins, **sizes).to(device), Written(units, bins, **sizes).to(device)
     ours.add_session("one", units)
-    loss = lambda: poisson_nll(fill_in(ours, [("one", x, mask)])[0], x[mask])
-    a = torch.randn(2048, 2048)
-    (t, cpu), (t_plain, cpu_plain), (t_mm, cpu_mm) = measure(
-        [step(ours, loss), step(plain, lambda: plain.loss(x, mask)), lambda: a @ a], repeats)
-    rate, rate_cpu = 2 * 2048**3 / 1e9 / t_mm, 2 * 2048**3 / 1e9 / cpu_mm
-    flop = gigaflops(batch, bins, units, mask, **sizes)
-    whole = gigaflops(batch, bins, units, **sizes)
-    print(f"{name:6} {threads} thread(s): ours {t:.3f} s ({cpu:.3f} s of processor), "
-          f"{flop / t:.0f} GFLOP/s, {flop / t / rate:.0%} of torch.mm ({flop / cpu / rate_cpu:.0%} "
-          f"by processor time); written out {t_plain:.3f} s ({cpu_plain:.3f}), "
-          f"{whole / t_plain / rate:.0%}; {t_plain / t:.2f} x ({cpu_plain / cpu:.2f} x)",
-          flush=True)
+    multiply, gigaflop = product(*(8192, device, torch.bfloat16) if gpu else (2048,))
+    loss = lambda: mean_loss(fill_in(ours, [("one", x, mask)])[0], chosen(x, mask), "spikes")
+    clock = "processor" if threads == 1 else "wall"
+    mine, theirs, large = by_clock(runs(
+        [step(ours, loss), step(plain, lambda: plain.loss(x, there)), multiply], repeats), clock)
+    flop, best = gigaflops(batch, bins, units, mask, **sizes), [gigaflop / t for t in large]
+    title = f"NDT, a training step, {name} sizes" + ", bf16" * gpu
+    return row("sessions", title, "s", mine, theirs,
+               "written out with PyTorch's layers", threads=threads, clock=clock, device=device,
+               limit=(best, "a large product, GFLOP/s", [flop / t / b for t, b in zip(mine, best)]),
+               aim=("share", 0.4) if gpu and name == "paper" else ())
 
 
-if __name__ == "__main__":
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("shapes", nargs="*", default=list(SHAPES), help="paper, small")
-    ask.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    ask.add_argument("--repeats", type=int, default=5)
-    asked = ask.parse_args()
+def for_table(device="cpu", quick=False):
     core.keep_memory()
-    print(f"PyTorch {torch.__version__}")
-    for threads in asked.threads:
-        for name in asked.shapes: compare(name, threads, asked.repeats)
+    for threads in (None,) if device != "cpu" else (1,) if quick else (1, 2):
+        if threads: torch.set_num_threads(threads)
+        for name in ("small",) if quick else SHAPES:
+            yield compare(name, device, threads, 2 if quick else 20 if device != "cpu" else 5)
+
+
+if __name__ == "__main__": alone(for_table, __doc__)

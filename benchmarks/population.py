@@ -1,13 +1,16 @@
 """How much faster a population is than training its members one by one.
 
-Prints ratios of medians over alternating runs, in one go:  python benchmarks/population.py
-Everything runs on one thread and is timed in seconds of processor time, so that other work on the
-machine does not decide the result.
+    python benchmarks/population.py [--quick] [--device cuda]
+
+Fifty perceptrons as one stack beside the loop that one writes, with PyTorch's optimiser and with
+its fused one, and beside `fit`, one model after the other; a few members stand for all of the
+latter. Then forward and backward of a stack of LSTMs written in plain operations beside `nn.LSTM`
+one by one, which is why LFADS and the worm models are not stacked that way. On the processor one
+thread computes and its own seconds count, so that others' work on the machine does not.
 """
 
 import os
-import statistics
-import time
+from functools import partial
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -19,8 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from neurocompanion import core
 from neurocompanion.training.fit import fit
 from neurocompanion.training.population import fit_population
-
-MEMBERS = 50
+from turns import alone, by_clock, row, runs
 
 
 def perceptron():
@@ -34,58 +36,44 @@ def cross_entropy(model, x, y): return F.cross_entropy(model(x), y)
 def plain(data, seed, epochs, batch, **settings):
     "The loop that everyone writes."
     torch.manual_seed(seed)
-    model, order = perceptron(), torch.Generator().manual_seed(seed)
+    model, order = perceptron().to(data[0].device), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, **settings)
     for _ in range(epochs):
-        shuffled = torch.randperm(len(data[0]), generator=order)
+        shuffled = torch.randperm(len(data[0]), generator=order).to(data[0].device)
         for i in range(0, len(shuffled), batch):
             x, y = (v[shuffled[i:i + batch]] for v in data)
             loss = cross_entropy(model, x, y)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    return model
 
 
 def by_fit(data, seed, epochs, batch):
     "`fit`, one model after the other."
     core.set_seed(seed)
-    model = perceptron()
-    fit(model, cross_entropy, data, epochs=epochs, batch=batch, seed=seed)
-    return model
+    fit(perceptron().to(data[0].device), cross_entropy, data, epochs=epochs, batch=batch, seed=seed)
 
 
-def seconds(*ways, repeats=4):
-    "Medians of processor time over runs that take turns."
-    times = [[] for _ in ways]
-    for _ in range(repeats + 1):                        # the first round warms up
-        for way, t in zip(ways, times):
-            start = time.process_time()
-            way()
-            t.append(time.process_time() - start)
-    return [statistics.median(t[1:]) for t in times]
-
-
-def perceptrons(batch, n=320, steps=100, some=5):
-    "A population of 50 against `some` members one by one, scaled up to 50."
+def perceptrons(batch, members, some, device, repeats, n=320, steps=100):
+    "A population beside a few of its members one by one, a member's share of the time."
     draw = torch.Generator().manual_seed(0)
-    data = torch.randn(n, 30, generator=draw), torch.randint(0, 7, (n,), generator=draw)
+    data = (torch.randn(n, 30, generator=draw).to(device),
+            torch.randint(0, 7, (n,), generator=draw).to(device))
     epochs = max(1, steps * batch // n)
-    ways = [
-        lambda: fit_population(perceptron, cross_entropy, data, seeds=MEMBERS, epochs=epochs,
-                               batch=batch),
-        lambda: [plain(data, s, epochs, batch) for s in range(some)],
-        lambda: [plain(data, s, epochs, batch, fused=True) for s in range(some)],
-        lambda: [by_fit(data, s, epochs, batch) for s in range(some)]]
-    stacked, *single = seconds(*ways)
-    ratios = [t * MEMBERS / some / stacked for t in single]
-    pop = fit_population(perceptron, cross_entropy, data, seeds=4, epochs=2, batch=batch)
-    apart = max((a - b).abs().max().item() for a, b in zip(
-        pop.model(3).parameters(), plain(data, 3, 2, batch).parameters()))
-    print(f"{MEMBERS} perceptrons 30-16-16-7, batch {batch:3d}: {ratios[0]:5.1f} x one by one, "
-          f"{ratios[1]:5.1f} x with the fused optimiser, {ratios[2]:5.1f} x `fit`; "
-          f"weights differ by {apart:.0e} after two epochs")
-    return ratios[0]
+    singles = {"the usual loop": plain, "the usual loop, fused optimiser": partial(
+        plain, fused=True), "`fit`, one by one": by_fit}
+    ways = [lambda: fit_population(perceptron, cross_entropy, data, seeds=members, epochs=epochs,
+                                   batch=batch, device=device),
+            *(lambda f=f: [f(data, s, epochs, batch) for s in range(some)]
+              for f in singles.values())]
+    clock = "processor" if device == "cpu" else "wall"
+    together, *apart = by_clock(runs(ways, repeats), clock)
+    ms = lambda times, k: [1e3 * t / k for t in times]
+    for name, times in zip(singles, apart):
+        aim = {"aim": ("ratio", 20 if device != "cpu" else 8)} if name == "the usual loop" else {}
+        yield row("training", f"{members} perceptrons as one, batch {batch}: a member",
+                  "ms", ms(together, members), ms(times, some), name, clock=clock,
+                  threads=1 if device == "cpu" else None, device=device, **aim)
 
 
 class Loop(nn.Module):
@@ -106,12 +94,12 @@ class Loop(nn.Module):
         return torch.stack(out, 1)
 
 
-def recurrent(members, hidden, batch=16, time_steps=50, inputs=30, repeats=3):
-    "Forward and backward: a stacked loop against `nn.LSTM` one by one."
-    loops = [Loop(inputs, hidden) for _ in range(members)]
-    fused = [nn.LSTM(inputs, hidden, batch_first=True) for _ in range(members)]
+def recurrent(members, hidden, device, repeats, batch=16, steps=50, inputs=30):
+    "Forward and backward: a stacked loop beside `nn.LSTM` one by one."
+    loops = [Loop(inputs, hidden).to(device) for _ in range(members)]
+    fused = [nn.LSTM(inputs, hidden, batch_first=True).to(device) for _ in range(members)]
     params, _ = stack_module_state(loops)
-    x = torch.randn(members, batch, time_steps, inputs)
+    x = torch.randn(members, batch, steps, inputs, device=device)
     one = lambda p, x: functional_call(loops[0], p, (x,)).square().mean()
 
     def stacked():
@@ -121,14 +109,21 @@ def recurrent(members, hidden, batch=16, time_steps=50, inputs=30, repeats=3):
         for model, v in zip(fused, x):
             torch.autograd.grad(model(v)[0].square().mean(), list(model.parameters()))
 
-    together, apart = seconds(stacked, single, repeats=repeats)
-    print(f"{members:3d} LSTMs of {hidden:3d} units, {time_steps} steps: {apart / together:5.2f} x "
-          "nn.LSTM one by one")
+    clock = "processor" if device == "cpu" else "wall"
+    together, apart = by_clock(runs([stacked, single], repeats), clock)
+    return row("training", f"{members} LSTMs of {hidden} units in a stack, {steps} steps", "s",
+               together, apart, "nn.LSTM one by one", clock=clock, device=device,
+               threads=1 if device == "cpu" else None)
 
 
-if __name__ == "__main__":
+def for_table(device="cpu", quick=False):
     torch.set_num_threads(1)
-    print(f"PyTorch {torch.__version__}, one thread")
-    main = [perceptrons(batch) for batch in (32, 64, 320)][0]
-    for members, hidden in [(50, 16), (10, 64), (10, 128)]: recurrent(members, hidden)
-    print(f"population / one by one: {main:.1f} (at least 8)")
+    core.keep_memory()
+    members, some, repeats = (8, 2, 2) if quick else (50, 5, 4)
+    for batch in (32,) if quick else (32, 320):
+        yield from perceptrons(batch, members, some, device, repeats)
+    for many, hidden in [(4, 16)] if quick else [(50, 16), (10, 128)]:
+        yield recurrent(many, hidden, device, repeats)
+
+
+if __name__ == "__main__": alone(for_table, __doc__)

@@ -129,12 +129,6 @@ def for_table(device="cpu", quick=False, nets=tuple(NETS), side=None, threads=No
                 yield on_processor(name, side, n, repeats)
 
 
-def on_device(device="cuda", quick=False):
-    "What `accelerator.py` keeps of it."
-    names = dict(what="what", ours="value", unit="unit", ratio="times_plain", share="share")
-    return [{new: r[old] for old, new in names.items()} for r in for_table(device, quick)]
-
-
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("nets", nargs="*", default=list(NETS), help="short, plain")

@@ -1,21 +1,23 @@
 """How much faster the worm GNN's cross-validation is as a population than one by one.
 
-Prints ratios of medians over alternating runs:  python benchmarks/worm_gnn_population.py
-Everything runs on one thread and is timed in seconds of processor time, so that other work on the
-machine does not decide the result. Recordings are made up, of the length of the real ones.
+    python benchmarks/worm_gnn_population.py [--quick] [--device cuda]
+
+Ways take turns; told is a network's share of the time, for 800 epochs, set-up subtracted. On the
+processor one thread computes and its own seconds count, so that others' work on the machine does
+not. Recordings are made up, of the length of the real ones.
 
 "Written out" is the network as one would write it from the paper's equations, with PyTorch's own
 layers: pairs are concatenated, messages are passed at every step. "`fit`" is our model, one at a
 time. The population does the same arithmetic as `fit`, side by side: their ratio is what stacking
 is worth. `look=100` infers static edges from 100 evenly spaced steps of a worm instead of all three
-thousand; that ratio holds for networks written out in the same way, and the last line says what
-stacking, algebra and the thinned look give together. Accuracies are compared as well.
+thousand, in the network written out as well. Accuracies on test folds are compared too.
 """
 
 import copy
 import os
-import statistics
 import time
+from functools import partial
+from unittest.mock import patch
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
 
@@ -27,6 +29,7 @@ from torch import nn
 from neurocompanion.worm_gnn import data
 from neurocompanion.worm_gnn.models import GNN, MLP
 from neurocompanion.worm_gnn.training import (cross_validation, cut, train_alone, train_states)
+from turns import alone, finish, row
 
 NODES, STEPS, HIDDEN = 15, 3100, 16
 
@@ -74,13 +77,13 @@ class WrittenGNN(nn.Module):
         return self.head(self.g(x.flatten(1)))
 
 
-def written_out(make, worms, member, cuts, epochs, look=None):
+def written_out(make, worms, member, cuts, epochs, look=None, device="cpu"):
     "The loop that everyone writes: Adam, a plateau, the best weights."
     torch.manual_seed(member.number)
     worm, fold = worms[member.worms[0]], cuts[member.worms[0]][member.fold].on(STEPS)
-    x, y = torch.as_tensor(worm.x), torch.as_tensor(worm.y)
+    x, y = (torch.as_tensor(v).to(device) for v in (worm.x, worm.y))
     train, valid = [(x[m], y[m]) for m in (fold.train, fold.validation)]
-    model, best, kept = make(), np.inf, None
+    model, best, kept = make().to(device), np.inf, None
     seen = x if look is None else x[torch.arange(look) * len(x) // look]
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.25, patience=50)
@@ -98,68 +101,67 @@ def written_out(make, worms, member, cuts, epochs, look=None):
     return kept
 
 
-def seconds(ways, epochs, repeats=3):
-    "Medians of processor time per model and epoch, over runs that take turns; set-up subtracted."
-    times = [[] for _ in ways]
+def times(ways, epochs, repeats, clock):
+    "Seconds per network and epoch of every turn; set-up subtracted."
+    found, now = [[] for _ in ways], getattr(time, {"processor": "process_time"}.get(
+        clock, "perf_counter"))
     for _ in range(repeats + 1):                        # the first round warms up
-        for (way, models), t in zip(ways, times):
-            marks = [time.process_time()]
+        for (way, models), t in zip(ways, found):
+            marks = [now()]
             for n in (1, 1 + epochs):
                 way(n)
-                marks.append(time.process_time())
+                finish()
+                marks.append(now())
             t.append((marks[2] - 2 * marks[1] + marks[0]) / epochs / models)
-    return [statistics.median(t[1:]) for t in times]
+    return [t[1:] for t in found]
 
 
-def compare(name, ours, written, worms, cuts, epochs=10, alone=2, look=None):
-    "One network: written out, by `fit`, as a population of 50."
-    members = cross_validation(5, 1)
-    ways = [(lambda n: train_states(ours, worms, members, cuts, epochs=n), len(members)),
-            (lambda n: [train_alone(ours, worms, m, cuts, epochs=n) for m in members[:alone]],
-             alone),
-            (lambda n: [written_out(written, worms, m, cuts, n, look) for m in members[:alone]],
-             alone)]
-    stacked, by_fit, plain = seconds(ways, epochs)
-    print(f"{name:24}: population {stacked * 800:5.2f} s a model of 800 epochs; "
-          f"{by_fit / stacked:5.1f} x `fit`, {plain / stacked:5.1f} x written out", flush=True)
-    return stacked, plain
+def compare(name, ours, written, worms, cuts, device, epochs, repeats, look=None, some=2):
+    "One network: as a population, by `fit`, written out."
+    members = cross_validation(len(worms), 1)
+    ways = [(lambda n: train_states(ours, worms, members, cuts, epochs=n, device=device),
+             len(members)),
+            (lambda n: [train_alone(ours, worms, m, cuts, epochs=n) for m in members[:some]], some),
+            (lambda n: [written_out(written, worms, m, cuts, n, look, device)
+                        for m in members[:some]], some)]
+    clock = "processor" if device == "cpu" else "wall"
+    stacked, by_fit, plain = ([800 * t for t in v] for v in times(ways, epochs, repeats, clock))
+    how = dict(clock=clock, device=device, threads=1 if device == "cpu" else None)
+    title, aim = f"{name}, {len(members)} as one: a network of 800 epochs", ("ratio", 10)
+    yield row("worm_gnn", title, "s", stacked, plain, "written out, one by one", **how,
+              aim=("ratio", 20) if device != "cpu" else aim if look else ())
+    yield row("worm_gnn", title, "s", stacked, by_fit, "`fit`, one by one", **how)
 
 
-def accuracies(ours, worms, cuts, epochs=100, alone=5):
+def accuracies(name, ours, worms, cuts, device, epochs, some=5):
     "Accuracy on test folds of some members, as a population and by `fit`."
-    members = cross_validation(5, 1)[::10][:alone]
-    together = train_states(ours, worms, members, cuts, epochs=epochs)
+    members = cross_validation(len(worms), 1)[::10][:some]
+    together = train_states(ours, worms, members, cuts, epochs=epochs, device=device)
     told = [[], []]
     for i, m in enumerate(members):
         worm = worms[m.worms[0]]
         test = cuts[m.worms[0]][m.fold].on(STEPS).test
-        for model, found in zip((together.model(i), train_alone(ours, worms, m, cuts,
-                                                                epochs=epochs)), told):
-            with torch.no_grad(): said = model.eval()(torch.as_tensor(worm.x)[None])[0].argmax(-1)
-            found.append((said.numpy() == worm.y)[test].mean())
-    return np.mean(told, axis=1)
+        lone = train_alone(ours, worms, m, cuts, epochs=epochs)
+        for model, found in zip((together.model(i), lone), told):
+            x = torch.as_tensor(worm.x)[None].to(next(model.parameters()).device)
+            with torch.no_grad(): said = model.eval()(x)[0].argmax(-1).cpu()
+            found.append(100 * float((said.numpy() == worm.y)[test].mean()))
+    return row("worm_gnn", f"{name}: accuracy of a network, {epochs} epochs", "%", *told,
+               "`fit`, one by one", higher=True, device=device)
 
 
-def full_table(mlp, gnn):
-    "Worm-models of all 31 training sets and ten folds, in minutes on one core."
-    trained = sum(len(m.worms) for m in cross_validation(5))
-    return trained * 800 * (2 * mlp + gnn) / 60         # MLP and connectome cost the same
-
-
-if __name__ == "__main__":
+def for_table(device="cpu", quick=False):
     torch.set_num_threads(1)
-    print(f"PyTorch {torch.__version__}, one thread")
-    worms = [made_up(f"made up {i}", i) for i in range(5)]
-    cuts = cut(worms)
-    thin = lambda: GNN(NODES, look=100)
-    mlp, _ = compare("MLP", lambda: MLP(NODES), WrittenMLP, worms, cuts)
-    _, whole = compare("GNN, edges of all steps", lambda: GNN(NODES), WrittenGNN, worms, cuts, 5)
-    gnn, _ = compare("GNN, look=100", thin, WrittenGNN, worms, cuts, look=100)
-    for name, make in (("MLP", lambda: MLP(NODES)), ("GNN, look=100", thin)):
-        together, alone = accuracies(make, worms, cuts)
-        print(f"{name:24}: accuracy {100 * together:.2f} % as a population, "
-              f"{100 * alone:.2f} % by `fit`")
-    print(f"the full table of two states (MLP, GNN on the connectome, GNN; 310 networks each): "
-          f"about {full_table(mlp, gnn):.0f} min on one core")
-    print(f"population with look=100 / one by one, written out, edges of all steps: "
-          f"{whole / gnn:.1f} (at least 10)")
+    worms = [made_up(f"made up {i}", i) for i in range(2 if quick else 5)]
+    cuts, epochs, repeats = cut(worms), 2 if quick else 10, 1 if quick else 3
+    mlp, thin = partial(MLP, NODES), partial(GNN, NODES, look=100)
+    kinds = [("GNN, look=100", thin, WrittenGNN, epochs, 100)]
+    if not quick: kinds += [("MLP", mlp, WrittenMLP, epochs, None),
+                            ("GNN, edges of all steps", partial(GNN, NODES), WrittenGNN, 5, None)]
+    with patch.dict(os.environ, NEUROCOMPANION_DEVICE=device):
+        for name, ours, written, n, look in kinds:
+            yield from compare(name, ours, written, worms, cuts, device, n, repeats, look)
+        yield accuracies("GNN, look=100", thin, worms, cuts, device, 3 if quick else 100)
+
+
+if __name__ == "__main__": alone(for_table, __doc__)

@@ -142,6 +142,19 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(folder, capsys):
     np.testing.assert_allclose(errors(said), errors(capsys.readouterr().out), rtol=2e-3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_torchrun_starts_again_what_was_killed(folder):
+    how = [*NET, "--steps", "40", "--save-seconds", "0", "--checkpoint", "run.pt"]
+    two = ["torchrun", "--standalone", "--max-restarts", "1", "--nproc_per_node", "2", "-m", MODULE,
+           "--out", "new.pt"]
+    process = start(two, *how)
+    until(lambda: os.path.exists("run.pt"), 120)
+    os.kill(children(process)[1], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-2000:]
+    assert "goes on at step" in out and os.path.exists("new.pt")
+
+
 COPIES = """
 import json, os, sys
 import torch._dynamo

@@ -302,9 +302,9 @@ class Watch:
         (self.rank, self.size), self.again = place(), again
         self.over, self.store = self.size == 1, None
         if self.over: return
-        self.store = next(dist.rendezvous("env://"))[0]
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")   # addresses of the last are old
+        self.store = dist.PrefixStore(f"round {round}", next(dist.rendezvous("env://"))[0])
         self.board = dist.PrefixStore(f"watch {round}", dist.TCPStore(
             *where, is_master=False, wait_for_workers=False))
         self.board.set(f"at {self.rank}", f"{_machine()} {os.getpid()}")

@@ -15,6 +15,7 @@ from ..recordings.worm import simulate
 from ..recordings.spikes import simulate as simulate_spikes
 from ..recordings.simulate import generator, within
 from .data import Session, from_recording, identity
+from ..training.rehearsal import part_of, rehearsing
 
 # %% ../../nbs/sessions/pools.ipynb #89cb0fdf
 def check_pool(pool: list) -> list:  # of sessions; the same
@@ -116,8 +117,19 @@ def _simulated(source, n, data_seed, world, seed, how):
     one_of("source", source, ("", "simulated", *GROUPS))
     world = {"kind": "traces", "duration": 900.0} | world if worms else world
     usual = {} if worms else {"bin_ms": 0.0}
-    return simulated(n or 24, seed=data_seed, **world,
-                     each=lambda ds: from_recording(ds, seed=seed, **(usual | how)))
+    n = n or 24
+    few = min(n, 4) if rehearsing() else n
+    with part_of((n + 1) / (few + 1)):
+        made = simulated(few, seed=data_seed, **world,
+                         each=lambda ds: from_recording(ds, seed=seed, **(usual | how)))
+    return made + [_again(made[1 + i % few], i) for i in range(few, n)]
+
+
+def _again(session, i):
+    "In a rehearsal: another session of the same size."
+    parts = {k: getattr(session, k).clone() for k in ("train", "valid", "test")}
+    return session._replace(name=f"{session.name} {i}", **parts,
+                            facts=session.facts | {"fingerprint": f"again {i}"})
 
 # %% ../../nbs/sessions/pools.ipynb #dbc8b0f4
 def hold_out(pool: list, held: Session, by: str = "session") -> list:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import core
 from ..core import ParameterError, TrainingError, one_of
@@ -60,9 +61,19 @@ def mean_loss(told, target, kind: str):
 
 def known_as(sessions: list) -> str:
     "A digest of names and data: another pool is another run."
-    parts = [(s.name, s.kind, *(fingerprint(x, whole=True) for x in (s.train, s.valid)))
-             for s in sessions]
+    parts = [(s.name, s.kind, *map(_digest, (s.train, s.valid))) for s in sessions]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+_digests = WeakIdKeyDictionary()
+
+
+def _digest(x):
+    "The fingerprint of a tensor, taken once, and again if it was written to."
+    kept = _digests.get(x)
+    if kept is None or kept[0] != x._version:
+        kept = _digests[x] = x._version, fingerprint(x, whole=True)
+    return kept[1]
 
 
 class _Loss:

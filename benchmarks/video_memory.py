@@ -99,7 +99,7 @@ def work(job, folder, limit):
 
 
 def for_table(device="cpu", quick=False, limit=None):
-    limit, times = (limit or (64 if quick else 96)) << 20, 3 if quick else 10
+    limit, times = (limit or 96) << 20, 3 if quick else 10
     more = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}        # threads reserve no memory
     with tempfile.TemporaryDirectory() as folder:
         size = written(f"{folder}/film.zarr", times * limit)

@@ -16,6 +16,7 @@ from .decoding import cross_decode, few_threads
 from ..core import ParameterError, progress
 from ..recordings.spikes.counts import kernel, smooth
 from ..training.metrics import r2
+from ..training.rehearsal import part_of, rehearsing
 
 # %% ../../nbs/autolfads/baselines.ipynb #c0a7d4e0
 def each_trial(spikes, units=None):  # trial time unit, or a list of time unit; of a fitted model
@@ -393,7 +394,9 @@ def gpfa(
         "GPFA cannot be fitted so", expected=f"1 to {units} latents, times above 0, 0 < noise < 1",
         found=f"{latents} latents, bins of {bin_size} s, τ {tau} s, noise {noise}, {iterations} "
               "iterations")
-    p, history = _learn(groups, tau / bin_size, int(latents), noise, iterations, tolerance)
+    few = min(iterations, 4) if rehearsing() else iterations
+    with part_of(iterations / few):
+        p, history = _learn(groups, tau / bin_size, int(latents), noise, few, tolerance)
     targets = _halved(spikes, False)[0]
     C, d, _ = _readout(_expect(groups, (*p, noise), targets)[1])
     return GPFA(*p[:3], p[3] * bin_size, bin_size, root, noise, np.c_[C, d], history)

@@ -12,7 +12,7 @@ extras = {k.removesuffix("_requirements"): v.split()
 
 # Files of the checkout that an installed package reads too, under share/neurocompanion.
 SHARED = ["_quarto.yml", "data/*.csv", "nbs/**/*.ipynb", "nbs/*.css", "nbs/*.bib",
-          "nbs/site.html", "nbs/site.js", "nbs/*/sweeps/*.yaml", "nbs/*/tables/*"]
+          "nbs/site.html", "nbs/site.js", "nbs/*/sweeps/*.yaml", "nbs/*/tables/*", "nbs/tables/*"]
 shared = sorted({f for pattern in SHARED for f in glob(pattern, recursive=True)
                  if ".ipynb_checkpoints" not in f})
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATES', 'WHOLE', 'counter', 'Cost', 'stands_in', 'one', 'kinds', 'long_axis', 'between', 'rehearsed_values',
-           'gpu_seconds', 'apart', 'rehearse', 'summary', 'write']
+           'card_rates', 'gpu_seconds', 'apart', 'rehearse', 'summary', 'write']
 
 # %% ../nbs/rehearse.ipynb #4d4054ca
 import json, math, os, resource, subprocess, sys, tempfile, time
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from .core import (
-    SweepError, atomic_path, cores, git_revision, machine, versions)
+    SweepError, atomic_path, cores, git_revision, home, machine, versions)
 from .sweeps.paper import experiments_of, setting_of, uses
 from .sweeps.sweep import canonical, expand, load
 from .sweeps.warm import ending
@@ -161,8 +161,21 @@ def rehearsed_values(values: list) -> list:
 RATES = dict(matrix=250e12, memory=2.4e12, launch=5e-6)   # half of an H200's data sheet, TF32
 
 
-def gpu_seconds(cost: Cost, rates: dict = RATES) -> float:
+@cache
+def card_rates(path: Path | None = None) -> dict:  # None: that of nbs/tables
+    "What a card does: as `benchmarks/accelerator.py` measured it, or `RATES`, which are assumed."
+    import pandas as pd
+    path = path or home() / "nbs" / "tables" / "accelerator.csv"
+    if not path.is_file(): return RATES | {"from": "half of an H200's data sheet"}
+    t = pd.read_csv(path)
+    t = t[t.benchmark == "accelerator:card"].set_index("what").value
+    return dict(matrix=float(t.matrix_tf32), memory=float(t.memory), launch=float(t.launch),
+                **{"from": "measured"})
+
+
+def gpu_seconds(cost: Cost, rates: dict | None = None) -> float:
     "What one card takes, if each of its limits is reached in turn."
+    rates = rates or card_rates()
     return max(cost.flops / rates["matrix"], cost.bytes / rates["memory"]) + \
         cost.launches * rates["launch"]
 
@@ -282,5 +295,5 @@ def write(table, path: str | Path):
     with atomic_path(path) as tmp:
         both.sort_values("sweep", kind="stable").to_csv(tmp, index=False, float_format="%.4g")
     about = dict(date=time.strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
-                 rates=RATES, **git_revision())
+                 rates=card_rates(), **git_revision())
     with atomic_path(path.with_suffix(".json")) as tmp: tmp.write_text(json.dumps(about, indent=1))

@@ -511,11 +511,10 @@ def average(
     x, external, _ = _checked(model, x, external)
     need_whole(0, samples=samples)
     need_whole(1, batch=batch)
-    given = draws(model, len(x), samples, batch, seed)
-    was = model.training
-    model.eval()
-    try: return posterior(model, x, external, samples, given)
-    finally: model.train(was)
+    few = min(samples, 2) if rehearsing() else samples
+    given = draws(model, len(x), few, batch, seed)
+    with evaluating(model), part_of(max(samples, 1) / max(few, 1)):
+        return posterior(model, x, external, few, given)
 
 # %% ../../nbs/autolfads/models.ipynb #332d611a
 def explained(a: Average, y: Tensor) -> Tensor:  # b t n

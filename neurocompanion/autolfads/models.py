@@ -22,6 +22,8 @@ from ..core import ParameterError, keep_memory, need_whole, one_of
 from ..recordings.guard import npz, refuse
 from ..fast.dropout import Rate, drop, kept, scale
 from ..fast.graph import normal, sent, stacking
+from ..training.rehearsal import part_of, rehearsing
+from ..training.steps import evaluating
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
 class LFADS(nn.Module):

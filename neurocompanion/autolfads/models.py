@@ -22,7 +22,7 @@ from ..core import ParameterError, keep_memory, need_whole, one_of
 from ..recordings.guard import npz, refuse
 from ..fast.dropout import Rate, drop, kept, scale
 from ..fast.graph import normal, sent, stacking
-from ..training.rehearsal import part_of, rehearsing
+from ..training.rehearsal import paced, rehearsing
 from ..training.steps import evaluating
 
 # %% ../../nbs/autolfads/models.ipynb #791c435a
@@ -513,10 +513,12 @@ def average(
     x, external, _ = _checked(model, x, external)
     need_whole(0, samples=samples)
     need_whole(1, batch=batch)
-    few = min(samples, 2) if rehearsing() else samples
-    given = draws(model, len(x), few, batch, seed)
-    with evaluating(model), part_of(max(samples, 1) / max(few, 1)):
-        return posterior(model, x, external, few, given)
+    given = draws(model, len(x), samples, batch, seed)
+    if rehearsing(): given = paced(given, "average", len(x) * max(samples, 1) / batch)
+    with evaluating(model): found = posterior(model, x, external, samples, given)
+    if (n := len(found.rates)) == len(x): return found
+    again = torch.arange(len(x), device=found.rates.device) % n    # the rest of a rehearsal
+    return Average(*[v if v is None else v[again] for v in found])
 
 # %% ../../nbs/autolfads/models.ipynb #332d611a
 def explained(a: Average, y: Tensor) -> Tensor:  # b t n

@@ -154,7 +154,7 @@ def between(x: float, known: dict) -> Cost:  # of Cost by value
 def rehearsed_values(values: list) -> list:
     "Which numbers of a long axis are rehearsed."
     some = [v for v in values if v > 0]
-    ends = dict.fromkeys((some[0], some[len(some) // 2], some[-1]))
+    ends = dict.fromkeys((some[0], some[len(some) // 2], some[-1])) if some else ()
     return [*(v for v in values if v <= 0), *ends]
 
 # %% ../nbs/rehearse.ipynb #6d64f224
@@ -206,9 +206,13 @@ class _Grid:
         self.runs = expand(self.spec, scale, preset=preset)
         self.alike = ("seed", *getattr(setting_of(self.spec.paper), "alike", ()))
         self.kinds = kinds(self.runs, self.alike)
-        self.axis, values = long_axis([{k: v for k, v in r.items() if k not in self.alike}
+        self.axis, _ = long_axis([{k: v for k, v in r.items() if k not in self.alike}
                                        for r, _ in self.kinds])
-        self.chosen = {*rehearsed_values(values)} if self.axis else {None}
+        self.chosen = set()                    # the rest of a kind, its value on the axis
+        for rest in {self.rest(r) for r, _ in self.kinds}:
+            own = sorted({r.get(self.axis) for r, _ in self.kinds if self.rest(r) == rest})
+            some = rehearsed_values(own) if self.axis else own
+            self.chosen |= {(rest, v) for v in some}
         self.told = [k for k in self.runs[0] if k not in self.alike
                      and len({canonical(r[k]) for r, _ in self.kinds}) > 1]
         self.known = {}                        # the rest of a kind → value on the axis → cost
@@ -221,7 +225,7 @@ class _Grid:
     def rehearsed(self, size):
         "Rehearse what is chosen: run, how many are of its kind, cost."
         for run, n in self.kinds:
-            if run.get(self.axis) not in self.chosen: continue
+            if (self.rest(run), run.get(self.axis)) not in self.chosen: continue
             try: cost = apart(self.spec.paper, run, size)
             except RuntimeError as e: raise SweepError(
                 "a run of this grid does not work", found=e,

@@ -110,17 +110,23 @@ def children(process):
     return found
 
 
+def several_saved():
+    "Whether a checkpoint was written several times, to be asked again and again."
+    written = set()
+    def asked():
+        try: written.add(os.stat("run.pt").st_ino)
+        except OSError: pass
+        return len(written) > 2
+    return asked
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(folder, capsys):
     train, _, forecast = PAGE[4:]
     how = [*NET, "--steps", "12", "--save-seconds", "0"]
     run_on([train, *how, "--checkpoint", "calm.ckpt", "--out", "calm.pt"])
-    process, written = start(train, *how), set()
-    def two():
-        try: written.add(os.stat("run.pt").st_ino)
-        except OSError: pass
-        return len(written) > 2
-    until(two, 120)
+    process = start(train, *how)
+    until(several_saved(), 120)
     os.kill(children(process)[1], signal.SIGKILL)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 1 and err.count("was killed.") == 1
@@ -148,7 +154,7 @@ def test_torchrun_starts_again_what_was_killed(folder):
     two = ["torchrun", "--standalone", "--max-restarts", "1", "--nproc_per_node", "2", "-m", MODULE,
            "--out", "new.pt"]
     process = start(two, *how)
-    until(lambda: os.path.exists("run.pt"), 120)
+    until(several_saved(), 120)
     os.kill(children(process)[1], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-2000:]

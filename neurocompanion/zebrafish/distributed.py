@@ -642,7 +642,7 @@ def main(argv=None) -> int:
         status = watch.told(e)
         return _end(status) if watch.size > 1 else status
     dist.destroy_process_group()
-    return 0
+    return _end(0)                                      # threads of the store hold nothing up
 
 # %% ../../nbs/zebrafish/distributed.ipynb #b4ae193a
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -296,86 +296,54 @@ def rank(
     pool,                   # the others, as for `read`
     out=None,               # .csv, .parquet or .nc
     *,
-    minutes: float = 5.0,   # in all, about
+    minutes: float = 5.0,   # no repetition begins that would end later; one is always made
+    seeds: int = 5,         # repetitions, at most
     reader: dict | None = None,  # options of the reader, such as align=
-    **how,                  # fields of `sessions.setting.Setting`
+    **how,                  # as for `sessions.selection.rank_sessions`
 ) -> Path:
     "Sessions of a pool in the order of what pretraining on them is worth to yours."
-    import time
-    from tempfile import TemporaryDirectory
-    from neurocompanion.sessions.selection import rank_sessions, session_baselines, told_apart
-    from neurocompanion.sessions.setting import Setting
-    path, begun, seeds = _place(
-        out, mine, "rank", ".csv", (".csv", ".parquet", ".nc")), time.time(), 0
+    from neurocompanion.sessions.selection import rank_sessions
+    path = _place(out, mine, "rank", ".csv", (".csv", ".parquet", ".nc"))
     own, others = (_read(v, "spikes", reader=reader) for v in (mine, pool))
-    held, rest = told_apart(own[0], list(others), Setting(data="own", **how))
-    how = _rank_budget(held, rest, 60 * minutes - (time.time() - begun), how)
-    with TemporaryDirectory() as shelf:
-        simple, trained = session_baselines(held, rest, shelf=shelf, **how), time.time()
-        while not seeds or seeds < 5 and (time.time() - trained) * (seeds + 1) < seeds * (
-                60 * minutes - (trained - begun)):
-            seeds += 1
-            table = rank_sessions(held, rest, seeds=seeds, shelf=shelf, **how)
-            print(f"seed {seeds}: best {table.session[0]}, {table.score[0]:.3g} bits a spike",
-                  flush=True)
-    told = _rank_verdict(table, simple, seeds)
-    made = result({k: ("session", table[k]) for k in table if k != "session"}, {
-        "session": table.session}, own[0], kind="ranking", method="sessions", verdict=told,
-        settings={"seeds": seeds, **how, **{k: float(v) for k, v in simple.items()}})
-    write(made, path)
-    print(table.to_string(index=False, float_format="{:.3g}".format))
-    for k, v in simple.items(): print(f"{k}: {v:.3g}")
-    print(f"wrote {path} and {_rank_picture(table, simple, path)}")
-    print(told, flush=True)
+
+    def tell(t):
+        "The answer so far."
+        print(f"repetition {t.attrs['repetitions']}: best {t.session[0]}, {t.score[0]:.3g} bits a "
+              "spike above the mean rate", flush=True)
+    table = rank_sessions(own[0], list(others), seeds=seeds, minutes=minutes, tell=tell, **how)
+    about = table.attrs
+    for name, why in about["left_out"].items(): print(f"note: {name} is left out: {why}")
+    if about["unfinished"]: print(f"note: still learning when epochs ended: "
+                                  f"{', '.join(about['unfinished'])}; ask for more epochs")
+    written = result({k: ("session", table[k].astype(str) if table[k].dtype == object else table[k])
+                      for k in table if k != "session"}, {"session": table.session}, own[0],
+                     kind="ranking", method="sessions", verdict=about["verdict"], settings={
+                         **how, "seeds": about["repetitions"], "k": about["k"] or 0,
+                         "reliability": about["reliability"], **about["controls"]})
+    write(written, path)
+    shown = ["session", "score", "low", "high", "group", *(c for c in table if c in (
+        "over_alone", "over_smoothing", "over_untrained"))]
+    print(table[shown].to_string(index=False, float_format="{:.3g}".format))
+    for k, v in about["controls"].items(): print(f"{k}: {v:.3g}")
+    print(f"wrote {path} and {_rank_picture(table, path)}")
+    print(about["verdict"], flush=True)
     return path
 
-# %% ../nbs/verbs.ipynb #vb00budg
-def _rank_budget(held, rest, seconds, how):
-    "Settings with which one seed or more fits into the time; epochs that were asked for stay."
-    import time
-    from neurocompanion.sessions.selection import rank_sessions
-    same = [x.name for x in rest if x.facts.get("subject") == held.facts.get("subject") != ""]
-    if same: print(f"note: of your own animal: {', '.join(same)}", flush=True)
-    if "epochs" in how: return how
-    took, begun = [], time.time()
-    for n in (1, 1, 4):                           # the first only warms up
-        start = time.time()
-        rank_sessions(held, rest[:1], seeds=1, **how | dict(epochs=n, tune_epochs=n))
-        took.append(time.time() - start)
-    each, fixed = max((took[2] - took[1]) / 3, 1e-3), took[1]
-    room = 0.8 * (seconds - (time.time() - begun))
-    for seeds in (3, 2, 1):
-        n = int((room / (seeds * len(rest) + 1) - fixed) / each) + 1
-        if n >= 10: break
-    n = int(np.clip(n, 2, 20))
-    if n < 20: print(f"note: {n} epochs fit into the time; fewer units or more minutes make room "
-                     "for more", flush=True)
-    return how | dict(epochs=n, tune_epochs=how.get("tune_epochs", n))
-
-
 # %% ../nbs/verbs.ipynb #e153548b
-def _rank_verdict(table, simple, seeds):
-    "One sentence: whether anything in the pool helps, and what."
-    rung = max(simple, key=simple.get)
-    rows = table[(table.low if seeds > 1 else table.score) > simple[rung]]
-    if not len(rows): return (
-        f"Nothing in this pool is shown to help: the best session has {table.score.max():.3g} bits "
-        f"a spike, {rung} of your own spikes {simple[rung]:.3g}.")
-    few = "" if seeds > 1 else " With one seed this may be chance."
-    return (f"{len(rows)} of {len(table)} sessions are better than {rung} ({simple[rung]:.3g} bits "
-            f"a spike), first {', '.join(map(str, rows.session[:3]))}.{few}")
-
-
-def _rank_picture(table, simple, path) -> Path:
-    "Scores of the pool's sessions with their intervals, and those of simple methods."
+def _rank_picture(table, path) -> Path:
+    "Scores of the pool's sessions with their intervals, and those of what needs no pool."
     import matplotlib.pyplot as plt
     plots.style()
     t = table[::-1]
     fig, ax = plt.subplots(figsize=(6.5, 1.2 + 0.26 * len(t)), layout="constrained")
     error = np.nan_to_num(np.stack([t.score - t.low, t.high - t.score])).clip(0)
-    ax.errorbar(t.score, range(len(t)), xerr=error, fmt="o", color=plots.INK, ms=4)
-    for i, (k, v) in enumerate(simple.items()):
-        ax.axvline(v, ls=(0, (4, 2)), color=plots.COLOURS[i], label=k)
-    ax.set(yticks=range(len(t)), yticklabels=t.session, xlabel="bits a spike")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7)
+    colour = [plots.COLOURS[(g - 1) % 7] for g in t.group]
+    for y, (x, low, high) in enumerate(zip(t.score, *error)):
+        ax.errorbar(x, y, xerr=[[low], [high]], fmt="o", color=colour[y], ms=4)
+    for i, (k, v) in enumerate(table.attrs["controls"].items()):
+        ax.axvline(v, ls=[":", "--", "-.", (0, (1, 3)), "-", (0, (5, 1))][i % 6], lw=1,
+                   color=plots.GREY, label=k)
+    ax.set(yticks=range(len(t)), yticklabels=t.session,
+           xlabel="bits a spike above the mean rate; one colour: cannot be told apart")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=7)
     return _saved(fig, path)

@@ -15,6 +15,7 @@ from neurocompanion.sweeps.sweep import expand, load
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = dict(epochs=2, tune_epochs=2)
 TINY = dict(data="simulated", sessions=4, trials=30, units=8, **QUICK)
+FAST = QUICK | dict(model="linear", token=4, lr=0.01, patience=0, take=())
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def few():
 
 def test_the_order_of_the_pool_changes_nothing(few):
     held, rest = few
-    a, b = (se.rank_sessions(held, pool, seeds=2, **QUICK) for pool in (rest, rest[::-1]))
+    a, b = (se.rank_sessions(held, pool, seeds=2, **FAST) for pool in (rest, rest[::-1]))
     assert a.session.tolist() == b.session.tolist() and a.score.is_monotonic_decreasing
     assert (a.low < a.score).all() and (a.score < a.high).all()
     np.testing.assert_allclose(a.score, b.score, atol=1e-5)
@@ -38,22 +39,25 @@ def test_the_order_of_the_pool_changes_nothing(few):
 def test_neither_test_trials_nor_the_pools_validation_scores_choose(few):
     held, rest = few
     blind = held._replace(test=torch.zeros_like(held.test))
-    a, b = (se.rank_sessions(h, rest, seeds=1, **QUICK) for h in (held, blind))
-    assert a.equals(b)
+    a, b = (se.rank_sessions(h, rest, seeds=1, **FAST) for h in (held, blind))
+    assert a.equals(b) and a.attrs["verdict"] != b.attrs["verdict"]
     other = held._replace(valid=held.valid.flip(0, 1))
-    assert not a.equals(se.rank_sessions(other, rest, seeds=1, **QUICK))
+    assert not a.equals(se.rank_sessions(other, rest, seeds=1, **FAST))
     shelf = se.Shelf()                                         # nor do bodies see the held out
-    se.rank_sessions(held, [*rest, held], seeds=1, shelf=shelf, **QUICK)
+    se.rank_sessions(held, [*rest, held], seeds=1, shelf=shelf, **FAST)
     bodies = [m for m in shelf.found.values() if isinstance(m, torch.nn.Module)]
-    assert sorted(n for m in bodies for n in m.sessions) == sorted(r.name for r in rest)
+    own = [m for m in bodies if held.name in m.sessions]
+    assert [list(m.sessions) for m in own] == [[held.name]]        # the control "alone"
+    assert sorted(n for m in bodies for n in m.sessions if m not in own) == sorted(
+        r.name for r in rest)
 
 
 def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path):
     held, rest = few
-    ask = lambda: se.rank_sessions(held, rest, seeds=2, shelf=tmp_path / "s", **QUICK)
+    ask = lambda: se.rank_sessions(held, rest, seeds=2, shelf=tmp_path / "s", **FAST)
     first, files = ask(), sorted((tmp_path / "s").iterdir())
     times = {f: f.stat().st_mtime_ns for f in files}
-    assert len(files) == 4 * len(rest) and ask().equals(first)
+    assert len(files) == 2 * (3 * len(rest) + 3) and ask().equals(first)
     assert {f: f.stat().st_mtime_ns for f in files} == times
     for f in files: f.write_bytes(b"{")
     assert ask().equals(first)
@@ -63,7 +67,7 @@ def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path
                                     dict(ratio=0.4), dict(model="gru")])
 def test_another_setting_is_another_body(few, change):
     _, rest = few
-    a, b = (se._digest(se._pretraining(Setting(**{**QUICK, **c}), rest, 0)) for c in ({}, change))
+    a, b = (se._digest(se._pretraining(Setting(**{**QUICK, **c}), rest, 0, 1)) for c in ({}, change))
     assert a != b
 
 
@@ -80,10 +84,11 @@ def test_a_laboratorys_own_files(tmp_path):
     (tmp_path / "pool").mkdir()
     for i, ds in enumerate(made[1:]): save_recording(ds, tmp_path / "pool" / f"{i}.nc")
     save_recording(made[0], tmp_path / "mine.nc")
-    t = ex.rank_sessions(tmp_path / "mine.nc", tmp_path / "pool", seeds=2, **QUICK)
-    assert list(t.columns) == ["session", "score", "low", "high", "rank"] and len(t) == 3
+    t = ex.rank_sessions(tmp_path / "mine.nc", tmp_path / "pool", seeds=2, **FAST)
+    assert list(t.columns)[:6] == ["session", "score", "low", "high", "rank", "group"]
+    assert len(t) == 3 and {"over_alone", "over_smoothing", "over_untrained"} < {*t.columns}
     mine, *_ = pools.sessions_in(tmp_path / "mine.nc")
-    u = ex.rank_sessions(mine, pools.sessions_in(tmp_path / "pool"), seeds=2, **QUICK)
+    u = ex.rank_sessions(mine, pools.sessions_in(tmp_path / "pool"), seeds=2, **FAST)
     np.testing.assert_allclose(t.score, u.score, atol=1e-6)
 
 
@@ -93,14 +98,14 @@ def test_what_cannot_be(few):
         with pytest.raises(NeurocompanionError, match=said): ex.run("scaling", **{**TINY, **wrong})
     held, rest = few
     with pytest.raises(NeurocompanionError, match="width of bins"):
-        se.rank_sessions(held._replace(bin_size=0.1), rest, **QUICK)
+        se.rank_sessions(held._replace(bin_size=0.1), rest, **FAST)
 
 
 def test_leaving_out_an_animal(monkeypatch):
     own = pools.pool("simulated", sessions=3, world=dict(trials=30, units=8))
     pair = [p._replace(facts=p.facts | {"subject": "ab"[i // 2]}) for i, p in enumerate(own)]
     monkeypatch.setattr(se, "_pool", lambda data, source, sessions, split, data_seed, trials,
-                        units, bin_ms: pair)
+                        units, steps, bin_ms: pair)
     for by, n in (("session", 3), ("subject", 2)):
         assert len(se.load(Setting(data="simulated", by=by))[1]) == n
 

@@ -30,6 +30,7 @@ class Session(NamedTuple):
     facts: dict           # kind, subject, source, trials, units, rate, …
     rows: tuple = ()      # trials of each part, by their place; or first bins of windows
     report: tuple = ()    # what was left out or changed on the way, and why
+    labels: dict = {}     # what is known of trials by name: choice, stimulus, …  # trial
 
     @property
     def kind(self): return self.facts.get("kind", "spikes")           # or traces
@@ -331,8 +332,9 @@ def from_recording(
                                within("units", units, whole=True), names)
     halves = [torch.from_numpy(x[p]) for p in places]
     facts = _facts(ds, ds.attrs["kind"], kind.unit, halves[0], size, len(x))
+    labels = {k: v.values for k, v in ds.data_vars.items() if v.dims == ("trial",) and k != "split"}
     return Session(name, *halves, size, tuple(names[keep].tolist()), facts, tuple(rows),
-                   (*loaded, *cut, *dropped))
+                   (*loaded, *cut, *dropped), labels)
 
 # %% ../../nbs/sessions/data.ipynb #7edbb32a
 def fewer(session: Session, trials: int, seed: int = 0) -> Session:

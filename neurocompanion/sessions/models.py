@@ -28,11 +28,13 @@ class NDT(nn.Module):
                  heads: int = 8,
                  layers: int = 5,
                  feedforward: int = 1024,
-                 dropout: float = 0.2):
+                 dropout: float = 0.2,
+                 leak: bool = False):           # True: the past sees the future, as in public code
         super().__init__()
-        self.settings = dict(bins=bins, token=token, width=width, heads=heads, layers=layers,
-                             feedforward=feedforward, dropout=dropout)
-        _check_sizes(**self.settings)
+        sizes = dict(bins=bins, token=token, width=width, heads=heads, layers=layers,
+                     feedforward=feedforward, dropout=dropout)
+        _check_sizes(**sizes)
+        self.settings, self.leak = sizes | ({"leak": True} if leak else {}), leak
         self.bins, self.token, self.width, self.dropout = bins, token, width, dropout
         self.prefix = 2                        # tokens before the bins: session and scheme
         self.lift, self.lower = Dense(token, 2 * token), Dense(2 * token, width)
@@ -41,7 +43,7 @@ class NDT(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads, feedforward, layers)
                                     for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        ask = torch.zeros(bins + 2, bins + 2).masked_fill(~may_ask(bins), -torch.inf)
+        ask = torch.zeros(bins + 2, bins + 2).masked_fill(~may_ask(bins, leak=leak), -torch.inf)
         self.register_buffer("ask", ask, persistent=False)
         self.stitchers, self.sessions, self.kinds = nn.ModuleDict(), {}, {}
 
@@ -252,7 +254,7 @@ def _body(self, x, token, streams=None, rows=None):  # b t k, b d, …, b t -> b
     x = self.lower(F.softsign(self.lift(x))) + self.positions[:t]
     scheme = self.schemes[SCHEMES.index("causal")].expand_as(token)
     x = drop(torch.cat([token[:, None], scheme[:, None], x], 1), rate, streams=streams)
-    ask = self.ask[:t + 2, :t + 2] if x.is_cpu else None   # None: as a GPU has it
+    ask = self.ask[:t + 2, :t + 2] if x.is_cpu or self.leak else None   # None: as a GPU has it
     for layer in self.layers[:-1]: x = layer(x, ask, rate, streams)
     pick = None if rows is None else _picked(rows, streams, x.device)
     x = self.norm(self.layers[-1](x, ask, rate, streams, pick))

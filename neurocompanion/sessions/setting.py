@@ -42,8 +42,11 @@ class Setting:
     layers: int = 2            # the paper: 5
     feedforward: int = 128     # the paper: 1024
     dropout: float = 0.0       # the paper: 0.2
+    leak: bool = False         # whether the ndt's past sees the future, as in public code
     epochs: int = parameter(20, least=1)  # of pretraining, and of the baseline; the paper: 1000
     tune_epochs: int = parameter(20, least=1)  # of fine-tuning; the paper: 1000
+    patience: int = parameter(0, least=0)  # epochs without improvement that end training; 0: none
+    tune: str = parameter("frozen", words=("frozen", "all"))  # bodies, while they are fine-tuned
     lr: float = 0.01           # highest learning rate; the paper: 0.0001
     decay: float = 0.01        # of weights
     batch: int = parameter(16, least=1)  # trials
@@ -56,13 +59,13 @@ class Setting:
     seed: int = 0              # of training; random order: of the shuffle too
     out: str = ""              # folder of this run; empty: one under results/
 
-    shown = {"ranking": "test by what, against", "scaling": "test by what, against, order, size"}
-
     def recordings(self):
         if self.source == "ladder": return []
         return at_hand(names=GROUPS[self.source or "steinmetz"])
 
 # %% ../../nbs/sessions/setting.ipynb #d8f5295b
+Setting.shown = {"ranking": "test by what, against",
+                 "scaling": "test by what, against, order, size"}
 Setting.presets = {"paper_faithful": dict(
     model="ndt", token=668, width=512, heads=8, layers=5, feedforward=1024, dropout=0.2,
     epochs=1000, tune_epochs=1000, lr=0.0001, decay=0.01, batch=16, ratio=0.3,

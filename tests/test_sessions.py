@@ -67,7 +67,8 @@ def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path
                                     dict(ratio=0.4), dict(model="gru")])
 def test_another_setting_is_another_body(few, change):
     _, rest = few
-    a, b = (se._digest(se._pretraining(Setting(**{**QUICK, **c}), rest, 0, 1)) for c in ({}, change))
+    a, b = (se._digest(se._pretraining(Setting(**{**QUICK, **c}), rest, 0, 1))
+            for c in ({}, change))
     assert a != b
 
 

@@ -18,7 +18,7 @@ from ..recordings.spikes.simulate import LADDER
 from . import judging, pools
 from .baselines import Mean, Smoothing
 from .candidates import candidates
-from .data import Session, fewer
+from .data import Session, fewer, shuffled
 from .models import beside, hide, last_bins
 from .pretraining import (
     evaluate, known_as, load_model, pretrain, save_model)
@@ -51,7 +51,9 @@ def load(s: Setting) -> tuple:  # the session that is held out, and the list to 
         "there is no such session", found=f"held_out={s.held_out}",
         expected=f"0 to {len(every) - 1}: the pool has {len(every)}")
     held = every[s.held_out]
-    return _shortened(held, s), pools.hold_out(every, held, s.by)
+    rest = pools.hold_out(every, held, s.by)
+    if s.shuffled: rest = [shuffled(x) for x in rest]
+    return _shortened(held, s), rest
 
 
 def _shortened(held, s):

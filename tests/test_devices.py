@@ -10,7 +10,7 @@ from neurocompanion.sessions.data import Session
 from neurocompanion.sessions.estimators import SpikeForecaster
 from neurocompanion.sessions.models import NDT
 from neurocompanion.sessions.pretraining import pretrain
-from neurocompanion.sessions.selection import rank_sessions, session_baselines
+from neurocompanion.sessions.selection import rank_sessions
 from neurocompanion.sessions.training import fine_tune_many
 from neurocompanion.training.population import fit_population
 from neurocompanion.worm_gnn import models as gnn
@@ -207,7 +207,7 @@ def test_rankings():
     def run():
         pool = [session(i, 16, 5 + i) for i in range(4)]
         how = dict(model="ndt", token=6, width=8, heads=2, feedforward=8, epochs=2, batch=8)
-        table = rank_sessions(pool[0], pool[1:], seeds=2, tune_epochs=2, **how)
-        return [*table.score, *session_baselines(pool[0], pool[1:], **how).values()]
+        table = rank_sessions(pool[0], pool[1:], seeds=2, tune_epochs=2, take=(), **how)
+        return [*table.score, *table.attrs["controls"].values()]
     with accelerator(): there = run()
     np.testing.assert_allclose(there, run(), rtol=1e-4)

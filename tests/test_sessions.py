@@ -8,6 +8,7 @@ from neurocompanion.core import NeurocompanionError, home
 from neurocompanion.recordings.standard import save as save_recording
 from neurocompanion.sessions import experiments as ex
 from neurocompanion.sessions import pools, selection as se, statistics as st
+from neurocompanion.sessions.data import shuffled
 from neurocompanion.sessions.setting import Setting
 from neurocompanion.sweeps.paper import names
 from neurocompanion.sweeps.sweep import expand, load
@@ -100,6 +101,49 @@ def test_what_cannot_be(few):
     held, rest = few
     with pytest.raises(NeurocompanionError, match="width of bins"):
         se.rank_sessions(held._replace(bin_size=0.1), rest, **FAST)
+
+
+@pytest.mark.parametrize("asked, said", [
+    (dict(by="subject"), "without=.subject"), (dict(trials=30), "trials has no meaning"),
+    (dict(seed=3), "pass seeds"), (dict(seeds=2.5), "a ranking needs seeds"),
+    (dict(seeds=0), "a ranking needs seeds"), (dict(by="decoding", label="mood"), "no such label"),
+    (dict(patience=-1), "patience"), (dict(mouse=1), "no such parameter")])
+def test_what_a_ranking_does_not_know_is_refused(few, asked, said):
+    held, rest = few
+    with pytest.raises(NeurocompanionError, match=said):
+        se.rank_sessions(held, rest, **FAST | dict(seeds=1) | asked)
+
+
+def test_a_ranking_looks_at_what_it_is_given(few):
+    held, rest = few
+    silent = rest[0]._replace(name="silent", train=torch.zeros_like(rest[0].train))
+    day = rest[1]._replace(name=held.name)
+    t = se.rank_sessions(held, [*rest[2:], day, silent, held], seeds=1, **FAST)
+    assert sorted(t.session) == sorted([*(r.name for r in rest[2:]), f"{held.name} (2)"])
+    assert t.attrs["left_out"] == {"silent": "no spike in its training trials",
+                                   held.name: "it is your session"}
+    with pytest.raises(NeurocompanionError, match="nothing can be learned from your session"):
+        se.rank_sessions(silent, rest, **FAST)
+    t = se.rank_sessions(held, rest, seeds=2, by="decoding", **FAST)
+    assert "condition told right" in t.attrs["verdict"] and t.attrs["controls"]["mean"] == 0
+    long = held._replace(**{k: torch.cat([getattr(held, k)] * 2, 1) for k in (
+        "train", "valid", "test")})                        # longer trials than the pool's
+    assert len(se.rank_sessions(long, rest, seeds=1, **FAST)) == len(rest)
+
+
+def test_nothing_helps_where_there_is_nothing_to_learn(few):
+    held, rest = few
+    t = se.rank_sessions(held, [shuffled(r) for r in rest], seeds=2, **FAST | dict(take=(2,)))
+    assert "Nothing in this pool" in t.attrs["verdict"] and t.attrs["k"] in (1, 2)
+    assert {"mean", "psth", "smoothing", "untrained", "alone"} == {*t.attrs["controls"]}
+
+
+def test_a_body_that_was_never_trained_is_as_good_as_alone_if_all_is_trained(few):
+    held, _ = few
+    s, shelf = Setting(**QUICK | dict(tune="all")), se.Shelf()
+    alone = se.controls(s, held, 0, shelf)["alone"]
+    drawn = se.tuned_scores(s, held, [[]], 0, shelf)[0]
+    assert drawn["test"] == pytest.approx(alone["test"], abs=1e-6)
 
 
 def test_leaving_out_an_animal(monkeypatch):

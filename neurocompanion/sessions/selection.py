@@ -181,7 +181,9 @@ def read_out(
 # %% ../../nbs/sessions/selection.ipynb #ddd5200c
 @torch.no_grad()
 def states(model, x, name: str):  # counts of trials → mean state of the body  # trial feature
-    "What a body makes of whole trials."
+    "What a body makes of whole trials; without one mean counts, or nothing."
+    if isinstance(model, Smoothing): return x.float().mean(1).numpy()
+    if not hasattr(model, "body"): return np.zeros((len(x), 1))
     x = x.to(device_of(model))
     h = model.body(model.encode(x, name), model.token_of(name, len(x)))
     return h.mean(1).cpu().numpy()
@@ -195,9 +197,8 @@ def measured(model, held: Session, s: Setting) -> dict:
         scores |= {part: score.pooled, f"{part}_unit": score.per_unit}
         trials[part, "forecast"] = judging.judged(model, held, part, s.last or None)
         scores[f"{part}_above"] = trials[part, "forecast"].score
-    if hasattr(model, "body"):
-        seen = {k: states(model, getattr(held, k), held.name) for k in ("train", "valid", "test")}
-        trials |= labelled(held, seen)
+    trials |= labelled(held, {k: states(model, getattr(held, k), held.name)
+                              for k in ("train", "valid", "test")})
     return scores | {"trials": {f"{p} {k}": [np.round(x, 6).tolist() for x in v]
                                 for (p, k), v in trials.items()}}
 
@@ -335,7 +336,8 @@ def rank_sessions(
     "Sessions in order of what pretraining on them is worth to the one held out."
     s, reading = _asked(how)
     seeds = _seeds(seeds)
-    one_of("by", by, ("forecast", "decoding"))
+    one_of("by", by, ("forecast", "decoding"), fix="To leave out sessions of your animal, pass "
+           "without=\"subject\"")
     found = candidates(held_out, pool, without=without, held_trials=s.held_trials, seed=s.split,
                        **reading)
     asked = Ranking(s, found, by, label, level, Shelf(shelf) if not isinstance(shelf, Shelf)

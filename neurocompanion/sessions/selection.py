@@ -26,7 +26,7 @@ from ..sweeps.paper import names
 from ..sweeps.sweep import code_version
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, interval, r2
-from ..training.rehearsal import paced, rehearsing
+from ..training.rehearsal import paced, rehearsing, repeated
 from ..training.steps import device_of
 
 # %% ../../nbs/sessions/selection.ipynb #598e6b86
@@ -180,20 +180,20 @@ def tuned_scores(
     found = {k: shelf.take(k, ".json", _read_json) for k in keys}
     todo = [(k, g) for k, g in zip(keys, groups) if found[k] is None]
     random.Random(os.getpid()).shuffle(todo)     # processes that share a shelf share the work
-    for part in _parts(todo):
-        bodies = [pretrained(s, g, seed, shelf)[0] for _, g in part]
-        for (k, _), told in zip(part, _tuned(s, held, bodies, seed)):
-            found[k] = shelf.put(k, ".json", told, _write_json)
+    for part, times in _parts(todo):
+        with repeated(times):
+            bodies = [pretrained(s, g, seed, shelf)[0] for _, g in part]
+            for (k, _), told in zip(part, _tuned(s, held, bodies, seed)):
+                found[k] = shelf.put(k, ".json", told, _write_json)
     left = told if rehearsing() and todo else None           # as if all were worth the same
     return [left if found[k] is None else found[k] for k in keys]
 
 
 def _parts(todo):
-    "Fine-tunes that go together; in a rehearsal the first of those that cost the same."
-    alike = rehearsing() and len({len(g) for _, g in todo}) == 1
-    most = 2 if alike else TOGETHER
-    parts = [todo[i:i + most] for i in range(0, len(todo), most)]
-    return paced(parts, "bodies") if alike else parts
+    "Fine-tunes that go together, and how often; a rehearsal takes one of each number of sessions."
+    if not rehearsing(): return [(todo[i:i + TOGETHER], 1) for i in range(0, len(todo), TOGETHER)]
+    alike = {len(g): [(k, g)] for k, g in todo}
+    return [(part, sum(len(g) == n for _, g in todo)) for n, part in alike.items()]
 
 
 def _tuned(s, held, bodies, seed):

@@ -28,7 +28,7 @@ from ..sweeps.paper import names
 from ..sweeps.sweep import code_version
 from ..training.members import diverged
 from ..training.metrics import bits_per_spike, r2
-from ..training.rehearsal import paced, rehearsing
+from ..training.rehearsal import paced, rehearsing, repeated
 from ..training.schedules import linear
 from ..training.steps import device_of
 
@@ -227,9 +227,10 @@ def tuned_scores(
     found = {k: shelf.take(k, ".json", _read_json) for k in keys}
     todo = [(k, g) for k, g in zip(keys, groups) if found[k] is None]
     random.Random(os.getpid()).shuffle(todo)     # processes that share a shelf share the work
-    for part in _parts(todo):
-        bodies = [pretrained(s, g, seed, shelf, bins) for _, g in part]
-        scored = _tuned(s, held, [b for b, *_ in bodies], seed)
+    for part, times in _parts(todo):
+        with repeated(times):
+            bodies = [pretrained(s, g, seed, shelf, bins) for _, g in part]
+            scored = _tuned(s, held, [b for b, *_ in bodies], seed)
         for (k, _), score, (*_, ended) in zip(part, scored, bodies):
             own = {f"body_{name}": v for name, v in ended.items()}
             found[k] = shelf.put(k, ".json", score | own, _write_json)
@@ -238,11 +239,10 @@ def tuned_scores(
 
 
 def _parts(todo):
-    "Fine-tunes that go together; in a rehearsal the first of those that cost the same."
-    alike = rehearsing() and len({len(g) for _, g in todo}) == 1
-    most = 2 if alike else TOGETHER
-    parts = [todo[i:i + most] for i in range(0, len(todo), most)]
-    return paced(parts, "bodies") if alike else parts
+    "Fine-tunes that go together, and how often; a rehearsal takes one of each number of sessions."
+    if not rehearsing(): return [(todo[i:i + TOGETHER], 1) for i in range(0, len(todo), TOGETHER)]
+    alike = {len(g): [(k, g)] for k, g in todo}
+    return [(part, sum(len(g) == n for _, g in todo)) for n, part in alike.items()]
 
 
 def _tuning(s, key, held, seed):

@@ -158,7 +158,7 @@ def rehearsed_values(values: list) -> list:
     return [*(v for v in values if v <= 0), *ends]
 
 # %% ../nbs/rehearse.ipynb #6d64f224
-RATES = dict(matrix=250e12, memory=2.4e12, launch=5e-6)   # half of an H200's data sheet, TF32
+RATES = dict(matrix=250e12, memory=2.4e12, launch=5e-6, graph=1e-6)   # half of an H200's data sheet
 
 
 @cache
@@ -170,14 +170,14 @@ def card_rates(path: Path | None = None) -> dict:  # None: that of nbs/tables
     t = pd.read_csv(path)
     t = t[t.benchmark == "accelerator:card"].set_index("what").value
     return dict(matrix=float(t.matrix_tf32), memory=float(t.memory), launch=float(t.launch),
-                **{"from": "measured"})
+                graph=float(t.get("launch_in_graph", t.launch)), **{"from": "measured"})
 
 
-def gpu_seconds(cost: Cost, rates: dict | None = None) -> float:
-    "What one card takes, if each of its limits is reached in turn."
+def gpu_seconds(cost: Cost, rates: dict | None = None, captured: bool = False) -> float:
+    "What one card takes, if each of its limits is reached in turn; captured: steps are replayed."
     rates = rates or card_rates()
     return max(cost.flops / rates["matrix"], cost.bytes / rates["memory"]) + \
-        cost.launches * rates["launch"]
+        cost.launches * rates["graph" if captured else "launch"]
 
 
 def apart(paper: str, run: dict, size: str = "full") -> Cost:
@@ -204,7 +204,9 @@ class _Grid:
     def __init__(self, name, scale, preset):
         self.spec = load(name)
         self.runs = expand(self.spec, scale, preset=preset)
-        self.alike = ("seed", *getattr(setting_of(self.spec.paper), "alike", ()))
+        kind = setting_of(self.spec.paper)
+        self.alike = ("seed", *getattr(kind, "alike", ()))
+        self.captured = getattr(kind, "captured", False)
         self.kinds = kinds(self.runs, self.alike)
         self.axis, _ = long_axis([{k: v for k, v in r.items() if k not in self.alike}
                                        for r, _ in self.kinds])
@@ -254,7 +256,7 @@ def rehearse(
         say(_line(rows[-1]))
     costs = [(grid.cost(run), n) for run, n in grid.kinds]
     total = sum((cost * n for cost, n in costs), Cost())
-    longest = max(gpu_seconds(cost) for cost, _ in costs) / 3600
+    longest = max(gpu_seconds(cost, captured=grid.captured) for cost, _ in costs) / 3600
     rows.append(_row(grid, WHOLE, total, len(grid.runs)) | {"longest_gpu_hours": longest})
     return pd.DataFrame(rows)
 
@@ -269,7 +271,8 @@ def _row(grid, which, cost, n):
     return dict(sweep=f"{grid.spec.paper}/{grid.spec.name}", kind=which, runs=n,
                 memory_gib=cost.memory / 2**30, steps=cost.steps, step_seconds=step[2],
                 flops=cost.flops, bytes=cost.bytes, launches=cost.launches,
-                hours=cost.seconds / 3600, gpu_hours=gpu_seconds(cost) / 3600)
+                hours=cost.seconds / 3600,
+                gpu_hours=gpu_seconds(cost, captured=grid.captured) / 3600)
 
 
 def _line(row):

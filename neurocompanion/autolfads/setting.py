@@ -137,6 +137,7 @@ class Setting(Network):
     out: str = ""             # folder of this run; empty: one under results/
 
     alike = "recording", "split", "cd_rate", "amplitude", "examples", "kl_ic", "kl_co"
+    captured = True    # on a GPU steps are replayed as a graph
 
     def rehearsed(self, small):
         "Simulated recordings, and of a search two generations of two members."

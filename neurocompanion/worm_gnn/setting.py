@@ -100,6 +100,7 @@ def _rehearsed(self, small):
 
 
 Setting.rehearsed = _rehearsed
+Setting.captured = True   # on a GPU steps are replayed as a graph
 Setting.alike = (    # what hardly changes the cost of a run
     "neurons", "without", "sharpness", "shuffled", "states", "reading", "scaling", "decay",
     "edge_scaling", "norm", "message", "derivative", "gap")

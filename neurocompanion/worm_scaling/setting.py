@@ -47,6 +47,7 @@ class Setting:
              "baselines": "own_history_loss / naive_loss by data_set"}
 
     alike = "statistics", "head"               # what hardly changes the cost of a run
+    captured = True                            # on a GPU steps are replayed as a graph
 
     def recordings(self): return at_hand("traces")
 

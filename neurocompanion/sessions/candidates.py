@@ -16,8 +16,9 @@ import torch
 import xarray as xr
 
 from ..core import ParameterError, RecordingError, one_of
+from ..recordings.simulate import generator
 from . import pools
-from .data import Session, fewer, from_recording, split
+from .data import Session, fewer, from_recording
 
 # %% ../../nbs/sessions/candidates.ipynb #e594c517
 def as_sessions(given, how: dict) -> list:  # how: arguments of `from_recording`
@@ -35,14 +36,16 @@ def as_sessions(given, how: dict) -> list:  # how: arguments of `from_recording`
 
 # %% ../../nbs/sessions/candidates.ipynb #1406f48a
 def split_again(session: Session, seed: int) -> Session:
-    "The trials of a session in other parts; windows of a continuous recording stay as they are."
-    places = np.concatenate(session.rows) if session.rows else np.zeros(0, int)
-    trials = torch.cat([session.train, session.valid, session.test])
-    if not np.array_equal(np.sort(places), np.arange(len(trials))): return session
-    trials = trials[torch.from_numpy(np.argsort(places))]
-    rows = split(len(trials), seed, tuple(map(len, session.rows)), name=session.name)
-    parts = (trials[torch.from_numpy(r)] for r in rows)
-    return session._replace(**dict(zip(("train", "valid", "test"), parts)), rows=rows)
+    "Other trials for training and validation; test trials, and windows, stay in their parts."
+    every = np.sort(np.concatenate(session.rows)) if session.rows else np.zeros(0, int)
+    trials, n = torch.cat([session.train, session.valid]), len(session.valid)
+    if not np.array_equal(every, np.arange(len(trials) + len(session.test))): return session
+    rows = np.concatenate(session.rows[:2])
+    order = generator(seed, "split again", session.name).permutation(len(rows))
+    parts = [np.sort(order[n:]), np.sort(order[:n])]               # train, valid
+    train, valid = (trials[torch.from_numpy(p)] for p in parts)
+    return session._replace(train=train, valid=valid, rows=(
+        *(rows[p] for p in parts), session.rows[2]))
 
 # %% ../../nbs/sessions/candidates.ipynb #f3239663
 LEAST = 10     # training trials: fewer teach a body nothing
@@ -117,9 +120,11 @@ def _sifted(mine, several, without):
         numbered = (f"{name} ({n})" for n in itertools.count(2))
         return next(v for v in itertools.chain([name], numbered) if v not in taken)
 
+    print_of = lambda x: x.facts.get("fingerprint") or x.name
     for x in several:
         share = same_trials(mine, x)
-        why = ("it is your session" if share > 0.99 and x.name == mine.name else
+        why = ("it is your session" if print_of(x) == print_of(mine)
+               or share > 0.99 and x.name == mine.name else
                f"{share:.0%} of its trials are yours" if share > 0.2 else
                "of your animal" if without == "subject" and x.subject == mine.subject else
                useless(x))

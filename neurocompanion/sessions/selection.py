@@ -9,6 +9,7 @@ __all__ = ['TOGETHER', 'CONTROLS', 'RANKING', 'load', 'Shelf', 'new_body', 'pace
 # %% ../../nbs/sessions/selection.ipynb #b676036b
 import copy, functools, hashlib, inspect, json, os, random, time
 from dataclasses import replace
+from statistics import NormalDist
 from pathlib import Path
 import numpy as np
 import torch
@@ -207,11 +208,13 @@ def labelled(held: Session, seen: dict) -> dict:  # features of the trials of ea
     "How well each label is told from features: (part, label) → `Judged`."
     found = {}
     for label in held.labels:
-        fit, *asked = judging.label_parts(held, label)
+        try: fit, *asked = judging.label_parts(held, label)
+        except ParameterError: continue                      # names of trials and the like
         if len(np.unique(fit[fit >= 0])) < 2: continue
         for part, codes in zip(("valid", "test"), asked):
             if (codes >= 0).any():
-                found[part, label] = judging.decoded(seen["train"], seen[part], fit, codes)
+                found[part, label] = judging.decoded(seen["train"], seen[part], fit, codes,
+                                                     judging.who(held, part))
     return found
 
 # %% ../../nbs/sessions/selection.ipynb #ae69c5a5
@@ -298,8 +301,8 @@ def controls(s: Setting, held: Session, seed: int, shelf: Shelf) -> dict:
 RANKING = dict(model="gru", token=64, width=64, dropout=0.2, lr=0.003, epochs=200, tune_epochs=200,
                patience=12)                       # what `rank_sessions` takes if nothing is asked
 _READING = "bin_ms", "units", "min_rate", "window", "trial_seconds", "gap", "block"
-_SWEEPS = ("experiment data source sessions held_out by data_seed trials steps ranked_by sizes "
-           "orders seed out").split()
+_SWEEPS = ("experiment data source sessions held_out by data_seed trials steps shuffled ranked_by "
+           "sizes orders seed out").split()
 
 
 def _asked(how: dict) -> tuple:  # the setting, arguments of `from_recording`
@@ -376,6 +379,9 @@ class Ranking:
             else load_model(body, MODELS[s.model])
         mine = found.mine(s.split)
         self.what = label or next(iter(mine.labels), "") if by == "decoding" else "forecast"
+        if label and by != "decoding": raise ParameterError(
+            "a label is only looked at by decoding", found=f"label={label!r}", expected="none",
+            fix="Pass by=\"decoding\" too")
         if by == "decoding": judging.label_parts(mine, self.what)
 
     def repeat(self, seed, split):
@@ -386,13 +392,16 @@ class Ranking:
         named = dict(zip(self.names, each)) | controls(self.s, held, seed, self.shelf)
         if self.body is not None:
             named["your body"] = _tuned(self.s, held, [self.body], seed)[0]
+        if any(f"{part} {self.what}" not in named["alone"]["trials"] for part in ("valid", "test")):
+            raise ParameterError("this label has one value in training, or none in a part",
+                                 where=held.name, found=self.what, fix="Take another label")
         for name, score in named.items(): self.scores.setdefault(name, []).append(score)
         self.seeds.append((seed, split))
 
     def judged(self, part="valid", names=None):
         "`Judged` of every name, by repetition."
         key = f"{part} {self.what}"
-        return [[judging.Judged(*map(np.array, score["trials"].get(key, ([0.0], [1.0]))))
+        return [[judging.Judged(*map(np.array, score["trials"][key]))
                  for score in (self.scores | self.taken)[name]] for name in names or self.scores]
 
     def order(self):
@@ -491,11 +500,12 @@ def _verdict(self, t) -> str:
     against = {"alone": "a model of your session alone", "mean": "the mean rate",
                "untrained": "a body that was never trained"}.get(names[rung], names[rung])
     told = f"{gain:+.3f} {what} [{low:+.3f}, {high:+.3f}] against {against}, on test trials"
+    z = NormalDist().inv_cdf
+    seen = (high - low) / 2 * (1 + z(0.8) / z((1 + self.level) / 2))
     if low > 0: return f"Pretrain on {who}: {told}."
     if high < 0: return f"Nothing in this pool helps: {who}, the best of it, {told}."
     return (f"Nothing in this pool is shown to help: {who}, the best of it, {told}; "
-            f"an effect of {(high - low) / 2 / 1.96 * 2.8:.3f} would have been seen in four cases "
-            "of five.")
+            f"an effect of {seen:.3f} would have been seen in four cases of five.")
 
 
 Ranking.verdict = _verdict

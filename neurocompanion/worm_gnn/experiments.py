@@ -210,7 +210,7 @@ def confusion(s: Setting) -> list:  # a row for each part, worm, true and predic
     "What the states of a worm are taken for."
     own, more, parts, made = _trained(s)
     counts, scaling = {}, reading(s)["scaling"]
-    for w, worm in enumerate([*own, *more]):
+    for w, worm in tr.each_worm(own, more):
         for i, m in enumerate(made.members):
             view, masks = tr.as_seen(m, w, worm, parts, scaling)
             at = (worm.y >= 0) & (True if masks is None else masks.test)
@@ -265,7 +265,7 @@ def mantel(a, b, permutations: int = 1000, seed: int = 0) -> tuple:  # correlati
 def _inferred(made, own, parts, scaling):
     "Edges that every network infers for every worm, from all steps.  # worm member to from"
     found = []
-    for w, worm in enumerate(own):
+    for w, worm in tr.each_worm(own, ()):
         each = []
         for i, m in enumerate(made.members):
             model, (view, _) = made.model(i), tr.as_seen(m, w, worm, parts, scaling)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'Member', 'cross_validation', 'cut', 'state_loss', 'Trained', 'train_states', 'train_alone', 'calibration',
-           'score', 'probabilities', 'evaluate_states', 'as_seen', 'svm', 'evaluate_svm', 'windows', 'Sampled',
-           'trajectory_loss', 'train_trajectories', 'own_history', 'evaluate_trajectories']
+           'score', 'probabilities', 'each_member', 'each_worm', 'evaluate_states', 'as_seen', 'svm', 'evaluate_svm',
+           'windows', 'Sampled', 'trajectory_loss', 'train_trajectories', 'own_history', 'evaluate_trajectories']
 
 # %% ../../nbs/worm_gnn/training.ipynb #63bddd7a
 import math
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -264,6 +264,18 @@ def _asked(models, x, context):
     return vmap(run)(*stack_module_state(models)).cpu().numpy()
 
 # %% ../../nbs/worm_gnn/training.ipynb #f77b3017
+def each_member(members: list):  # -> (i, member)
+    "Members in turn; in a rehearsal a few of each number of worms, which cost about the same."
+    for _, alike in groupby(enumerate(members), lambda v: len(v[1].worms)):
+        yield from paced(list(alike), "member")
+
+
+def each_worm(worms: list, others: list):  # -> (w, worm)
+    "Worms that trained and then further ones; in a rehearsal a few of either."
+    yield from paced(list(enumerate(worms)), "worm")
+    yield from paced(list(enumerate(others, len(worms))), "worm")
+
+
 def evaluate_states(
     trained: Trained,
     worms: list,             # those that trained, in the same order
@@ -276,7 +288,7 @@ def evaluate_states(
     "Accuracy, likelihood and calibration on the training worms' test steps and on unseen worms."
     import pandas as pd
     rows, members = [], trained.members
-    for w, worm in enumerate([*worms, *others]):
+    for w, worm in each_worm(worms, others):
         alike = {}                                                             # members by view
         for i, m in enumerate(members): alike.setdefault(m.fold if w in m.worms else None,
                                                          []).append(i)
@@ -329,12 +341,11 @@ def evaluate_svm(
     "The same table for support vector machines; they have no likelihood."
     import pandas as pd
     rows = []
-    alike = groupby(enumerate(members), lambda v: len(v[1].worms))   # cost about the same
-    for i, m in chain.from_iterable(paced(list(some), "machine") for _, some in alike):
+    for i, m in each_member(members):
         own = [as_seen(m, w, worms[w], cuts, scaling) for w in m.worms]
         machine = svm(*(np.concatenate([getattr(v, k)[f.train] for v, f in own]) for k in "xy"),
                       **how)
-        for w, worm in enumerate([*worms, *others]):
+        for w, worm in each_worm(worms, others):
             view, masks = as_seen(m, w, worm, cuts, scaling)
             at = (worm.y >= 0) & (True if masks is None else masks.test)
             flat = view.x[at].reshape(int(at.sum()), view.x[0].size)
@@ -446,12 +457,12 @@ def evaluate_trajectories(
     "Error of rollouts by step, beside that of the forecast that nothing changes."
     import pandas as pd
     rows = []
-    for i, m in enumerate(trained.members):
+    for i, m in each_member(trained.members):
         model = trained.model(i).model
         seen = [windows(as_seen(m, w, worms[w], cuts, scaling)[0].x, cuts[w][m.fold].train, steps,
                         burn_in) for w in m.worms]              # with as many steps as are judged
         line = own_history(np.concatenate(seen)[:, burn_in:])
-        for w, worm in enumerate([*worms, *others]):
+        for w, worm in each_worm(worms, others):
             view, masks = as_seen(m, w, worm, cuts, scaling)
             chunks = None if masks is None else cuts[w][m.fold].test
             x = torch.as_tensor(windows(view.x, chunks, steps, burn_in))

@@ -53,6 +53,25 @@ def test_neither_test_trials_nor_the_pools_validation_scores_choose(few):
         r.name for r in rest)
 
 
+def test_co_smoothing_sees_no_unit_that_it_tells(few):
+    held, _ = few
+    body = se.pretrained(Setting(**TINY), [held], 0, se.Shelf())[0]
+    told = se.co_smoothed(body, held)
+    size = {part: v.size.sum() for part, v in told.items()}
+    away = np.isclose([held.test[..., [i]].sum() for i in range(len(held.units))], size["test"])
+    assert away.any()                                          # one of eight units is told
+    at = int(np.flatnonzero(away)[0])
+    new = held.test.clone()
+    new[..., at] = 0
+    with torch.no_grad(): told, blind = (body.body(body.encode(x, held.name), body.token_of(
+        held.name, len(x))) for x in (held.test * 0, new * 0))
+    assert torch.equal(told, blind)
+    other = se.co_smoothed(body, held._replace(test=new))["test"]
+    assert other.size.sum() == 0 and (other.gain < np.inf).all()
+    t = se.rank_sessions(held, few[1], seeds=1, by="co_smoothing", **FAST)
+    assert "mean" in t.attrs["controls"] and abs(t.attrs["controls"]["mean"]) < 1e-6
+
+
 def test_what_was_trained_is_kept_and_a_damaged_file_is_made_again(few, tmp_path):
     held, rest = few
     ask = lambda: se.rank_sessions(held, rest, seeds=2, shelf=tmp_path / "s", **FAST)

@@ -65,6 +65,14 @@ def test_a_session_holds_the_counts_of_its_recording():
     assert left.train.shape[1] == 7 and "last 2 of 30 bins" in left.report[0]["time"]
 
 
+def test_the_side_of_a_stimulus_comes_from_its_contrasts():
+    left, right = (("trial", np.tile(v, 10)) for v in ([0.0, 1, 0.5, 0.5], [0.0, 0.5, 1, 0.5]))
+    ds = recording().assign(contrast_left=left, contrast_right=right)
+    side = from_recording(ds).labels["side"]
+    assert side[:4].tolist() == [None, "left", "right", None]
+    assert "side" not in from_recording(recording().assign(contrast_left=left)).labels
+
+
 def test_what_the_test_trials_do_changes_nothing_else():
     ds = recording()
     s = from_recording(ds, min_rate=12, units=4)

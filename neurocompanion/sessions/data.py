@@ -332,9 +332,16 @@ def from_recording(
                                within("units", units, whole=True), names)
     halves = [torch.from_numpy(x[p]) for p in places]
     facts = _facts(ds, ds.attrs["kind"], kind.unit, halves[0], size, len(x))
-    labels = {k: v.values for k, v in ds.data_vars.items() if v.dims == ("trial",) and k != "split"}
     return Session(name, *halves, size, tuple(names[keep].tolist()), facts, tuple(rows),
-                   (*loaded, *cut, *dropped), labels)
+                   (*loaded, *cut, *dropped), _labels(ds))
+
+
+def _labels(ds) -> dict:
+    "What is known of trials; two contrasts also say on which side the stimulus was."
+    known = {k: v.values for k, v in ds.data_vars.items() if v.dims == ("trial",) and k != "split"}
+    if not {"contrast_left", "contrast_right"} <= {*known}: return known
+    more = known["contrast_right"] - known["contrast_left"]
+    return {"side": np.select([more < 0, more > 0], ["left", "right"], None)} | known
 
 # %% ../../nbs/sessions/data.ipynb #7edbb32a
 def fewer(session: Session, trials: int, seed: int = 0) -> Session:

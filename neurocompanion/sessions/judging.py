@@ -104,7 +104,8 @@ def reliability(scores) -> float:  # model repetition
     x = np.asarray(scores, float)
     m, r = x.shape
     if m < 2 or r < 2: return math.nan
-    within = x.var(1, ddof=1).mean()
+    x = x - x.mean(0)            # what a repetition adds to all of them changes no order
+    within = ((x - x.mean(1, keepdims=True)) ** 2).sum() / ((m - 1) * (r - 1))
     between = r * x.mean(1).var(ddof=1)
     return max(0.0, 1 - within / between) if between > 0 else 0.0
 

@@ -247,7 +247,7 @@ def test_predictions_tables_and_random_numbers_outside():
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(loss=lambda m, x, y: m(x)), r"expected a tensor of shape \(\) or \(64,\), found .*64, 7"),
+    (dict(loss=lambda m, x, y: m(x)), r"expected a tensor of shape \(\) or \(2,\), found .*2, 7"),
     *[(dict(seeds=v), "seeds is out of range") for v in ([], 0, "3", 2.0, [1, -1])],
     *[({k: v}, f"{k} is out of range") for k, v in dict(epochs=0, batch=0, lr=-1,
                                                         weight_decay=-1).items()],

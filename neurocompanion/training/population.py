@@ -526,8 +526,8 @@ def _tensors(data, device, name):
 
 @torch.no_grad()
 def _by_sample(model, loss, data, batch):
-    "Does the loss give one value a sample? Tried on a batch of one plain model."
-    some = tuple(x[:batch] for x in data)
+    "Does the loss give one value a sample? Tried on two samples and one plain model."
+    some = tuple(x[:min(batch or 2, 2)] for x in data)
     model.eval()
     out = loss(model, *some)
     shape = tuple(getattr(out[0] if isinstance(out, tuple) else out, "shape", "?"))

@@ -221,6 +221,8 @@ def _facts(ds, kind, unit, train, bin_size, trials):
         rate=float(train.float().mean()) / bin_size if kind == "spikes" else float("nan"),
         fingerprint=hashlib.sha256(np.ascontiguousarray(main).tobytes()).hexdigest()[:16])
     known = {k: ds.attrs[k] for k in ("distance", "sha256") if k in ds.attrs}
+    dates = [ds.attrs.get(k) for k in ("date", "session_date", "session_start_time")]
+    if any(dates): known["date"] = str(next(filter(None, dates)))[:10]
     if "frequency" in ds: known["frequency"] = tuple(ds["frequency"].values.tolist())
     return facts | known
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batches', 'mean_loss', 'known_as', 'paper_schedule', 'check_counts', 'begin_at', 'stream', 'pretrain', 'Score',
-           'evaluate', 'save_model', 'load_model']
+           'evaluate', 'scored', 'save_model', 'load_model']
 
 # %% ../../nbs/sessions/pretraining.ipynb #10563f15
 import hashlib, math
@@ -192,8 +192,13 @@ def evaluate(
 ) -> Score:
     "Score forecasts of the last bins of a session's trials."
     one_of("part", part, ("train", "valid", "test"))
-    x = getattr(session, part)
-    told = forward_prediction(model, x.to(device_of(model)), session.name, last, batch=batch).cpu()
+    x = getattr(session, part).to(device_of(model))
+    return scored(forward_prediction(model, x, session.name, last, batch=batch), session, part)
+
+
+def scored(told, session: Session, part: str) -> Score:  # log rates, or values: trial time unit
+    "Score forecasts of the last bins."
+    x, told = getattr(session, part), told.cpu()
     y = x[:, -told.shape[1]:].cpu()
     rate, score = (told.exp(), bits_per_spike) if session.kind == "spikes" else (told, r2)
     return Score(session.name, part, float(score(rate, y)), float(score(rate, y, per_neuron=True)),

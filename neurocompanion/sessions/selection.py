@@ -21,9 +21,9 @@ from . import judging, pools
 from .baselines import Mean, Smoothing
 from .candidates import candidates
 from .data import Session, fewer, shuffled
-from .models import beside, hide, last_bins
+from .models import beside, forward_prediction, hide, last_bins
 from .pretraining import (
-    evaluate, known_as, load_model, pretrain, save_model)
+    known_as, load_model, pretrain, save_model, scored)
 from .setting import MODELS, Setting
 from .training import fine_tune_many
 from ..sweeps.paper import names
@@ -233,9 +233,11 @@ def measured(model, held: Session, s: Setting) -> dict:
     "Scores of one model on validation and test trials; by trial too, of forecasts and of labels."
     scores, trials = {}, {}
     for part in "valid", "test":
-        score = evaluate(model, held, part, last=s.last or None)
+        x = getattr(held, part).to(device_of(model))
+        told = forward_prediction(model, x, held.name, s.last or None)
+        score = scored(told, held, part)
         scores |= {part: score.pooled, f"{part}_unit": score.per_unit}
-        trials[part, "forecast"] = judging.judged(model, held, part, s.last or None)
+        trials[part, "forecast"] = judging.beside_mean(told.cpu(), held, part)
         scores[f"{part}_above"] = trials[part, "forecast"].score
     if held.kind == "spikes" and len(held.units) > 1:
         trials |= {(p, "co_smoothing"): v for p, v in co_smoothed(model, held).items()}

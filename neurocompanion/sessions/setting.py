@@ -17,7 +17,7 @@ from ..sweeps.paper import declared, parameter
 @declared
 class Pool:
     "Which sessions, and who is held out."
-    experiment: str = parameter("ranking", words=("ranking", "scaling"))
+    experiment: str = parameter("ranking", words=("ranking", "scaling", "coverage"))
     data: str = "auto"         # auto, real, simulated, or the path of your recordings
     source: str = parameter("", words=("", "ladder", *GROUPS))  # real: steinmetz if empty
     sessions: int = parameter(0, least=0)  # at most; 0: all; simulated: 24 besides the first
@@ -71,7 +71,8 @@ class Setting(Pool):
 
 # %% ../../nbs/sessions/setting.ipynb #d8f5295b
 Setting.shown = {"ranking": "test by what, against",
-                 "scaling": "test by what, against, order, size"}
+                 "scaling": "test by what, against, order, size",
+                 "coverage": "inside by held"}
 Setting.presets = {"paper_faithful": dict(
     model="ndt", token=668, width=512, heads=8, layers=5, feedforward=1024, dropout=0.2,
     epochs=1000, tune_epochs=1000, lr=0.0001, decay=0.01, batch=16, ratio=0.3,

@@ -84,6 +84,7 @@ def _rehearsed(self, small):
     few = dict(sessions=3, trials=30, units=12, token=8, width=16, heads=2, layers=2,
                feedforward=32, ranked_by="0", sizes="1,all")
     if small: return dict(data="simulated") | few
+    if self.source == "ladder": return {}
     if self.source: return dict(data="simulated", sessions=22)
     return dict(data="simulated", sessions=84, trials=400, units=1000, steps=150)
 

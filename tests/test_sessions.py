@@ -182,7 +182,7 @@ def test_sweeps_at_the_scale_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["headline", "ranking", "worms", "models", "mice", "controls",
-                                  "coverage"])
+                                  "coverage", "few_trials", "leak"])
 def test_tiny_sweeps_run(name):
     for p in expand(f"sessions/{name}", "tiny")[-2:]:
         rows = pd.DataFrame(ex.run(**p))

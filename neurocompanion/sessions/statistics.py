@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GUESSES', 'gains', 'chosen', 'over_controls', 'holm', 'repeatable', 'table_1', 't_tests', 'differences', 'laws',
-           'scores', 'stability', 'shared_top', 'explained', 'guesses', 'cost']
+           'scores', 'shared_top', 'explained', 'guesses', 'cost']
 
 # %% ../../nbs/sessions/statistics.ipynb #438a01fb
 import itertools
@@ -34,8 +34,7 @@ def gains(rows, value: str = "test") -> pd.DataFrame:  # rows of `scaling`, with
 # %% ../../nbs/sessions/statistics.ipynb #9977e40b
 def _columns(value):
     "Where validation and test scores of a kind stand."
-    return ("valid_above", "test_above") if value == "forecast" else (f"valid_{value}",
-                                                                      f"test_{value}")
+    return ("valid", "test_above") if value == "forecast" else (f"valid_{value}", f"test_{value}")
 
 
 def chosen(rows, value: str = "forecast") -> pd.DataFrame:  # of `ranking`; or co_smoothing, side
@@ -51,15 +50,20 @@ def chosen(rows, value: str = "forecast") -> pd.DataFrame:  # of `ranking`; or c
 
 def over_controls(rows, value: str = "forecast", unit: str = "held") -> pd.DataFrame:
     "How far the chosen session lies above each control, over held-out sessions or `held_subject`."
-    from scipy.stats import ttest_1samp
     t = chosen(rows, value)
     t = t.groupby(level="held" if unit == "held" else [unit, "held"]).mean()
     if unit != "held": t = t.groupby(level=unit).mean()
     d = -t.drop(columns="chosen").sub(t["chosen"], axis=0)
     found = pd.DataFrame({k: interval(v)._asdict() for k, v in d.items()}).T
-    p = [ttest_1samp(v.dropna(), 0).pvalue if v.nunique() > 1 else np.nan for _, v in d.items()]
+    p = [_paired(v) for _, v in d.items()]
     z = NormalDist().inv_cdf
     return found.assign(p=holm(p), seen=(found.high - found.low) / 2 * (1 + z(0.8) / z(0.975)))
+
+
+def _paired(d):
+    "p of a paired t-test, from differences."
+    from scipy.stats import ttest_1samp
+    return ttest_1samp(d.dropna(), 0).pvalue if d.nunique() > 1 else np.nan
 
 
 def holm(p) -> np.ndarray:
@@ -124,8 +128,10 @@ def differences(rows, value: str = "test") -> pd.DataFrame:  # of `scaling`: pai
         if a not in part or b not in part: continue
         d = (part[a] - part[b]).dropna()
         if d.index.get_level_values("held").nunique() > 1: d = d.groupby("held").mean()
-        if len(d): found.append(dict(pair=f"{a} − {b}", size=n, **interval(d)._asdict()))
-    return pd.DataFrame(found)
+        if len(d): found.append(dict(pair=f"{a} − {b}", size=n, **interval(d)._asdict(),
+                                     p=_paired(d)))
+    t = pd.DataFrame(found)
+    return t.assign(p=holm(t.p)) if len(t) else t
 
 # %% ../../nbs/sessions/statistics.ipynb #a8055a17
 def laws(rows, x: str = "size", value: str = "test") -> tuple:  # rows of `scaling`; or pool_trials
@@ -147,17 +153,6 @@ def scores(rows, value: str = "valid") -> pd.DataFrame:  # of `ranking`: session
     "The mean score over seeds of every session for every held-out one."
     some = _rows(rows, "session")
     return some.pivot_table(index="session", columns="held", values=value)
-
-
-def stability(rows) -> pd.DataFrame:  # of `ranking`: held, seeds, rho
-    "Spearman's correlation of the rankings of two seeds."
-    found = []
-    for held, part in _rows(rows, "session").groupby("held", sort=False):
-        wide = part.pivot_table(index="session", columns="seed", values="valid")
-        rho = wide.corr(method="spearman")
-        found += [dict(held=held, seeds=f"{a}, {b}", rho=rho.loc[a, b])
-                  for a, b in itertools.combinations(wide, 2)]
-    return pd.DataFrame(found)
 
 # %% ../../nbs/sessions/statistics.ipynb #f446bc66
 def shared_top(rows, draws: int = 200, seed: int = 0) -> pd.DataFrame:  # k, shared, chance

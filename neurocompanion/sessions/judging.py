@@ -64,7 +64,9 @@ def drawn(
         gain, size = (np.stack([getattr(own[r], k) for own in models]) for k in ("gain", "size"))
         each.append((w @ gain.T) / np.maximum(w @ size.T, 1e-12))
     v = rng.multinomial(repeats, np.full(repeats, 1 / repeats), draws) / repeats
-    return np.einsum("rdm,dr->dm", np.stack(each), v)
+    mean = np.mean(each, 0)              # few repetitions, drawn from themselves, vary too little
+    off = np.einsum("rdm,dr->dm", np.stack(each), v) - mean
+    return mean + off * math.sqrt(repeats / max(repeats - 1, 1))
 
 
 def mean_score(own) -> float:   # of `Judged`, one for each repetition

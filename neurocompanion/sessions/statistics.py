@@ -38,14 +38,15 @@ def _columns(value):
 
 
 def chosen(rows, value: str = "forecast") -> pd.DataFrame:  # of `ranking`; or co_smoothing, side
-    "Test scores of what validation chose, of the pool's mean and of controls, by held-out session."
+    "Test scores of the chosen session, of the pool's last and mean, of controls, by held-out one."
     valid, test = _columns(value)
     by = [k for k in ("held_subject", "held", "split", "seed") if k in rows]
     some = _rows(rows, "session").dropna(subset=[valid])
     best = some.loc[some.groupby(by)[valid].idxmax()].set_index(by)[test].rename("chosen")
+    last = some.loc[some.groupby(by)[valid].idxmin()].set_index(by)[test].rename("last session")
     blind = some.groupby(by)[test].mean().rename("any session")
     base = _rows(rows, "baseline").pivot_table(index=by, columns="against", values=test)
-    return base.join(blind).join(best)
+    return base.join(last).join(blind).join(best)
 
 
 def over_controls(rows, value: str = "forecast", unit: str = "held") -> pd.DataFrame:

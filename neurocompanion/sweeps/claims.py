@@ -26,12 +26,12 @@ class Claim(NamedTuple):
 # %% ../../nbs/sweeps/claims.ipynb #de5c4134
 def decided(
     low: float, high: float,     # how far the claim lies above its control
-    margin: float | None = None, # less than this does not matter; None: nothing is too small
+    margin: float | None = None, # less than this does not matter; None: all matters
 ) -> str:                        # one of `VERDICTS`
     "What an interval decides."
     if not (math.isfinite(low) and math.isfinite(high)): return VERDICTS[3]
-    if low > 0: return VERDICTS[0]
-    return VERDICTS[2] if high < (margin or 0) else VERDICTS[3]
+    if high < (margin or 0): return VERDICTS[2]
+    return VERDICTS[0] if low > 0 else VERDICTS[3]
 
 
 def both(*verdicts: str) -> str:

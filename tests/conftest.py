@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("NEUROCOMPANION_QUIET", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # two processes of tests share two cores
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))   # else two of Ray's write one file
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background ignores it
 

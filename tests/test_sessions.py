@@ -181,8 +181,8 @@ def test_sweeps_at_the_scale_of_the_paper():
                    == ("ndt", 668, 512, 5, 1000, 1e-4) for p in expand(spec, "paper"))
 
 
-@pytest.mark.parametrize("name", ["headline", "worms", "models", "mice", "controls", "mice_shuffled",
-                                  "coverage", "few_trials", "leak"])
+@pytest.mark.parametrize("name", ["headline", "worms", "models", "mice", "controls",
+                                  "mice_shuffled", "coverage", "few_trials", "leak"])
 def test_tiny_sweeps_run(name):
     for p in expand(f"sessions/{name}", "tiny")[-2:]:
         rows = pd.DataFrame(ex.run(**p))

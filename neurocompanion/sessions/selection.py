@@ -427,6 +427,10 @@ class Ranking:
             "a label is only looked at by decoding", found=f"label={label!r}", expected="none",
             fix="Pass by=\"decoding\" too")
         if by == "decoding": judging.label_parts(mine, self.what)
+        if by == "co_smoothing" and (mine.kind != "spikes" or len(mine.units) < 2):
+            raise ParameterError("there is nothing to co-smooth", where=mine.name, expected=
+                                 "spikes of two units or more", fix="Pass by=\"forecast\"",
+                                 found=f"{mine.kind}, {len(mine.units)} units")
 
     def repeat(self, seed, split):
         "One more repetition: every session of the pool, and all controls."

@@ -82,6 +82,8 @@ def repeatable(rows, value: str = "forecast") -> pd.DataFrame:  # of `ranking`: 
     from neurocompanion.sessions.judging import reliability
     some = _rows(rows, "session")
     again, found = [k for k in ("split", "seed") if k in some and some[k].nunique() > 1], []
+    if not again: raise ParameterError("there is nothing to compare", found="one repetition",
+                                       expected="two splits or seeds, or more")
     for held, part in some.groupby("held", sort=False):
         wide = part.pivot_table(index="session", columns=again, values=_columns(value)[0])
         rho = wide.corr(method="spearman").to_numpy()[np.triu_indices(wide.shape[1], 1)]

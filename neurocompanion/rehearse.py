@@ -301,6 +301,9 @@ def write(table, path: str | Path):
     both = pd.concat([old[~old["sweep"].isin(table["sweep"])], table]) if len(old) else table
     with atomic_path(path) as tmp:
         both.sort_values("sweep", kind="stable").to_csv(tmp, index=False, float_format="%.4g")
-    about = dict(date=time.strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
+    record = path.with_suffix(".json")       # rows that stay were measured where they were
+    before = json.loads(record.read_text("utf-8"))["machine"] if record.is_file() else machine()
+    here = "; ".join(dict.fromkeys([*before.split("; "), machine()]))
+    about = dict(date=time.strftime("%Y-%m-%d"), machine=here, versions=versions(),
                  rates=card_rates(), **git_revision())
-    with atomic_path(path.with_suffix(".json")) as tmp: tmp.write_text(json.dumps(about, indent=1))
+    with atomic_path(record) as tmp: tmp.write_text(json.dumps(about, indent=1))

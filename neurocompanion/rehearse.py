@@ -302,8 +302,8 @@ def write(table, path: str | Path):
     with atomic_path(path) as tmp:
         both.sort_values("sweep", kind="stable").to_csv(tmp, index=False, float_format="%.4g")
     record = path.with_suffix(".json")       # rows that stay were measured where they were
-    before = json.loads(record.read_text("utf-8"))["machine"] if record.is_file() else machine()
-    here = "; ".join(dict.fromkeys([*before.split("; "), machine()]))
-    about = dict(date=time.strftime("%Y-%m-%d"), machine=here, versions=versions(),
+    before = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    had = [m for m in before.get("machines", []) if m != machine()]
+    about = dict(date=time.strftime("%Y-%m-%d"), machines=[*had, machine()], versions=versions(),
                  rates=card_rates(), **git_revision())
     with atomic_path(record) as tmp: tmp.write_text(json.dumps(about, indent=1))
